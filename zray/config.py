@@ -1,0 +1,101 @@
+"""Every limit and timeout, with its unit, and the one reader of the environment.
+
+``ZRAY_<NAME>`` in the environment overrides a field; a value that does not parse is refused by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+MIB = 1 << 20
+
+
+class Config(NamedTuple):
+    """Frozen settings of one process; nodes hand theirs to their workers."""
+
+    inline_bytes_max: int = 32 * 1024
+    """Values up to this size travel inside messages; larger ones go to the arena."""
+
+    submit_batch_max: int = 256
+    """Tasks a client puts in one frame before it sends on its own."""
+    submit_linger_ns: int = 300_000
+    """A link unused for this long is idle: the next task leaves at once; otherwise tasks gather."""
+    submit_window_max: int = 32_768
+    """Tasks sent and not yet absorbed by the node; beyond it ``remote()`` waits."""
+    idle_duty_interval_ns: int = 2_000_000
+    """How often the background thread looks after a client whose threads are busy elsewhere."""
+    idle_duty_linger_ns: int = 200_000_000
+    """The background thread sleeps for good once nothing happened for this long."""
+
+    run_ahead_ns: int = 4_000_000
+    """Run time worth of short tasks that a worker holds beyond the one it runs."""
+    run_ahead_tasks_max: int = 128
+    """The most tasks a worker holds beyond the one it runs."""
+    run_stall_ns: int = 20_000_000
+    """A worker without progress for this long gives its queued tasks back."""
+    run_average_alpha: float = 0.2
+    """Weight of the newest sample in the exponential averages (paper, section 4.2.2)."""
+    report_interval_ns: int = 1_000_000_000
+    """A worker sends finished results at least this often while it runs more."""
+    done_batch_max: int = 64
+    """Finished tasks a worker gathers before it reports while it runs more."""
+
+    backlog_per_slot_max: int = 2
+    """Tasks per worker slot kept before new ones are forwarded, in a cluster of several nodes."""
+    workers_max: int = 512
+    """Worker processes of one node, blocked ones and actors included."""
+    worker_idle_ns: int = 5_000_000_000
+    """An idle worker beyond the number of CPUs ends after this long."""
+    worker_start_timeout_ns: int = 30_000_000_000
+    """A forked worker that did not introduce itself by then is replaced."""
+    infeasible_grace_ns: int = 1_000_000_000
+    """How long a request may be infeasible before the driver is warned."""
+
+    lineage_flush_ns: int = 20_000_000
+    """Task records wait at most this long for company before they leave for their shard."""
+    lineage_batch_max: int = 512
+    """Task records of one frame."""
+    lineage_unacked_max: int = 200_000
+    """Task records on their way to a shard; beyond it the oldest are kept to resend and counted."""
+    finished_tasks_max: int = 10_000
+    """Finished tasks a node remembers for people to look at."""
+
+    heartbeat_interval_ns: int = 100_000_000
+    """How often a node reports its load while it changes."""
+    heartbeat_liveness_count: int = 10
+    """Missed intervals after which a peer is dead."""
+
+    table_entries_max: int = 1_000_000
+    """Entries of one GCS table; the oldest released ones go first."""
+    released_records_max: int = 20_000
+    """Released task records a shard keeps for people to look at."""
+    log_compact_bytes: int = 64 * MIB
+    """A shard rewrites its log once it has grown by this much beyond its live state."""
+
+    frame_bytes_max: int = 256 * MIB
+    """Larger frames are refused."""
+    init_timeout_ns: int = 20_000_000_000
+    """How long ``init`` waits for a cluster to answer."""
+    shutdown_timeout_ns: int = 3_000_000_000
+    """How long a process waits for those it started before it kills them."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Config:
+        """The defaults, overridden by ``ZRAY_<FIELD>`` variables.
+
+        Raises:
+            ValueError: if a variable does not parse, naming it.
+        """
+        changes: dict[str, float] = {}
+        for field, default in cls._field_defaults.items():
+            name = f"ZRAY_{field.upper()}"
+            text = environment.get(name)
+            if text is None:
+                continue
+            try:
+                changes[field] = type(default)(text)
+            except ValueError:
+                raise ValueError(f"{name}={text!r} is not a {type(default).__name__}") from None
+        return cls(**changes)  # type: ignore[arg-type]

@@ -1,0 +1,215 @@
+"""Every exception that a user or an operator can see. ``zray.exceptions`` adds Ray's names for them.
+
+An expected fault is a message inside the machines and becomes an exception only at the edge of the API,
+with fields and a sentence that says what to do next. All of them pickle. ``InvariantError`` is different:
+it is a bug of zray, and ends the process with its story.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class ZrayError(Exception):
+    """Base of every error that zray raises on purpose."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by fields: ``args`` hold the sentence, which no constructor takes."""
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+def _rebuild(cls: type[BaseException], args: tuple[Any, ...], fields: dict[str, Any]) -> BaseException:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class TaskError(ZrayError):
+    """The user's code raised in a task or an actor method.
+
+    ``get`` raises an instance that is also an instance of the cause's class (see :meth:`as_cause`).
+
+    Attributes:
+        function_name: str, the remote function or ``Class.method``.
+        traceback_text: str, the traceback as it was in the worker.
+        cause: the exception itself, or ``None`` when it could not be pickled.
+    """
+
+    def __init__(self, function_name: str, traceback_text: str, cause: BaseException | None) -> None:
+        super().__init__(function_name, traceback_text)
+        self.function_name = function_name
+        self.traceback_text = traceback_text
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"{self.function_name}() raised in a worker:\n{self.traceback_text.rstrip()}"
+
+    def as_cause(self) -> TaskError:
+        """This error as an instance of both ``TaskError`` and the class of its cause."""
+        cause = self.cause
+        if cause is None or isinstance(cause, TaskError):
+            return self
+        dual = _dual_class(type(cause))
+        if dual is None:
+            return self
+        error = dual.__new__(dual)
+        error.args = cause.args
+        error.__dict__.update(getattr(cause, "__dict__", {}))
+        error.__dict__.update(self.__dict__)
+        error.__cause__ = cause
+        return error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The dual class is made on the fly and cannot be imported: travel as a plain TaskError.
+        return _rebuild, (
+            TaskError,
+            (self.function_name, self.traceback_text),
+            {"function_name": self.function_name, "traceback_text": self.traceback_text, "cause": self.cause},
+        )
+
+
+_dual_classes: dict[type[BaseException], type[TaskError] | None] = {}
+
+
+def _dual_class(cause: type[BaseException]) -> type[TaskError] | None:
+    """A class that is a ``TaskError`` and a ``cause``, or ``None`` where the layouts forbid it."""
+    if cause not in _dual_classes:
+        try:
+            made = type(f"TaskError({cause.__name__})", (TaskError, cause), {"__module__": __name__})
+            _dual_classes[cause] = made
+        except TypeError:  # such as bool-like final classes or a conflicting layout
+            _dual_classes[cause] = None
+    return _dual_classes[cause]
+
+
+class GetTimeoutError(ZrayError, TimeoutError):
+    """``get`` did not have every value within its timeout."""
+
+    def __init__(self, missing: int, asked: int, timeout_s: float) -> None:
+        super().__init__(f"{missing} of {asked} objects were not ready within {timeout_s} s")
+        self.missing, self.asked, self.timeout_s = missing, asked, timeout_s
+
+
+class ObjectLostError(ZrayError):
+    """An object is gone and nothing can make it again."""
+
+    def __init__(self, object_id: str, reason: str) -> None:
+        super().__init__(f"object {object_id} is lost: {reason}")
+        self.object_id, self.reason = object_id, reason
+
+
+class ReconstructionFailedError(ObjectLostError):
+    """An object is gone and running its task again did not bring it back."""
+
+    def __init__(self, object_id: str, attempts: int, reason: str) -> None:
+        super().__init__(object_id, f"{reason} (after {attempts} attempts)")
+        self.attempts = attempts
+
+
+class ActorError(ZrayError):
+    """Base of the errors of actor calls."""
+
+
+class ActorDiedError(ActorError):
+    """The actor is dead, so the call has no result.
+
+    Attributes:
+        actor_id: str, hex.
+        reason: str, why it died.
+        cause: the exception of its constructor, if that is why.
+    """
+
+    def __init__(self, actor_id: str, reason: str, cause: BaseException | None = None) -> None:
+        super().__init__(f"actor {actor_id} is dead: {reason}")
+        self.actor_id, self.reason, self.cause = actor_id, reason, cause
+        self.__cause__ = cause
+
+
+class WorkerCrashedError(ZrayError):
+    """The worker process died while it ran the task, and no retry was left."""
+
+    def __init__(self, task_name: str, exit_code: int, attempts: int) -> None:
+        how = f"was killed by signal {-exit_code}" if exit_code < 0 else f"exited with code {exit_code}"
+        super().__init__(
+            f"the worker of {task_name}() {how}; {attempts} attempts were made. "
+            "Raise max_retries, or look at the worker's log for what ended it"
+        )
+        self.task_name, self.exit_code, self.attempts = task_name, exit_code, attempts
+
+
+class InfeasibleTaskError(ZrayError):
+    """No node of the cluster can ever satisfy the request."""
+
+    def __init__(self, demand: dict[str, float], nodes: list[str]) -> None:
+        super().__init__(f"no node can ever provide {demand}: {'; '.join(nodes)}")
+        self.demand, self.nodes = demand, nodes
+
+
+class ObjectStoreFullError(ZrayError):
+    """One object is larger than the whole object store."""
+
+    def __init__(self, need_bytes: int, capacity_bytes: int) -> None:
+        super().__init__(
+            f"an object of {need_bytes} bytes can never fit an object store of {capacity_bytes} bytes; "
+            "start with a larger object_store_memory or split the object"
+        )
+        self.need_bytes, self.capacity_bytes = need_bytes, capacity_bytes
+
+
+class OutOfDiskError(ZrayError):
+    """The object store is full and the disk that it spills to is full too."""
+
+    def __init__(self, need_bytes: int, detail: str) -> None:
+        super().__init__(f"no room for an object of {need_bytes} bytes, in memory or on disk: {detail}")
+        self.need_bytes, self.detail = need_bytes, detail
+
+
+class ClusterUnavailableError(ZrayError, ConnectionError):
+    """A process of the cluster does not answer, or is gone."""
+
+    def __init__(self, what: str, waited_s: float) -> None:
+        super().__init__(f"{what} (waited {waited_s:.1f} s)")
+        self.what, self.waited_s = what, waited_s
+
+
+class SerializationError(ZrayError, TypeError):
+    """Something cannot be pickled; ``path`` leads to the culprit inside it."""
+
+    def __init__(self, what: str, path: str, detail: str) -> None:
+        super().__init__(f"cannot pickle {what}: {path} is the culprit ({detail})")
+        self.what, self.path, self.detail = what, path, detail
+
+
+class NotInitializedError(ZrayError, RuntimeError):
+    """The call needs a running zray."""
+
+
+class ProtocolError(ZrayError):
+    """Base of the two below; never raised itself."""
+
+
+class LocalProtocolError(ProtocolError):
+    """This process tried to break the protocol: a bug or a wrong call on this side."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The other side sent something that the protocol does not allow."""
+
+
+class VersionMismatchError(RemoteProtocolError):
+    """The two sides speak different versions of the protocol."""
+
+    def __init__(self, ours: int, theirs: int) -> None:
+        super().__init__(
+            f"protocol version {theirs} met version {ours}; install the same zray on both sides"
+        )
+        self.ours, self.theirs = ours, theirs
+
+
+class InvariantError(AssertionError):
+    """zray broke a rule of its own: a bug. The process that notices it ends with this story."""
+
+
+class InvalidTransitionError(InvariantError):
+    """A state machine was asked for a transition that its table does not have."""

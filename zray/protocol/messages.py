@@ -1,0 +1,645 @@
+"""Every message of zray, grouped by link.
+
+Rules: a tag is a permanent integer; fields are appended, never removed, reordered or reused; every
+message between processes is idempotent by ``(task_id, attempt)`` or by ``object_id``. A golden-bytes test
+freezes the encoding. Ids are the 16 bytes of ``zray.ids``; sizes are bytes; resource amounts are whole
+numbers of 1/10,000 (``RESOURCE_UNIT``), so that sums of fractions stay exact.
+
+Small values travel inside messages as opaque bytes (``Value.data``): machines carry them and never look.
+"""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+PROTOCOL_VERSION = 1
+RESOURCE_UNIT = 10_000
+
+Demand = tuple[tuple[str, int], ...]
+"""Resources as ``((name, amount), ...)``, sorted by name, amounts in 1/RESOURCE_UNIT, none zero."""
+
+# Where a value is (Value.kind).
+INLINE = 0  # in Value.data
+ERROR = 1  # an error value, in Value.data
+EXTENT = 2  # in the node's arena at Value.offset
+FILE = 3  # in the node's spill directory, file name = object id in hex
+
+# What a process is (Hello.role).
+DRIVER = 0
+WORKER = 1
+
+# What a descriptor describes (Describe.kind).
+TASK = 0
+ACTOR = 1
+
+# Life of an actor (ActorState.state).
+ACTOR_PENDING = 0
+ACTOR_ALIVE = 1
+ACTOR_DEAD = 2
+
+
+class Message(Struct, frozen=True, array_like=True, gc=False):
+    """Base of every wire message. Fields are appended, never removed, reordered or reused."""
+
+
+class Value(Message):
+    """A sealed value and where it is; ``contained`` are the object ids pickled inside it."""
+
+    kind: int
+    data: bytes = b""
+    offset: int = 0
+    size: int = 0
+    contained: tuple[bytes, ...] = ()
+
+
+# --- driver or worker -> node -------------------------------------------------------------------
+
+
+class Hello(Message, tag=1):
+    """First message of a process. Its layout never changes, so that versions can be compared."""
+
+    version: int
+    role: int
+    pid: int
+    job_id: bytes  # root task id of the job; NIL_ID for a worker
+    endpoint: str = ""  # where a worker takes direct calls
+    sys_path: tuple[str, ...] = ()  # where the job's modules are found
+    working_dir: str = ""
+
+
+class Goodbye(Message, tag=2):
+    """The sender leaves on purpose; everything it held may go."""
+
+
+class Describe(Message, tag=3):
+    """What many tasks have in common, sent once per link and named by content afterwards."""
+
+    descriptor_id: bytes
+    function_id: bytes
+    name: str
+    num_returns: int
+    demand: Demand
+    max_retries: int  # -1: without end
+    kind: int = TASK
+    retry_exceptions: bool = False
+
+
+class ExportFunction(Message, tag=4):
+    """The pickled code of a function or class, sent once per link, named by its digest."""
+
+    function_id: bytes
+    code: bytes
+
+
+class Submit(Message, tag=5):
+    """Run this task. Its return ids follow from ``task_id``; the sender holds them from now on."""
+
+    task_id: bytes
+    parent_id: bytes
+    descriptor_id: bytes
+    args: bytes
+    deps: tuple[bytes, ...] = ()  # objects whose values the task gets
+    borrowed: tuple[bytes, ...] = ()  # refs pickled inside args: kept alive until the task ends
+
+
+class Get(Message, tag=6):
+    """Look up or subscribe: one ``ObjectReady`` per id, now or when it is sealed."""
+
+    object_ids: tuple[bytes, ...]
+
+
+class Acquire(Message, tag=7):
+    """The sender now holds these objects. ``token`` != 0 asks for ``Acked``."""
+
+    object_ids: tuple[bytes, ...]
+    token: int = 0
+
+
+class Release(Message, tag=8):
+    """The sender no longer holds these objects."""
+
+    object_ids: tuple[bytes, ...]
+
+
+class Unpin(Message, tag=9):
+    """The sender no longer looks at the arena memory of these; one id per ``EXTENT`` it was sent."""
+
+    object_ids: tuple[bytes, ...]
+
+
+class Publish(Message, tag=10):
+    """A value that lived in the sender alone and is now known to the node."""
+
+    object_id: bytes
+    value: Value
+
+
+class Promise(Message, tag=11):
+    """The sender will ``Publish`` this object when the reply of its actor call arrives."""
+
+    object_id: bytes
+
+
+class Create(Message, tag=12):
+    """Allocate room for a value; answered by ``Created`` or ``CreateFailed``."""
+
+    object_id: bytes
+    size: int
+    holder: bytes = b""  # who holds the object; empty: the sender
+
+
+class Seal(Message, tag=13):
+    """The bytes are written and never change again."""
+
+    object_id: bytes
+    contained: tuple[bytes, ...] = ()
+    is_error: bool = False
+
+
+class Abort(Message, tag=14):
+    """The sender gives up on an object it created and did not seal."""
+
+    object_id: bytes
+
+
+class WatchActor(Message, tag=15):
+    """Answer with ``ActorState`` now and at every change."""
+
+    actor_id: bytes
+
+
+class KillActor(Message, tag=16):
+    """End an actor at once."""
+
+    actor_id: bytes
+    no_restart: bool = True
+
+
+class Query(Message, tag=17):
+    """Ask the node for a report; answered by ``Answer`` with the same token."""
+
+    token: int
+    what: str
+
+
+class HoldFor(Message, tag=18):
+    """Let ``holder`` hold these objects, before the sender lets go of them; asks for ``Acked``."""
+
+    holder: bytes
+    object_ids: tuple[bytes, ...]
+    token: int
+
+
+class TaskDone(Message, tag=20):
+    """Worker: the attempt ended with these values (user errors included)."""
+
+    task_id: bytes
+    attempt: int
+    values: tuple[Value, ...]
+    run_ns: int
+    failed: bool = False  # the user's code raised
+
+
+class Blocked(Message, tag=21):
+    """Worker: the running task waits in ``get`` or ``wait``; its CPUs may be lent out."""
+
+    task_id: bytes
+
+
+class Unblocked(Message, tag=22):
+    """Worker: the task goes on."""
+
+    task_id: bytes
+
+
+class Returned(Message, tag=23):
+    """Worker: these tasks were sent to it and not started; it will not start them."""
+
+    task_ids: tuple[bytes, ...]
+
+
+# --- node -> driver or worker -------------------------------------------------------------------
+
+
+class Welcome(Message, tag=50):
+    """Answer to ``Hello``."""
+
+    version: int
+    node_id: bytes
+    arena_path: str
+    arena_bytes: int
+    spill_dir: str
+    inline_bytes_max: int
+
+
+class Refused(Message, tag=51):
+    """The peer's message was not accepted; the link is of no use until it is mended."""
+
+    reason: str  # one word: "version", "garbage", "unknown-peer", "closing"
+    detail: str
+
+
+class ObjectReady(Message, tag=52):
+    """The value of an object. ``EXTENT`` pins it for the receiver, who owes one ``Unpin``."""
+
+    object_id: bytes
+    value: Value
+
+
+class Created(Message, tag=53):
+    """Write the value at ``offset`` of the arena (``EXTENT``), or into its own file (``FILE``)."""
+
+    object_id: bytes
+    kind: int
+    offset: int
+
+
+class CreateFailed(Message, tag=54):
+    """The value can never be stored on this node."""
+
+    object_id: bytes
+    need_bytes: int
+    capacity_bytes: int
+    detail: str = ""
+
+
+class ActorState(Message, tag=55):
+    """Where an actor is. ``cause`` is an error value once it is dead."""
+
+    actor_id: bytes
+    state: int
+    address: bytes = b""
+    endpoint: str = ""
+    cause: bytes = b""
+
+
+class Warn(Message, tag=56):
+    """A sentence for the person at the driver."""
+
+    text: str
+
+
+class Credit(Message, tag=57):
+    """The node absorbed this many of the receiver's tasks; the submission window opens by as many."""
+
+    tasks: int
+
+
+class Acked(Message, tag=58):
+    """Answer to ``Acquire`` and ``HoldFor``."""
+
+    token: int
+
+
+class Answer(Message, tag=59):
+    """Answer to ``Query``: a JSON document."""
+
+    token: int
+    body: bytes
+
+
+class Run(Message, tag=60):
+    """Worker: run this attempt. Dependencies come with their values, in order."""
+
+    task_id: bytes
+    attempt: int
+    descriptor_id: bytes
+    args: bytes
+    deps: tuple[ObjectReady, ...] = ()
+    job_id: bytes = b""
+
+
+class Recall(Message, tag=61):
+    """Worker: give back (``Returned``) every task that was sent and not started."""
+
+
+class Exit(Message, tag=62):
+    """Worker: end once the calls already here are done."""
+
+    reason: str
+
+
+class JobContext(Message, tag=63):
+    """Worker: how to import the modules of a job."""
+
+    job_id: bytes
+    sys_path: tuple[str, ...]
+    working_dir: str
+
+
+# --- node -> GCS shard ---------------------------------------------------------------------------
+
+
+class TaskRecord(Message):
+    """Lineage of one task: all that is needed to run it again."""
+
+    task_id: bytes
+    parent_id: bytes
+    descriptor_id: bytes
+    args: bytes
+    deps: tuple[bytes, ...]
+    node_id: bytes
+    attempt: int
+    state: int
+    actor_id: bytes = b""
+    released: bool = False  # nobody needs it any more; kept for people to look at while there is room
+
+
+# TaskRecord.state
+TASK_FINISHED = 0
+TASK_FAILED = 1  # ended with a user's error or a lost worker
+TASK_PENDING = 2
+
+
+class NodeHello(Message, tag=100):
+    """First message of a node to a shard. Its layout never changes."""
+
+    version: int
+    node_id: bytes
+    incarnation: int
+    pid: int
+    host: str
+    endpoint: str
+    total: Demand
+
+
+class RecordTasks(Message, tag=101):
+    """Write-behind lineage; acknowledged by ``Recorded`` with the same ``sequence``."""
+
+    sequence: int
+    records: tuple[TaskRecord, ...]
+
+
+class ReleaseLineage(Message, tag=102):
+    """These tasks will never be run again; no acknowledgement."""
+
+    task_ids: tuple[bytes, ...]
+
+
+class TablePut(Message, tag=103):
+    """Write one key; acknowledged by ``TableReply``."""
+
+    token: int
+    table: int
+    key: bytes
+    value: bytes
+
+
+class TableGet(Message, tag=104):
+    """Read one key; answered by ``TableReply``."""
+
+    token: int
+    table: int
+    key: bytes
+
+
+class TableCas(Message, tag=105):
+    """Write ``value`` only if the key holds ``expected`` (``None``: only if it is absent)."""
+
+    token: int
+    table: int
+    key: bytes
+    expected: bytes | None
+    value: bytes
+
+
+class TableDelete(Message, tag=106):
+    """Delete one key; acknowledged by ``TableReply``."""
+
+    token: int
+    table: int
+    key: bytes
+
+
+class TableSubscribe(Message, tag=107):
+    """Look up or subscribe in one step (paper, figure 7b): the value now, or one ``TableChanged`` later."""
+
+    token: int
+    table: int
+    key: bytes
+
+
+class TableUnsubscribe(Message, tag=108):
+    """Take a subscription back; no answer."""
+
+    table: int
+    key: bytes
+
+
+class TableScan(Message, tag=109):
+    """Up to ``limit`` entries with keys above ``after``; answered by ``TablePage``."""
+
+    token: int
+    table: int
+    after: bytes
+    limit: int
+
+
+class RecordEvents(Message, tag=110):
+    """Append opaque events to the bounded event table; no acknowledgement."""
+
+    events: tuple[bytes, ...]
+
+
+# Tables of a shard. The task table is written by RecordTasks only.
+TABLE_OBJECT = 0
+TABLE_TASK = 1
+TABLE_FUNCTION = 2
+TABLE_ACTOR = 3
+TABLE_NODE = 4
+TABLE_JOB = 5
+TABLE_KV = 6
+TABLE_EVENT = 7
+TABLE_DESCRIPTOR = 8
+
+
+# --- GCS shard -> node ---------------------------------------------------------------------------
+
+
+class ShardWelcome(Message, tag=120):
+    """Answer to ``NodeHello``."""
+
+    version: int
+    cluster_id: bytes
+    shard: int
+    shard_count: int
+
+
+class Recorded(Message, tag=121):
+    """Every record up to and including ``sequence`` is durable."""
+
+    sequence: int
+
+
+class TableReply(Message, tag=122):
+    """Answer to a table request. ``ok`` is false for a missing key or a lost compare-and-set."""
+
+    token: int
+    ok: bool
+    value: bytes | None = None  # what the key holds now
+
+
+class TableChanged(Message, tag=123):
+    """A subscribed key has a value now; the subscription is spent."""
+
+    table: int
+    key: bytes
+    value: bytes
+
+
+class TablePage(Message, tag=124):
+    """Answer to ``TableScan``: entries in key order; fewer than asked means the end."""
+
+    token: int
+    entries: tuple[tuple[bytes, bytes], ...]
+
+
+# --- node <-> global scheduler (hosted by zray-gcs) ---------------------------------------------
+
+
+class NodeReport(Message, tag=130):
+    """Load of a node, sent when it changed and at least every heartbeat interval."""
+
+    node_id: bytes
+    incarnation: int
+    total: Demand
+    free: Demand
+    backlog: int  # tasks kept and not started
+    run_ns: int  # exponential average of recent run times
+    bandwidth: int  # exponential average of transfers, bytes per second; 0: unknown
+
+
+class Forward(Message, tag=131):
+    """Local -> global: place this task. ``hops`` counts how often it was placed before."""
+
+    spec: Submit
+    descriptor: Describe
+    hops: int
+    inputs: tuple[tuple[bytes, int, tuple[bytes, ...]], ...] = ()  # (object, size, nodes that hold it)
+
+
+class Withdraw(Message, tag=132):
+    """Local -> global: the task was cancelled or its job is gone."""
+
+    task_id: bytes
+
+
+class Place(Message, tag=140):
+    """Global -> local: keep this task."""
+
+    spec: Submit
+    descriptor: Describe
+    hops: int
+
+
+class Infeasible(Message, tag=141):
+    """Global -> local: no node can ever run the task; it stays pending. One sentence per node."""
+
+    task_id: bytes
+    name: str
+    demand: Demand
+    nodes: tuple[str, ...]
+
+
+# --- caller <-> the worker of an actor -----------------------------------------------------------
+
+
+class Call(Message, tag=200):
+    """Run a method. Calls of one caller run in the order of ``sequence``."""
+
+    task_id: bytes
+    actor_id: bytes
+    sequence: int
+    method: str
+    num_returns: int
+    args: bytes
+    deps: tuple[bytes, ...] = ()
+
+
+class Reply(Message, tag=201):
+    """The values of a call. ``EXTENT`` values are on the actor's node; ask that node for them."""
+
+    task_id: bytes
+    values: tuple[Value, ...]
+
+
+# --- a machine <-> the process that hosts it -----------------------------------------------------
+
+
+class StartWorker(Message, tag=220):
+    """Fork a worker that will introduce itself as ``worker_id``."""
+
+    worker_id: bytes
+
+
+class KillWorker(Message, tag=221):
+    """End a worker process at once."""
+
+    worker_id: bytes
+
+
+class WorkerExited(Message, tag=222):
+    """A worker process is gone. Negative: killed by that signal."""
+
+    worker_id: bytes
+    exit_code: int
+
+
+class ClientGone(Message, tag=223):
+    """A driver process is gone, or said goodbye."""
+
+    client: bytes
+
+
+class Spill(Message, tag=224):
+    """Write this extent to the object's file."""
+
+    object_id: bytes
+    offset: int
+    size: int
+
+
+class Spilled(Message, tag=225):
+    """The file is complete."""
+
+    object_id: bytes
+
+
+class SpillFailed(Message, tag=226):
+    """The file could not be written."""
+
+    object_id: bytes
+    detail: str
+
+
+class DeleteFile(Message, tag=227):
+    """The object's file is not needed any more."""
+
+    object_id: bytes
+
+
+FromClient = (
+    Hello | Goodbye | Describe | ExportFunction | Submit | Get | Acquire | Release | Unpin | Publish
+    | Promise | Create | Seal | Abort | WatchActor | KillActor | Query | HoldFor | TaskDone | Blocked
+    | Unblocked | Returned
+)  # fmt: skip
+ToClient = (
+    Welcome | Refused | ObjectReady | Created | CreateFailed | ActorState | Warn | Credit | Acked
+    | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction
+)  # fmt: skip
+ToShard = (
+    NodeHello | RecordTasks | ReleaseLineage | TablePut | TableGet | TableCas | TableDelete
+    | TableSubscribe | TableUnsubscribe | TableScan | RecordEvents
+)  # fmt: skip
+FromShard = ShardWelcome | Recorded | TableReply | TableChanged | TablePage | Refused
+ToGlobal = NodeReport | Forward | Withdraw
+FromGlobal = Place | Infeasible
+Direct = Call | Reply
+Local = (
+    StartWorker | KillWorker | WorkerExited | ClientGone | Spill | Spilled | SpillFailed | DeleteFile
+)  # fmt: skip
+
+ToNode = FromClient | FromShard | FromGlobal
+ToGcs = ToShard | ToGlobal
+ToProcess = ToClient | Direct
+"""What each process accepts from its socket: a node, a GCS shard, a driver or worker."""
