@@ -37,8 +37,8 @@ class Config(NamedTuple):
     """A worker without progress for this long gives its queued tasks back."""
     run_average_alpha: float = 0.2
     """Weight of the newest sample in the exponential averages (paper, section 4.2.2)."""
-    report_interval_ns: int = 1_000_000_000
-    """A worker sends finished results at least this often while it runs more."""
+    done_linger_ns: int = 1_000_000
+    """A finished result waits at most this long for company while its worker runs more."""
     done_batch_max: int = 64
     """Finished tasks a worker gathers before it reports while it runs more."""
 
@@ -52,6 +52,9 @@ class Config(NamedTuple):
     """A forked worker that did not introduce itself by then is replaced."""
     infeasible_grace_ns: int = 1_000_000_000
     """How long a request may be infeasible before the driver is warned."""
+
+    stranger_patience_ns: int = 5_000_000_000
+    """How long an object may be asked for before anybody announced it; then it is lost."""
 
     lineage_flush_ns: int = 20_000_000
     """Task records wait at most this long for company before they leave for their shard."""

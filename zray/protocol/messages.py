@@ -23,6 +23,8 @@ INLINE = 0  # in Value.data
 ERROR = 1  # an error value, in Value.data
 EXTENT = 2  # in the node's arena at Value.offset
 FILE = 3  # in the node's spill directory, file name = object id in hex
+AT_NODE = 5  # sealed in the node's store; Get it to look at it
+FAULT = 4  # a fault of the system, in Value.data (zray.protocol.faults)
 
 # What a process is (Hello.role).
 DRIVER = 0
@@ -42,7 +44,7 @@ class Message(Struct, frozen=True, array_like=True, gc=False):
     """Base of every wire message. Fields are appended, never removed, reordered or reused."""
 
 
-class Value(Message):
+class Value(Message, frozen=True):
     """A sealed value and where it is; ``contained`` are the object ids pickled inside it."""
 
     kind: int
@@ -55,7 +57,7 @@ class Value(Message):
 # --- driver or worker -> node -------------------------------------------------------------------
 
 
-class Hello(Message, tag=1):
+class Hello(Message, frozen=True, tag=1):
     """First message of a process. Its layout never changes, so that versions can be compared."""
 
     version: int
@@ -67,11 +69,11 @@ class Hello(Message, tag=1):
     working_dir: str = ""
 
 
-class Goodbye(Message, tag=2):
+class Goodbye(Message, frozen=True, tag=2):
     """The sender leaves on purpose; everything it held may go."""
 
 
-class Describe(Message, tag=3):
+class Describe(Message, frozen=True, tag=3):
     """What many tasks have in common, sent once per link and named by content afterwards."""
 
     descriptor_id: bytes
@@ -84,14 +86,14 @@ class Describe(Message, tag=3):
     retry_exceptions: bool = False
 
 
-class ExportFunction(Message, tag=4):
+class ExportFunction(Message, frozen=True, tag=4):
     """The pickled code of a function or class, sent once per link, named by its digest."""
 
     function_id: bytes
     code: bytes
 
 
-class Submit(Message, tag=5):
+class Submit(Message, frozen=True, tag=5):
     """Run this task. Its return ids follow from ``task_id``; the sender holds them from now on."""
 
     task_id: bytes
@@ -102,45 +104,49 @@ class Submit(Message, tag=5):
     borrowed: tuple[bytes, ...] = ()  # refs pickled inside args: kept alive until the task ends
 
 
-class Get(Message, tag=6):
-    """Look up or subscribe: one ``ObjectReady`` per id, now or when it is sealed."""
+class Get(Message, frozen=True, tag=6):
+    """Look up or subscribe: one ``ObjectReady`` per id, now or when it is sealed.
+
+    Without ``fetch`` a large value is only announced (``AT_NODE``), not shown and not pinned.
+    """
 
     object_ids: tuple[bytes, ...]
+    fetch: bool = True
 
 
-class Acquire(Message, tag=7):
+class Acquire(Message, frozen=True, tag=7):
     """The sender now holds these objects. ``token`` != 0 asks for ``Acked``."""
 
     object_ids: tuple[bytes, ...]
     token: int = 0
 
 
-class Release(Message, tag=8):
+class Release(Message, frozen=True, tag=8):
     """The sender no longer holds these objects."""
 
     object_ids: tuple[bytes, ...]
 
 
-class Unpin(Message, tag=9):
+class Unpin(Message, frozen=True, tag=9):
     """The sender no longer looks at the arena memory of these; one id per ``EXTENT`` it was sent."""
 
     object_ids: tuple[bytes, ...]
 
 
-class Publish(Message, tag=10):
+class Publish(Message, frozen=True, tag=10):
     """A value that lived in the sender alone and is now known to the node."""
 
     object_id: bytes
     value: Value
 
 
-class Promise(Message, tag=11):
-    """The sender will ``Publish`` this object when the reply of its actor call arrives."""
+class Promise(Message, frozen=True, tag=11):
+    """The sender will ``Publish`` these objects when the replies of its actor calls arrive."""
 
-    object_id: bytes
+    object_ids: tuple[bytes, ...]
 
 
-class Create(Message, tag=12):
+class Create(Message, frozen=True, tag=12):
     """Allocate room for a value; answered by ``Created`` or ``CreateFailed``."""
 
     object_id: bytes
@@ -148,7 +154,7 @@ class Create(Message, tag=12):
     holder: bytes = b""  # who holds the object; empty: the sender
 
 
-class Seal(Message, tag=13):
+class Seal(Message, frozen=True, tag=13):
     """The bytes are written and never change again."""
 
     object_id: bytes
@@ -156,33 +162,33 @@ class Seal(Message, tag=13):
     is_error: bool = False
 
 
-class Abort(Message, tag=14):
+class Abort(Message, frozen=True, tag=14):
     """The sender gives up on an object it created and did not seal."""
 
     object_id: bytes
 
 
-class WatchActor(Message, tag=15):
+class WatchActor(Message, frozen=True, tag=15):
     """Answer with ``ActorState`` now and at every change."""
 
     actor_id: bytes
 
 
-class KillActor(Message, tag=16):
+class KillActor(Message, frozen=True, tag=16):
     """End an actor at once."""
 
     actor_id: bytes
     no_restart: bool = True
 
 
-class Query(Message, tag=17):
+class Query(Message, frozen=True, tag=17):
     """Ask the node for a report; answered by ``Answer`` with the same token."""
 
     token: int
     what: str
 
 
-class HoldFor(Message, tag=18):
+class HoldFor(Message, frozen=True, tag=18):
     """Let ``holder`` hold these objects, before the sender lets go of them; asks for ``Acked``."""
 
     holder: bytes
@@ -190,7 +196,7 @@ class HoldFor(Message, tag=18):
     token: int
 
 
-class TaskDone(Message, tag=20):
+class TaskDone(Message, frozen=True, tag=20):
     """Worker: the attempt ended with these values (user errors included)."""
 
     task_id: bytes
@@ -200,19 +206,19 @@ class TaskDone(Message, tag=20):
     failed: bool = False  # the user's code raised
 
 
-class Blocked(Message, tag=21):
+class Blocked(Message, frozen=True, tag=21):
     """Worker: the running task waits in ``get`` or ``wait``; its CPUs may be lent out."""
 
     task_id: bytes
 
 
-class Unblocked(Message, tag=22):
+class Unblocked(Message, frozen=True, tag=22):
     """Worker: the task goes on."""
 
     task_id: bytes
 
 
-class Returned(Message, tag=23):
+class Returned(Message, frozen=True, tag=23):
     """Worker: these tasks were sent to it and not started; it will not start them."""
 
     task_ids: tuple[bytes, ...]
@@ -221,7 +227,7 @@ class Returned(Message, tag=23):
 # --- node -> driver or worker -------------------------------------------------------------------
 
 
-class Welcome(Message, tag=50):
+class Welcome(Message, frozen=True, tag=50):
     """Answer to ``Hello``."""
 
     version: int
@@ -232,21 +238,21 @@ class Welcome(Message, tag=50):
     inline_bytes_max: int
 
 
-class Refused(Message, tag=51):
+class Refused(Message, frozen=True, tag=51):
     """The peer's message was not accepted; the link is of no use until it is mended."""
 
     reason: str  # one word: "version", "garbage", "unknown-peer", "closing"
     detail: str
 
 
-class ObjectReady(Message, tag=52):
+class ObjectReady(Message, frozen=True, tag=52):
     """The value of an object. ``EXTENT`` pins it for the receiver, who owes one ``Unpin``."""
 
     object_id: bytes
     value: Value
 
 
-class Created(Message, tag=53):
+class Created(Message, frozen=True, tag=53):
     """Write the value at ``offset`` of the arena (``EXTENT``), or into its own file (``FILE``)."""
 
     object_id: bytes
@@ -254,7 +260,7 @@ class Created(Message, tag=53):
     offset: int
 
 
-class CreateFailed(Message, tag=54):
+class CreateFailed(Message, frozen=True, tag=54):
     """The value can never be stored on this node."""
 
     object_id: bytes
@@ -263,42 +269,42 @@ class CreateFailed(Message, tag=54):
     detail: str = ""
 
 
-class ActorState(Message, tag=55):
-    """Where an actor is. ``cause`` is an error value once it is dead."""
+class ActorState(Message, frozen=True, tag=55):
+    """Where an actor is. ``cause`` is what its calls end with once it is dead."""
 
     actor_id: bytes
     state: int
     address: bytes = b""
     endpoint: str = ""
-    cause: bytes = b""
+    cause: Value | None = None
 
 
-class Warn(Message, tag=56):
+class Warn(Message, frozen=True, tag=56):
     """A sentence for the person at the driver."""
 
     text: str
 
 
-class Credit(Message, tag=57):
+class Credit(Message, frozen=True, tag=57):
     """The node absorbed this many of the receiver's tasks; the submission window opens by as many."""
 
     tasks: int
 
 
-class Acked(Message, tag=58):
+class Acked(Message, frozen=True, tag=58):
     """Answer to ``Acquire`` and ``HoldFor``."""
 
     token: int
 
 
-class Answer(Message, tag=59):
+class Answer(Message, frozen=True, tag=59):
     """Answer to ``Query``: a JSON document."""
 
     token: int
     body: bytes
 
 
-class Run(Message, tag=60):
+class Run(Message, frozen=True, tag=60):
     """Worker: run this attempt. Dependencies come with their values, in order."""
 
     task_id: bytes
@@ -309,17 +315,17 @@ class Run(Message, tag=60):
     job_id: bytes = b""
 
 
-class Recall(Message, tag=61):
+class Recall(Message, frozen=True, tag=61):
     """Worker: give back (``Returned``) every task that was sent and not started."""
 
 
-class Exit(Message, tag=62):
+class Exit(Message, frozen=True, tag=62):
     """Worker: end once the calls already here are done."""
 
     reason: str
 
 
-class JobContext(Message, tag=63):
+class JobContext(Message, frozen=True, tag=63):
     """Worker: how to import the modules of a job."""
 
     job_id: bytes
@@ -330,7 +336,7 @@ class JobContext(Message, tag=63):
 # --- node -> GCS shard ---------------------------------------------------------------------------
 
 
-class TaskRecord(Message):
+class TaskRecord(Message, frozen=True):
     """Lineage of one task: all that is needed to run it again."""
 
     task_id: bytes
@@ -351,7 +357,7 @@ TASK_FAILED = 1  # ended with a user's error or a lost worker
 TASK_PENDING = 2
 
 
-class NodeHello(Message, tag=100):
+class NodeHello(Message, frozen=True, tag=100):
     """First message of a node to a shard. Its layout never changes."""
 
     version: int
@@ -363,20 +369,20 @@ class NodeHello(Message, tag=100):
     total: Demand
 
 
-class RecordTasks(Message, tag=101):
+class RecordTasks(Message, frozen=True, tag=101):
     """Write-behind lineage; acknowledged by ``Recorded`` with the same ``sequence``."""
 
     sequence: int
     records: tuple[TaskRecord, ...]
 
 
-class ReleaseLineage(Message, tag=102):
+class ReleaseLineage(Message, frozen=True, tag=102):
     """These tasks will never be run again; no acknowledgement."""
 
     task_ids: tuple[bytes, ...]
 
 
-class TablePut(Message, tag=103):
+class TablePut(Message, frozen=True, tag=103):
     """Write one key; acknowledged by ``TableReply``."""
 
     token: int
@@ -385,7 +391,7 @@ class TablePut(Message, tag=103):
     value: bytes
 
 
-class TableGet(Message, tag=104):
+class TableGet(Message, frozen=True, tag=104):
     """Read one key; answered by ``TableReply``."""
 
     token: int
@@ -393,7 +399,7 @@ class TableGet(Message, tag=104):
     key: bytes
 
 
-class TableCas(Message, tag=105):
+class TableCas(Message, frozen=True, tag=105):
     """Write ``value`` only if the key holds ``expected`` (``None``: only if it is absent)."""
 
     token: int
@@ -403,7 +409,7 @@ class TableCas(Message, tag=105):
     value: bytes
 
 
-class TableDelete(Message, tag=106):
+class TableDelete(Message, frozen=True, tag=106):
     """Delete one key; acknowledged by ``TableReply``."""
 
     token: int
@@ -411,7 +417,7 @@ class TableDelete(Message, tag=106):
     key: bytes
 
 
-class TableSubscribe(Message, tag=107):
+class TableSubscribe(Message, frozen=True, tag=107):
     """Look up or subscribe in one step (paper, figure 7b): the value now, or one ``TableChanged`` later."""
 
     token: int
@@ -419,14 +425,14 @@ class TableSubscribe(Message, tag=107):
     key: bytes
 
 
-class TableUnsubscribe(Message, tag=108):
+class TableUnsubscribe(Message, frozen=True, tag=108):
     """Take a subscription back; no answer."""
 
     table: int
     key: bytes
 
 
-class TableScan(Message, tag=109):
+class TableScan(Message, frozen=True, tag=109):
     """Up to ``limit`` entries with keys above ``after``; answered by ``TablePage``."""
 
     token: int
@@ -435,7 +441,7 @@ class TableScan(Message, tag=109):
     limit: int
 
 
-class RecordEvents(Message, tag=110):
+class RecordEvents(Message, frozen=True, tag=110):
     """Append opaque events to the bounded event table; no acknowledgement."""
 
     events: tuple[bytes, ...]
@@ -456,7 +462,7 @@ TABLE_DESCRIPTOR = 8
 # --- GCS shard -> node ---------------------------------------------------------------------------
 
 
-class ShardWelcome(Message, tag=120):
+class ShardWelcome(Message, frozen=True, tag=120):
     """Answer to ``NodeHello``."""
 
     version: int
@@ -465,13 +471,13 @@ class ShardWelcome(Message, tag=120):
     shard_count: int
 
 
-class Recorded(Message, tag=121):
+class Recorded(Message, frozen=True, tag=121):
     """Every record up to and including ``sequence`` is durable."""
 
     sequence: int
 
 
-class TableReply(Message, tag=122):
+class TableReply(Message, frozen=True, tag=122):
     """Answer to a table request. ``ok`` is false for a missing key or a lost compare-and-set."""
 
     token: int
@@ -479,7 +485,7 @@ class TableReply(Message, tag=122):
     value: bytes | None = None  # what the key holds now
 
 
-class TableChanged(Message, tag=123):
+class TableChanged(Message, frozen=True, tag=123):
     """A subscribed key has a value now; the subscription is spent."""
 
     table: int
@@ -487,7 +493,7 @@ class TableChanged(Message, tag=123):
     value: bytes
 
 
-class TablePage(Message, tag=124):
+class TablePage(Message, frozen=True, tag=124):
     """Answer to ``TableScan``: entries in key order; fewer than asked means the end."""
 
     token: int
@@ -497,7 +503,7 @@ class TablePage(Message, tag=124):
 # --- node <-> global scheduler (hosted by zray-gcs) ---------------------------------------------
 
 
-class NodeReport(Message, tag=130):
+class NodeReport(Message, frozen=True, tag=130):
     """Load of a node, sent when it changed and at least every heartbeat interval."""
 
     node_id: bytes
@@ -509,7 +515,7 @@ class NodeReport(Message, tag=130):
     bandwidth: int  # exponential average of transfers, bytes per second; 0: unknown
 
 
-class Forward(Message, tag=131):
+class Forward(Message, frozen=True, tag=131):
     """Local -> global: place this task. ``hops`` counts how often it was placed before."""
 
     spec: Submit
@@ -518,13 +524,13 @@ class Forward(Message, tag=131):
     inputs: tuple[tuple[bytes, int, tuple[bytes, ...]], ...] = ()  # (object, size, nodes that hold it)
 
 
-class Withdraw(Message, tag=132):
+class Withdraw(Message, frozen=True, tag=132):
     """Local -> global: the task was cancelled or its job is gone."""
 
     task_id: bytes
 
 
-class Place(Message, tag=140):
+class Place(Message, frozen=True, tag=140):
     """Global -> local: keep this task."""
 
     spec: Submit
@@ -532,7 +538,7 @@ class Place(Message, tag=140):
     hops: int
 
 
-class Infeasible(Message, tag=141):
+class Infeasible(Message, frozen=True, tag=141):
     """Global -> local: no node can ever run the task; it stays pending. One sentence per node."""
 
     task_id: bytes
@@ -544,7 +550,7 @@ class Infeasible(Message, tag=141):
 # --- caller <-> the worker of an actor -----------------------------------------------------------
 
 
-class Call(Message, tag=200):
+class Call(Message, frozen=True, tag=200):
     """Run a method. Calls of one caller run in the order of ``sequence``."""
 
     task_id: bytes
@@ -556,7 +562,7 @@ class Call(Message, tag=200):
     deps: tuple[bytes, ...] = ()
 
 
-class Reply(Message, tag=201):
+class Reply(Message, frozen=True, tag=201):
     """The values of a call. ``EXTENT`` values are on the actor's node; ask that node for them."""
 
     task_id: bytes
@@ -566,32 +572,33 @@ class Reply(Message, tag=201):
 # --- a machine <-> the process that hosts it -----------------------------------------------------
 
 
-class StartWorker(Message, tag=220):
+class StartWorker(Message, frozen=True, tag=220):
     """Fork a worker that will introduce itself as ``worker_id``."""
 
     worker_id: bytes
 
 
-class KillWorker(Message, tag=221):
+class KillWorker(Message, frozen=True, tag=221):
     """End a worker process at once."""
 
     worker_id: bytes
 
 
-class WorkerExited(Message, tag=222):
+class WorkerExited(Message, frozen=True, tag=222):
     """A worker process is gone. Negative: killed by that signal."""
 
     worker_id: bytes
     exit_code: int
+    running: bytes = b""  # the task it was running, as its progress cell says
 
 
-class ClientGone(Message, tag=223):
+class ClientGone(Message, frozen=True, tag=223):
     """A driver process is gone, or said goodbye."""
 
     client: bytes
 
 
-class Spill(Message, tag=224):
+class Spill(Message, frozen=True, tag=224):
     """Write this extent to the object's file."""
 
     object_id: bytes
@@ -599,20 +606,20 @@ class Spill(Message, tag=224):
     size: int
 
 
-class Spilled(Message, tag=225):
+class Spilled(Message, frozen=True, tag=225):
     """The file is complete."""
 
     object_id: bytes
 
 
-class SpillFailed(Message, tag=226):
+class SpillFailed(Message, frozen=True, tag=226):
     """The file could not be written."""
 
     object_id: bytes
     detail: str
 
 
-class DeleteFile(Message, tag=227):
+class DeleteFile(Message, frozen=True, tag=227):
     """The object's file is not needed any more."""
 
     object_id: bytes

@@ -1,0 +1,1 @@
+"""Values, arguments, errors and functions as bytes. See ``values`` and ``functions``."""

@@ -1,0 +1,41 @@
+# One virtual environment, made when it is missing or when the dependencies changed.
+#   make test PYTHON=python3.12 VENV=/some/where/else
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install lint types check test wordcount clean
+
+help:  ## Show this list.
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## Make the virtual environment and install zray into it.
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zray needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP_INSTALL) --editable '.[dev]'
+	@touch $@
+
+lint: install  ## Lint, and check the format.
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --quiet --check .
+
+types: install  ## Check the types.
+	$(BIN)/mypy
+
+check: lint types  ## What to run before every commit: lint, types and the fast tests.
+	$(BIN)/python -m pytest -q -m 'not slow and not chaos'
+
+test: lint types  ## Lint, types and all tests: what CI runs.
+	$(BIN)/python -m pytest
+
+wordcount: install  ## Run the example job on this machine.
+	$(BIN)/zray run examples/wordcount.py
+
+clean:  ## Remove the virtual environment, caches and build products.
+	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

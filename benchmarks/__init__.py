@@ -1,0 +1,1 @@
+"""The same microbenchmarks for zray and its peers; ``python -m benchmarks.compare`` runs them."""

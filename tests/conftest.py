@@ -1,0 +1,57 @@
+"""What all tests share: hypothesis profiles, the golden-bytes flag, and the check for leftovers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from tests.leftovers import RUN_VARIABLE, leftovers, segments
+
+TESTS = Path(__file__).parent
+REAL_PROCESSES = ("integration", "chaos")
+"""Folders whose tests start processes."""
+
+# Deadlines measure the machine, not the code. CI draws the same examples every time; elsewhere they vary.
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--rewrite-golden",
+        action="store_true",
+        help="write tests/protocol/golden.json anew; review the change as a diff",
+    )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Watch every test that starts processes, whether or not it asks for it."""
+    for item in items:
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in REAL_PROCESSES:
+            # First, so that it is torn down after every other fixture of the session.
+            item.fixturenames.insert(0, "nothing_left_behind")
+
+
+@pytest.fixture(scope="session")
+def nothing_left_behind() -> Iterator[None]:
+    """Fail the run if its tests leave a process, a socket file or a shared memory segment behind."""
+    run = uuid.uuid4().hex
+    folder = Path(tempfile.mkdtemp(prefix="zt"))  # short: the path of a socket has 107 bytes at most
+    before = segments()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RUN_VARIABLE, run)
+        patch.setenv("TMPDIR", str(folder))
+        patch.delenv("ZRAY_TMPDIR", raising=False)  # it would win over TMPDIR
+        patch.setattr(tempfile, "tempdir", None)  # read TMPDIR again
+        yield
+    found = leftovers(run, folder, before)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert not found, "left behind:\n" + "\n".join(found)

@@ -1,0 +1,116 @@
+"""The caller's side of actor calls: their order, where the actor is, and what becomes of them if it dies.
+
+Calls of one caller reach the actor in the order they were made, over one link (I3). Until the node has
+said where the actor is they wait here. When it is dead, every call without a reply ends with the cause the
+node gave. A call is in ``waiting`` or in ``in_flight`` of exactly one actor until it has a reply or a fault.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from zray.core.machine import Address, Effect, invariant
+from zray.ids import short
+from zray.protocol.messages import ACTOR_ALIVE, ACTOR_DEAD, ActorState, Call, Reply, Value, WatchActor
+
+
+class _Callee:
+    """One actor as this process sees it."""
+
+    __slots__ = ("actor_id", "in_flight", "sequence", "state", "waiting")
+
+    def __init__(self, actor_id: bytes) -> None:
+        self.actor_id = actor_id
+        self.state: ActorState | None = None
+        self.waiting: deque[Call] = deque()
+        self.in_flight: dict[bytes, Call] = {}
+        self.sequence = 0
+
+
+class ActorCalls:
+    """Every actor that one process calls. Pure.
+
+    Args:
+        out: the process's outbox.
+        node: the address of its node.
+    """
+
+    def __init__(self, out: list[Effect], *, node: Address) -> None:
+        self.out = out
+        self.node = node
+        self.callees: dict[bytes, _Callee] = {}
+        self.actor_of_call: dict[bytes, bytes] = {}
+
+    def next_sequence(self, actor_id: bytes) -> int:
+        """The number of the next call to an actor."""
+        callee = self.callees.get(actor_id)
+        if callee is None:
+            callee = self.callees[actor_id] = _Callee(actor_id)
+            self.out.append((self.node, WatchActor(actor_id)))
+        callee.sequence += 1
+        return callee.sequence
+
+    def call(self, call: Call) -> Value | None:
+        """Take a call; returns the fault it ends with at once if the actor is known to be dead."""
+        callee = self.callees[call.actor_id]
+        state = callee.state
+        if state is None or (state.state != ACTOR_ALIVE and state.state != ACTOR_DEAD):
+            callee.waiting.append(call)
+        elif state.state == ACTOR_DEAD:
+            return state.cause
+        else:
+            callee.in_flight[call.task_id] = call
+            self.out.append((state.address, call))
+        self.actor_of_call[call.task_id] = call.actor_id
+        return None
+
+    def on_state(self, message: ActorState) -> list[tuple[Call, Value]]:
+        """The node says where an actor is; returns the calls that end, with their fault."""
+        callee = self.callees.get(message.actor_id)
+        if callee is None or (callee.state is not None and callee.state.state == ACTOR_DEAD):
+            return []
+        callee.state = message
+        if message.state == ACTOR_ALIVE:
+            for call in callee.waiting:
+                callee.in_flight[call.task_id] = call
+                self.out.append((message.address, call))
+            callee.waiting.clear()
+        elif message.state == ACTOR_DEAD:
+            return self._fail_all(callee, message)
+        return []
+
+    def _fail_all(self, callee: _Callee, message: ActorState) -> list[tuple[Call, Value]]:
+        assert message.cause is not None
+        ended = [*callee.in_flight.values(), *callee.waiting]
+        callee.in_flight.clear()
+        callee.waiting.clear()
+        for call in ended:
+            del self.actor_of_call[call.task_id]
+        return [(call, message.cause) for call in ended]
+
+    def on_reply(self, message: Reply) -> Call | None:
+        """The call that a reply answers, or ``None`` if it has ended already."""
+        actor_id = self.actor_of_call.pop(message.task_id, None)
+        if actor_id is None:
+            return None
+        return self.callees[actor_id].in_flight.pop(message.task_id, None)
+
+    def forget(self, actor_id: bytes) -> Address | None:
+        """No handle is left in this process; returns the address to disconnect from, if any.
+
+        An actor with calls under way is kept: the calls keep a handle.
+        """
+        callee = self.callees.get(actor_id)
+        if callee is None or callee.in_flight or callee.waiting:
+            return None
+        del self.callees[actor_id]
+        return callee.state.address if callee.state is not None and callee.state.address else None
+
+    def check(self) -> None:
+        """Every unanswered call is in one place."""
+        count = 0
+        for actor_id, callee in self.callees.items():
+            for call in [*callee.in_flight.values(), *callee.waiting]:
+                invariant(self.actor_of_call.get(call.task_id) == actor_id, "call", short(call.task_id))
+                count += 1
+        invariant(count == len(self.actor_of_call), "calls", count, len(self.actor_of_call))

@@ -1,0 +1,117 @@
+"""Where the actors of one node are and who wants to know.
+
+An actor is the worker that ran its creation task; its id is that task's id, and the return object of that
+task stands for the handle: when nobody holds it, the actor ends after the calls it already has. Calls do not
+pass here, they go from the caller to the worker (paper, section 4.1). An actor moves
+``PENDING -> ALIVE -> DEAD`` or ``PENDING -> DEAD``, and everybody who watches is told.
+"""
+
+from __future__ import annotations
+
+from zray.core.machine import Address, Effect, invariant
+from zray.core.worker_pool import Worker
+from zray.ids import short
+from zray.protocol import faults
+from zray.protocol.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ActorState, Exit, Value
+
+SERVER_SUFFIX = b"+"
+"""The routing id of a worker's bound socket is the worker's id and this."""
+
+
+class ActorEntry:
+    """One actor; found in ``Actors.entries``."""
+
+    __slots__ = ("actor_id", "job_id", "name", "released", "state", "watchers", "worker")
+
+    def __init__(self, actor_id: bytes, job_id: bytes, name: str) -> None:
+        self.actor_id = actor_id
+        self.job_id = job_id
+        self.name = name
+        self.worker: Worker | None = None
+        self.state = ActorState(actor_id, ACTOR_PENDING)
+        self.watchers: dict[Address, None] = {}
+        self.released = False
+
+
+class Actors:
+    """The actors of a node. Pure; shares its node's outbox.
+
+    Args:
+        out: the node's outbox.
+        dead_max: dead actors remembered, so that a late caller hears the cause.
+    """
+
+    def __init__(self, out: list[Effect], *, dead_max: int) -> None:
+        self.out = out
+        self.dead_max = dead_max
+        self.entries: dict[bytes, ActorEntry] = {}
+        self.dead: dict[bytes, None] = {}  # oldest first
+
+    def submitted(self, actor_id: bytes, job_id: bytes, name: str) -> None:
+        """A creation task was submitted."""
+        entry = self.entries.get(actor_id)
+        if entry is None:
+            self.entries[actor_id] = ActorEntry(actor_id, job_id, name)
+
+    def alive(self, actor_id: bytes, worker: Worker) -> None:
+        """The constructor returned."""
+        entry = self.entries[actor_id]
+        entry.worker = worker
+        address = worker.worker_id + SERVER_SUFFIX
+        self._change(entry, ActorState(actor_id, ACTOR_ALIVE, address, worker.endpoint))
+        if entry.released:
+            self._end(entry)
+
+    def died(self, actor_id: bytes, cause: Value) -> None:
+        """The constructor failed, or the process is gone. The first cause counts."""
+        entry = self.entries.get(actor_id)
+        if entry is None or entry.state.state == ACTOR_DEAD:
+            return
+        entry.worker = None
+        self._change(entry, ActorState(actor_id, ACTOR_DEAD, cause=cause))
+        self.dead[actor_id] = None
+        if len(self.dead) > self.dead_max:
+            oldest = next(iter(self.dead))
+            del self.dead[oldest], self.entries[oldest]
+
+    def released(self, actor_id: bytes) -> None:
+        """Nobody holds a handle any more: it ends once the calls that it has are done."""
+        entry = self.entries.get(actor_id)
+        if entry is not None:
+            entry.released = True
+            if entry.state.state == ACTOR_ALIVE:
+                self._end(entry)
+
+    def _end(self, entry: ActorEntry) -> None:
+        assert entry.worker is not None
+        self.out.append((entry.worker.worker_id, Exit("no handle of the actor is left")))
+
+    def watch(self, client: Address, actor_id: bytes) -> None:
+        """Tell ``client`` now and at every change."""
+        entry = self.entries.get(actor_id)
+        if entry is None:
+            gone = faults.fault_value(faults.ACTOR_DIED, short(actor_id), "this node does not know it")
+            self.out.append((client, ActorState(actor_id, ACTOR_DEAD, cause=gone)))
+            return
+        if entry.state.state != ACTOR_DEAD:
+            entry.watchers[client] = None
+        self.out.append((client, entry.state))
+
+    def _change(self, entry: ActorEntry, state: ActorState) -> None:
+        entry.state = state
+        self.out.extend((client, state) for client in entry.watchers)
+        if state.state == ACTOR_DEAD:
+            entry.watchers.clear()
+
+    def client_gone(self, client: Address) -> None:
+        """A process is gone: it watches nothing."""
+        for entry in self.entries.values():
+            entry.watchers.pop(client, None)
+
+    def check(self) -> None:
+        """States and owners agree."""
+        for actor_id, entry in self.entries.items():
+            alive = entry.state.state == ACTOR_ALIVE
+            invariant(alive == (entry.worker is not None), "worker of actor", short(actor_id))
+            invariant((entry.state.state == ACTOR_DEAD) == (actor_id in self.dead), "dead", short(actor_id))
+        invariant(len(self.dead) <= self.dead_max, "I15: dead actors")

@@ -1,0 +1,566 @@
+"""Keep, park, dispatch or forward each task of one node (paper, section 4.2.2).
+
+A submitted task waits for its inputs, is dispatched when its demand fits and a worker is free, or is
+forwarded to a global scheduler when this node can never run it or, in a cluster of several nodes, is
+overloaded. Short tasks run ahead: a worker holds a few behind the running one, as many as the exponential
+average of their class says fit a few milliseconds; a worker that blocks or stalls gives them back.
+
+Invariants: I4 (free + held = total), I6 (a task whose inputs are sealed is ready), and every task is
+in exactly one place: waiting for inputs, in its class's ``ready`` queue, in one worker's ``queue``, or
+``forwarded``.
+"""
+
+from __future__ import annotations
+
+from zray.config import Config
+from zray.core.actors import Actors
+from zray.core.lineage import Lineage
+from zray.core.machine import Address, Effect, invariant
+from zray.core.node_store import SEALED, NodeStore, ObjectEntry
+from zray.core.references import References
+from zray.core.worker_pool import DEDICATED, NO_JOB, TaskClass, TaskEntry, Worker, WorkerPool
+from zray.ids import first_return_id, producer_of, return_ids, short
+from zray.protocol import faults
+from zray.protocol.messages import (
+    ACTOR,
+    ACTOR_DEAD,
+    ERROR,
+    FAULT,
+    TASK_FAILED,
+    TASK_FINISHED,
+    Describe,
+    ExportFunction,
+    Forward,
+    JobContext,
+    ObjectReady,
+    Place,
+    Recall,
+    Returned,
+    Run,
+    Submit,
+    TaskDone,
+    TaskRecord,
+    Value,
+    WorkerExited,
+)
+
+
+class Job:
+    """What the workers of a job must know; ``ended`` once its driver is gone."""
+
+    __slots__ = ("context", "ended", "job_id")
+
+    def __init__(self, context: JobContext) -> None:
+        self.job_id = context.job_id
+        self.context = context
+        self.ended = False
+
+
+class LocalScheduler:
+    """Tasks of one node, from submission to their sealed values. Pure; shares its node's outbox.
+
+    Args:
+        out: the node's outbox.
+        node_id: of this node.
+        global_scheduler: where tasks are forwarded; empty: nowhere (they wait and warn).
+        config: limits.
+        store, references, pool, actors, lineage: the machines of the same node.
+    """
+
+    def __init__(
+        self,
+        out: list[Effect],
+        *,
+        node_id: bytes,
+        global_scheduler: Address,
+        config: Config,
+        store: NodeStore,
+        references: References,
+        pool: WorkerPool,
+        actors: Actors,
+        lineage: Lineage,
+    ) -> None:
+        self.out = out
+        self.node_id = node_id
+        self.global_scheduler = global_scheduler
+        self.config = config
+        self.store = store
+        self.references = references
+        self.pool = pool
+        self.actors = actors
+        self.lineage = lineage
+        self.tasks: dict[bytes, TaskEntry] = {}
+        self.ready: dict[int, TaskClass] = {}  # classes with ready tasks, by number
+        self.classes: dict[tuple[bytes, bytes], TaskClass] = {}  # (job, descriptor)
+        self.classes_made = 0
+        self.functions: dict[bytes, bytes] = {}
+        self.jobs: dict[bytes, Job] = {}
+        self.forwarded: dict[bytes, TaskEntry] = {}
+        self.peers = 0  # other nodes of the cluster
+        self.stall_check_at_ns: int | None = None
+        self.reap_at_ns: int | None = None
+        self.now_ns = 0
+        self.finished = 0
+        self.retried = 0
+
+    @property
+    def wake_at_ns(self) -> int | None:
+        """When stalled workers or idle ones are to be looked at."""
+        if self.stall_check_at_ns is None:
+            return self.reap_at_ns
+        if self.reap_at_ns is None:
+            return self.stall_check_at_ns
+        return min(self.stall_check_at_ns, self.reap_at_ns)
+
+    # --- what tasks have in common ---------------------------------------------------------------
+
+    def describe(self, job_id: bytes, message: Describe) -> TaskClass:
+        """The class of a descriptor within a job."""
+        key = (job_id, message.descriptor_id)
+        task_class = self.classes.get(key)
+        if task_class is None:
+            self.classes_made += 1
+            task_class = self.classes[key] = TaskClass(message, job_id, self.classes_made)
+        return task_class
+
+    # --- submission ------------------------------------------------------------------------------
+
+    def submit(self, now_ns: int, source: Address, spec: Submit, task_class: TaskClass) -> None:
+        """Take a task; ``source`` holds its return objects from now on.
+
+        A task that is known already (its parent ran again) is not run twice: the submitter holds the
+        same objects and hears of them like the first time.
+        """
+        self.now_ns = now_ns
+        returns = self._expect_returns(source, spec, task_class)
+        if spec.task_id in self.tasks or all(entry.state == SEALED for entry in returns):
+            return
+        task = TaskEntry(spec, task_class, source)
+        self.tasks[spec.task_id] = task
+        if task_class.descriptor.kind == ACTOR:
+            returns[0].is_actor = True
+            self.actors.submitted(spec.task_id, task_class.job_id, task_class.descriptor.name)
+        for object_id in spec.borrowed:
+            self._need(now_ns, object_id)
+        for object_id in spec.deps:
+            entry = self._need(now_ns, object_id)
+            if entry.state != SEALED:
+                task.unmet += 1
+                if entry.dependents is None:
+                    entry.dependents = [task]
+                else:
+                    entry.dependents.append(task)
+        if not task.unmet:
+            self._make_ready(task)
+
+    def _expect_returns(self, source: Address, spec: Submit, task_class: TaskClass) -> list[ObjectEntry]:
+        count = task_class.descriptor.num_returns
+        ids = (first_return_id(spec.task_id),) if count == 1 else return_ids(spec.task_id, count)
+        returns = []
+        for object_id in ids:
+            entry = self.store.announce(object_id)
+            self.references.hold(source, entry)
+            self.store.subscribe(source, entry)
+            returns.append(entry)
+        return returns
+
+    def _need(self, now_ns: int, object_id: bytes) -> ObjectEntry:
+        entry = self.store.entry(object_id)
+        if entry.state != SEALED:
+            self.store.watch_stranger(now_ns, entry)
+        entry.pins += 1
+        return entry
+
+    def dependencies_sealed(self, tasks: list[TaskEntry]) -> None:
+        """An object was sealed that these tasks waited for (once per dependency)."""
+        for task in tasks:
+            task.unmet -= 1
+            if not task.unmet and self.tasks.get(task.spec.task_id) is task:
+                self._make_ready(task)
+
+    def _make_ready(self, task: TaskEntry) -> None:
+        """All inputs are here: queue the task, or end it if an input is an error."""
+        for object_id in task.spec.deps:
+            value = self.store.objects[object_id].value
+            if value is not None and value.kind in (ERROR, FAULT):
+                self._finish_all(task, value, TASK_FAILED)
+                return
+        task_class = task.task_class
+        if not self.pool.resources.feasible(task_class.demand) or self._overloaded(task):
+            self._forward(task)
+            return
+        task_class.ready.append(task)
+        self._note_ready(task_class)
+
+    def _note_ready(self, task_class: TaskClass) -> None:
+        self.ready.setdefault(task_class.number, task_class)
+
+    # --- forwarding ------------------------------------------------------------------------------
+
+    def _overloaded(self, task: TaskEntry) -> bool:
+        """Whether the backlog is above the paper's threshold and others could take the task."""
+        if not self.peers or task.hops:
+            return False
+        slots = max(1, len(self.pool.workers))
+        return len(task.task_class.ready) > self.config.backlog_per_slot_max * slots
+
+    def _forward(self, task: TaskEntry) -> None:
+        self.forwarded[task.spec.task_id] = task
+        inputs = []
+        for object_id in task.spec.deps:
+            inputs.append((object_id, self.store.objects[object_id].size, (self.node_id,)))
+        descriptor = task.task_class.descriptor
+        forward = Forward(task.spec, descriptor, task.hops, tuple(inputs))
+        self.out.append((self.global_scheduler, forward))
+
+    def place(self, message: Place) -> bool:
+        """A global scheduler chose this node; False if the task is not ours (any more)."""
+        task = self.forwarded.pop(message.spec.task_id, None)
+        if task is None:
+            return False
+        task.hops = message.hops
+        task.task_class.ready.append(task)
+        self._note_ready(task.task_class)
+        return True
+
+    def resend_forwards(self) -> None:
+        """The global scheduler is new or was away: tell it again what waits for it."""
+        for task in list(self.forwarded.values()):
+            self._forward(task)
+
+    # --- dispatch --------------------------------------------------------------------------------
+
+    def flush(self, now_ns: int) -> None:
+        """Dispatch what fits, once per batch."""
+        self.now_ns = now_ns
+        if self.ready:
+            self._dispatch(now_ns)
+
+    def _dispatch(self, now_ns: int) -> None:
+        pool = self.pool
+        for number, task_class in list(self.ready.items()):
+            ready = task_class.ready
+            while ready and pool.resources.fits(task_class.demand):
+                worker = pool.idle_for(task_class.job_id)
+                if worker is None:
+                    break
+                pool.occupy(now_ns, worker, task_class)
+                self._send(now_ns, worker, ready.popleft())
+            if ready and task_class.run_ns and task_class.may_run_ahead:
+                self._run_ahead(now_ns, task_class)
+            if not ready:
+                del self.ready[number]
+        if self.ready:
+            self._start_workers(now_ns)
+
+    def _run_ahead(self, now_ns: int, task_class: TaskClass) -> None:
+        """Queue short tasks behind running ones of their class, evenly."""
+        config = self.config
+        depth = min(config.run_ahead_tasks_max, config.run_ahead_ns // task_class.run_ns)
+        if not depth:
+            return
+        stalled_before_ns = now_ns - config.run_stall_ns
+        takers = [
+            worker
+            for worker in self.pool.busy.values()
+            if worker.task_class is task_class
+            and not worker.lent
+            and not worker.recalled
+            and len(worker.queue) <= depth
+            and not next(iter(worker.queue.values())).alone
+            and worker.progress_ns > stalled_before_ns
+        ]
+        ready = task_class.ready
+        for left, worker in zip(range(len(takers), 0, -1), takers, strict=True):
+            share = min(-(-len(ready) // left), depth + 1 - len(worker.queue))
+            for _ in range(share):
+                if ready[0].alone:
+                    return
+                self._send(now_ns, worker, ready.popleft())
+            if not ready:
+                break
+        if takers and self.stall_check_at_ns is None:
+            self.stall_check_at_ns = now_ns + config.run_stall_ns
+
+    def _send(self, now_ns: int, worker: Worker, task: TaskEntry) -> None:
+        """Dispatch a task, after what the worker must know to run it."""
+        spec, descriptor = task.spec, task.task_class.descriptor
+        if descriptor.descriptor_id not in worker.known:
+            self._introduce(worker, task.task_class)
+        deps: tuple[ObjectReady, ...] = ()
+        if spec.deps:
+            store = self.store
+            deps = tuple(store.ready(worker.worker_id, store.objects[dep]) for dep in spec.deps)
+        if not worker.queue:
+            worker.progress_ns = now_ns
+        worker.queue[spec.task_id] = task
+        run = Run(spec.task_id, task.attempt, spec.descriptor_id, spec.args, deps, task.task_class.job_id)
+        self.out.append((worker.worker_id, run))
+        if descriptor.kind == ACTOR:
+            self.pool.dedicate(worker, spec.task_id)
+
+    def _introduce(self, worker: Worker, task_class: TaskClass) -> None:
+        known, descriptor = worker.known, task_class.descriptor
+        job = self.jobs.get(task_class.job_id)
+        if job is not None and job.job_id not in known:
+            known[job.job_id] = None
+            self.out.append((worker.worker_id, job.context))
+        if descriptor.function_id not in known:
+            known[descriptor.function_id] = None
+            code = ExportFunction(descriptor.function_id, self.functions.get(descriptor.function_id, b""))
+            self.out.append((worker.worker_id, code))
+        known[descriptor.descriptor_id] = None
+        self.out.append((worker.worker_id, descriptor))
+
+    def _start_workers(self, now_ns: int) -> None:
+        wanted = self.pool.wanted(list(self.ready.values()))
+        if wanted <= 0 and len(self.pool.workers) >= self.config.workers_max:
+            self.pool.make_way(1)
+        for _ in range(wanted):
+            self.pool.start(now_ns)
+        if wanted > 0 and self.reap_at_ns is None:
+            self.reap_at_ns = now_ns + self.config.worker_idle_ns
+
+    # --- what workers report ---------------------------------------------------------------------
+
+    def task_done(self, now_ns: int, worker: Worker, message: TaskDone) -> None:
+        """An attempt ended; late or unknown ones are ignored."""
+        task = worker.queue.get(message.task_id)
+        if task is None or task.attempt != message.attempt:
+            return
+        del worker.queue[message.task_id]
+        worker.progress_ns = now_ns
+        worker.recalled = False
+        self._learn_run_time(task.task_class, message.run_ns)
+        if message.failed and task.task_class.descriptor.retry_exceptions and task.retries_left:
+            self._try_again(task)
+        else:
+            self._finish(task, message.values, TASK_FAILED if message.failed else TASK_FINISHED)
+        if worker.state == DEDICATED:
+            self._actor_created(worker, task, message)
+        elif not worker.queue:
+            self.pool.vacate(now_ns, worker)
+
+    def _learn_run_time(self, task_class: TaskClass, run_ns: int) -> None:
+        """Exponential average of run times (paper, section 4.2.2)."""
+        old = task_class.run_ns
+        sample = max(1, run_ns)
+        if old:
+            sample = int(old + self.config.run_average_alpha * (sample - old))
+        task_class.run_ns = max(1, sample)
+
+    def _actor_created(self, worker: Worker, task: TaskEntry, message: TaskDone) -> None:
+        if message.failed:
+            self.actors.died(task.spec.task_id, message.values[0])
+            self.pool.kill(worker)
+        else:
+            self.actors.alive(task.spec.task_id, worker)
+
+    def returned(self, worker: Worker, message: Returned) -> None:
+        """A blocked or stalled worker gives back what it has not started."""
+        for task_id in reversed(message.task_ids):
+            task = worker.queue.pop(task_id, None)
+            if task is not None:
+                task.task_class.ready.appendleft(task)
+                self._note_ready(task.task_class)
+        if not worker.queue and worker.worker_id in self.pool.busy:
+            self.pool.vacate(self.now_ns, worker)
+
+    def on_tick(self, now_ns: int) -> None:
+        """Recall from stalled workers; end idle and overdue ones."""
+        self.now_ns = now_ns
+        if self.stall_check_at_ns is not None and self.stall_check_at_ns <= now_ns:
+            self._recall_stalled(now_ns)
+        if self.reap_at_ns is not None and self.reap_at_ns <= now_ns:
+            self._reap(now_ns)
+
+    def _recall_stalled(self, now_ns: int) -> None:
+        running_ahead = False
+        for worker in self.pool.busy.values():
+            if len(worker.queue) < 2 or worker.recalled:
+                continue
+            running_ahead = True
+            if worker.progress_ns + self.config.run_stall_ns <= now_ns:
+                worker.recalled = True
+                self.out.append((worker.worker_id, Recall()))
+        self.stall_check_at_ns = now_ns + self.config.run_stall_ns if running_ahead else None
+
+    def _reap(self, now_ns: int) -> None:
+        cpus = dict(self.pool.resources.total).get("CPU", 0) // 10_000
+        for worker in self.pool.surplus(now_ns, keep=max(1, cpus)) + self.pool.overdue(now_ns):
+            self.pool.kill(worker)
+        self.reap_at_ns = now_ns + self.config.worker_idle_ns if len(self.pool.workers) > cpus else None
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def _finish(self, task: TaskEntry, values: tuple[Value, ...], state: int) -> None:
+        """Seal the return values and let go of what the task needed."""
+        spec = task.spec
+        del self.tasks[spec.task_id]
+        self.finished += 1
+        self._record(task, state)
+        objects, references = self.store.objects, self.references
+        ids = (first_return_id(spec.task_id),) if len(values) == 1 else return_ids(spec.task_id, len(values))
+        for object_id, value in zip(ids, values, strict=True):
+            entry = objects[object_id]
+            if value.contained and entry.state != SEALED:
+                references.contain(self.now_ns, value.contained)
+            self.store.seal(entry, value)
+            if not entry.holders:
+                references.free_if_unneeded(entry)
+        for object_id in spec.deps:
+            references.unpin(objects[object_id])
+        for object_id in spec.borrowed:
+            references.unpin(objects[object_id])
+
+    def _finish_all(self, task: TaskEntry, value: Value, state: int) -> None:
+        """End a task whose every return object has the same value: a fault, or an input's error."""
+        self._finish(task, (value,) * task.task_class.descriptor.num_returns, state)
+        if task.task_class.descriptor.kind == ACTOR:
+            self.actors.died(task.spec.task_id, value)
+
+    def _record(self, task: TaskEntry, state: int) -> None:
+        spec, descriptor = task.spec, task.task_class.descriptor
+        record = TaskRecord(
+            spec.task_id, spec.parent_id, spec.descriptor_id, spec.args, spec.deps, self.node_id,
+            task.attempt, state, b"", descriptor.num_returns == 0,
+        )  # fmt: skip
+        self.lineage.record(self.now_ns, record)
+        if descriptor.num_returns:
+            self.references.follow_lineage(spec.task_id, descriptor.num_returns, spec.deps)
+
+    def _try_again(self, task: TaskEntry) -> None:
+        """One more attempt, charged to the task's retries."""
+        if task.retries_left > 0:
+            task.retries_left -= 1
+        self._run_anew(task)
+
+    def _run_anew(self, task: TaskEntry) -> None:
+        task.attempt += 1
+        task.alone = True
+        self.retried += 1
+        task.task_class.ready.append(task)
+        self._note_ready(task.task_class)
+
+    def worker_exited(self, now_ns: int, worker: Worker, message: WorkerExited) -> None:
+        """A worker process is gone: run what it had somewhere else, or say why not.
+
+        Its progress cell names the running task. Those before it in the queue ran and were not reported:
+        they run again, uncharged. Those behind it never started.
+        """
+        self.now_ns = now_ns
+        self.pool.remove(worker)
+        queue = list(worker.queue.values())
+        worker.queue.clear()
+        running = next((i for i, task in enumerate(queue) if task.spec.task_id == message.running), 0)
+        job = self.jobs.get(worker.job_id)
+        if worker.state == DEDICATED:
+            self._actor_exited(worker, queue, message)
+        elif job is not None and job.ended:
+            for task in queue:
+                self._finish_all(task, self._crash(task, message), TASK_FAILED)
+        else:
+            for position, task in enumerate(queue):
+                if position < running:
+                    self._run_anew(task)
+                elif position > running:
+                    task.task_class.ready.appendleft(task)
+                    self._note_ready(task.task_class)
+                elif task.retries_left:
+                    self._try_again(task)
+                else:
+                    self._finish_all(task, self._crash(task, message), TASK_FAILED)
+
+    def _crash(self, task: TaskEntry, message: WorkerExited) -> Value:
+        name = task.task_class.descriptor.name
+        return faults.fault_value(faults.WORKER_CRASHED, name, message.exit_code, task.attempt + 1)
+
+    def _actor_exited(self, worker: Worker, queue: list[TaskEntry], message: WorkerExited) -> None:
+        entry = self.actors.entries.get(worker.actor_id)
+        if entry is not None and entry.released and message.exit_code == 0:
+            reason = "no handle of it was left"
+        elif message.exit_code < 0:
+            reason = f"its process was killed by signal {-message.exit_code}"
+        else:
+            reason = f"its process exited with code {message.exit_code}"
+        self.actors.died(worker.actor_id, faults.fault_value(faults.ACTOR_DIED, short(worker.actor_id), reason))
+        for task in queue:  # it died in its constructor
+            state = self.actors.entries[worker.actor_id].state
+            assert state.cause is not None
+            self._finish_all(task, state.cause, TASK_FAILED)
+
+    def kill_actor(self, now_ns: int, actor_id: bytes) -> None:
+        """End an actor at once, whether or not it was created already."""
+        self.now_ns = now_ns
+        entry = self.actors.entries.get(actor_id)
+        if entry is None or entry.state.state == ACTOR_DEAD:
+            return
+        cause = faults.fault_value(faults.ACTOR_DIED, short(actor_id), "it was ended by zray.kill()")
+        worker = entry.worker
+        if worker is None:
+            worker = next((w for w in self.pool.workers.values() if w.actor_id == actor_id), None)
+        self.actors.died(actor_id, cause)
+        if worker is not None:
+            self.pool.kill(worker)
+        elif actor_id in self.tasks:
+            self._drop_queued(self.tasks[actor_id], cause)
+
+    def _drop_queued(self, task: TaskEntry, value: Value) -> None:
+        """End a task that no worker has."""
+        ready = task.task_class.ready
+        if task in ready:
+            ready.remove(task)
+        self.forwarded.pop(task.spec.task_id, None)
+        for object_id in task.spec.deps:
+            dependents = self.store.objects[object_id].dependents
+            if dependents and task in dependents:
+                dependents.remove(task)
+        self._finish_all(task, value, TASK_FAILED)
+
+    def end_job(self, now_ns: int, job_id: bytes) -> None:
+        """The driver is gone: its tasks and actors go with it."""
+        self.now_ns = now_ns
+        job = self.jobs.get(job_id)
+        if job is None:
+            return
+        job.ended = True
+        workers = [w for w in self.pool.workers.values() if w.job_id == job_id and job_id != NO_JOB]
+        running = {task_id: None for worker in workers for task_id in worker.queue}
+        lost = faults.fault_value(faults.OBJECT_LOST, short(job_id), "its job has ended")
+        for task in list(self.tasks.values()):
+            if task.task_class.job_id == job_id and task.spec.task_id not in running:
+                if task.spec.task_id in self.tasks:
+                    self._drop_queued(task, lost)
+        for worker in workers:
+            self.pool.kill(worker)
+        for key in [key for key in self.classes if key[0] == job_id]:
+            self.ready.pop(self.classes.pop(key).number, None)
+
+    def backlog(self) -> int:
+        """Tasks that are ready and not dispatched."""
+        return sum(len(task_class.ready) for task_class in self.ready.values())
+
+    def check(self) -> None:
+        """Every task is in exactly one place."""
+        places: dict[bytes, list[str]] = {task_id: [] for task_id in self.tasks}
+        for task_id, task in self.tasks.items():
+            if task.unmet:
+                places[task_id].append("waiting")
+        for task_class in self.ready.values():
+            for task in task_class.ready:
+                places.setdefault(task.spec.task_id, ["unknown"]).append("ready")
+        for worker in self.pool.workers.values():
+            for task_id in worker.queue:
+                places.setdefault(task_id, ["unknown"]).append("worker")
+        for task_id in self.forwarded:
+            places.setdefault(task_id, ["unknown"]).append("forwarded")
+        for task_id, found in places.items():
+            invariant(len(found) == 1, "task", short(task_id), "is in", found)
+        for task in self.tasks.values():
+            missing = sum(self.store.objects[dep].state != SEALED for dep in task.spec.deps)
+            invariant(missing == task.unmet, "I6: unmet of", short(task.spec.task_id), task.unmet, missing)
+
+
+def actor_of(creation_object: bytes) -> bytes:
+    """The actor whose handle the object is."""
+    return producer_of(creation_object)

@@ -1,0 +1,597 @@
+"""All machines of one node as one: what ``zray-node`` and the simulator pump.
+
+The machines of a node share one outbox and call each other directly; between processes there are only
+messages. This file knows the processes of the node (``Client``), checks who may say what, and passes each
+message to the machine that decides. It decides nothing about tasks or objects itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from zray.config import Config
+from zray.core import reports
+from zray.core.actors import Actors
+from zray.core.extents import Extents
+from zray.core.lineage import Lineage
+from zray.core.local_scheduler import Job, LocalScheduler, actor_of
+from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
+from zray.core.node_store import NodeStore, ObjectEntry
+from zray.core.references import References
+from zray.core.resources import ResourcePool, amounts_of
+from zray.core.worker_pool import TaskClass, Worker, WorkerPool
+from zray.ids import short
+from zray.protocol import faults
+from zray.protocol.messages import (
+    DRIVER,
+    EXTENT,
+    FILE,
+    PROTOCOL_VERSION,
+    TABLE_FUNCTION,
+    WORKER,
+    Abort,
+    Acked,
+    Acquire,
+    Answer,
+    Blocked,
+    ClientGone,
+    Create,
+    Credit,
+    Demand,
+    Describe,
+    Exit,
+    ExportFunction,
+    Get,
+    Goodbye,
+    Hello,
+    HoldFor,
+    Infeasible,
+    JobContext,
+    KillActor,
+    NodeHello,
+    NodeReport,
+    Place,
+    Promise,
+    Publish,
+    Query,
+    Recorded,
+    Refused,
+    Release,
+    Returned,
+    Seal,
+    ShardWelcome,
+    Spilled,
+    SpillFailed,
+    Submit,
+    TableChanged,
+    TablePage,
+    TablePut,
+    TableReply,
+    TaskDone,
+    Unblocked,
+    Unpin,
+    Value,
+    Warn,
+    WatchActor,
+    Welcome,
+    WorkerExited,
+)
+
+CREDIT_TASKS_MIN = 1024
+"""Submissions absorbed before a client is told; telling each would cost a frame each."""
+
+
+class NodeIdentity:
+    """What a node tells others about itself. All fields are constant for its life."""
+
+    __slots__ = ("arena_bytes", "arena_path", "endpoint", "host", "incarnation", "node_id", "pid", "spill_dir")
+
+    def __init__(
+        self,
+        *,
+        node_id: bytes,
+        arena_bytes: int,
+        incarnation: int = 0,
+        pid: int = 0,
+        host: str = "",
+        endpoint: str = "",
+        arena_path: str = "",
+        spill_dir: str = "",
+    ) -> None:
+        self.node_id = node_id
+        self.arena_bytes = arena_bytes
+        self.incarnation = incarnation
+        self.pid = pid
+        self.host = host
+        self.endpoint = endpoint
+        self.arena_path = arena_path
+        self.spill_dir = spill_dir
+
+
+class Client:
+    """One driver or worker that introduced itself; found in ``Node.clients``."""
+
+    __slots__ = ("absorbed", "address", "classes", "job_id", "pid", "promised", "role", "worker")
+
+    def __init__(self, address: Address, role: int, pid: int, job_id: bytes, worker: Worker | None) -> None:
+        self.address = address
+        self.role = role
+        self.pid = pid
+        self.job_id = job_id
+        self.worker = worker
+        self.classes: dict[bytes, TaskClass] = {}
+        self.promised: dict[bytes, None] = {}
+        self.absorbed = 0  # submissions it was not told about yet
+
+
+class Node:
+    """The composite machine of a node.
+
+    Args:
+        identity: who this node is.
+        total: its resources.
+        shards: addresses of the GCS shards, by number; the first hosts the global scheduler.
+        config: limits.
+    """
+
+    HANDLERS: ClassVar[dict[type, Handler]]
+
+    def __init__(
+        self, identity: NodeIdentity, *, total: Demand, shards: tuple[Address, ...], config: Config
+    ) -> None:
+        self.out: list[Effect] = []
+        self.identity = identity
+        self.config = config
+        self.shards = shards
+        self.clients: dict[Address, Client] = {}
+        self.credited: dict[Address, Client] = {}
+        self.pool = WorkerPool(
+            self.out, resources=ResourcePool(total), config=config, node_id=identity.node_id
+        )
+        self.store = NodeStore(
+            self.out,
+            config=config,
+            extents=Extents(identity.arena_bytes),
+            is_alive=self.clients.__contains__,
+            on_sealed=self._dependencies_sealed,
+        )
+        self.lineage = Lineage(self.out, shards=shards, config=config)
+        self.references = References(
+            self.store,
+            on_lineage_released=self._lineage_released,
+            on_actor_released=self._actor_released,
+            lineage_max=config.lineage_unacked_max,
+        )
+        self.actors = Actors(self.out, dead_max=config.finished_tasks_max)
+        self.scheduler = LocalScheduler(
+            self.out,
+            node_id=identity.node_id,
+            global_scheduler=shards[0] if shards else RUNTIME,
+            config=config,
+            store=self.store,
+            references=self.references,
+            pool=self.pool,
+            actors=self.actors,
+            lineage=self.lineage,
+        )
+        self.now_ns = 0
+        self.report_at_ns: int | None = 0
+        self.reported: NodeReport | None = None
+        self.warned: dict[bytes, None] = {}
+
+    @property
+    def wake_at_ns(self) -> int | None:
+        """The earliest wish of any machine of the node."""
+        wishes = (
+            self.scheduler.wake_at_ns, self.lineage.wake_at_ns, self.store.wake_at_ns, self.report_at_ns,
+        )  # fmt: skip
+        return min((wish for wish in wishes if wish is not None), default=None)
+
+    def flush(self, now_ns: int) -> None:
+        """Decide once per batch."""
+        self.now_ns = now_ns
+        self.scheduler.flush(now_ns)
+        if self.credited:
+            self._send_credit()
+
+    def on_tick(self, now_ns: int) -> None:
+        """Time has passed: every machine looks at its own deadlines."""
+        self.now_ns = now_ns
+        self.scheduler.on_tick(now_ns)
+        self.lineage.flush_due(now_ns)
+        if self.store.wake_at_ns is not None and self.store.wake_at_ns <= now_ns:
+            self.store.on_tick(now_ns)
+        if self.report_at_ns is not None and self.report_at_ns <= now_ns:
+            self._report(now_ns)
+
+    def check(self) -> None:
+        """Every invariant of every machine of the node."""
+        self.pool.check()
+        self.store.check()
+        self.references.check()
+        self.actors.check()
+        self.lineage.check()
+        self.scheduler.check()
+        for client in self.clients.values():
+            invariant(client.role == DRIVER or client.worker is not None, "worker without a pool entry")
+
+    def _dependencies_sealed(self, tasks: list[Any]) -> None:
+        self.scheduler.dependencies_sealed(tasks)
+
+    def _lineage_released(self, task_id: bytes) -> None:
+        self.lineage.release(self.now_ns, task_id)
+
+    def _actor_released(self, creation_object: bytes) -> None:
+        self.actors.released(actor_of(creation_object))
+
+    # --- processes come and go -------------------------------------------------------------------
+
+    def on_hello(self, now_ns: int, source: Address, message: Hello) -> None:
+        """A driver or worker introduces itself."""
+        if message.version != PROTOCOL_VERSION:
+            detail = f"node speaks protocol version {PROTOCOL_VERSION}, not {message.version}"
+            self.out.append((source, Refused("version", detail)))
+            return
+        worker = self.pool.workers.get(source) if message.role == WORKER else None
+        if message.role == WORKER and worker is None:
+            self.out.append((source, Refused("unknown-peer", "this node did not start such a worker")))
+            return
+        if source not in self.clients:
+            self.clients[source] = Client(source, message.role, message.pid, message.job_id, worker)
+            self.out.append((RUNTIME, message))
+        if message.role == DRIVER and message.job_id not in self.scheduler.jobs:
+            context = JobContext(message.job_id, message.sys_path, message.working_dir)
+            self.scheduler.jobs[message.job_id] = Job(context)
+        identity = self.identity
+        welcome = Welcome(
+            PROTOCOL_VERSION, identity.node_id, identity.arena_path, identity.arena_bytes,
+            identity.spill_dir, self.config.inline_bytes_max,
+        )  # fmt: skip
+        self.out.append((source, welcome))
+        if worker is not None:
+            self.pool.introduced(now_ns, worker, message.endpoint)
+
+    def on_goodbye(self, now_ns: int, source: Address, message: Goodbye) -> None:
+        """A driver leaves on purpose."""
+        self._client_gone(now_ns, source)
+
+    def on_client_gone(self, now_ns: int, source: Address, message: ClientGone) -> None:
+        """A driver process is gone."""
+        if source == RUNTIME:
+            self._client_gone(now_ns, message.client)
+
+    def _client_gone(self, now_ns: int, address: Address) -> None:
+        client = self.clients.pop(address, None)
+        if client is None:
+            return
+        self.now_ns = now_ns
+        self.credited.pop(address, None)
+        if client.role == DRIVER:
+            self.scheduler.end_job(now_ns, client.job_id)
+            self.out.append((RUNTIME, ClientGone(address)))
+        self._break_promises(client)
+        self.actors.client_gone(address)
+        self.store.client_gone(address)
+        self.references.client_gone(address)
+
+    def _break_promises(self, client: Client) -> None:
+        for object_id in client.promised:
+            entry = self.store.objects.get(object_id)
+            if entry is not None:
+                reason = "the process that waited for its actor call is gone"
+                self.store.seal(entry, faults.fault_value(faults.OBJECT_LOST, short(object_id), reason))
+                self.references.free_if_unneeded(entry)
+
+    def on_worker_exited(self, now_ns: int, source: Address, message: WorkerExited) -> None:
+        """A worker process is gone."""
+        worker = self.pool.workers.get(message.worker_id)
+        if source != RUNTIME or worker is None:
+            return
+        self._client_gone(now_ns, message.worker_id)
+        self.scheduler.worker_exited(now_ns, worker, message)
+
+    def _worker(self, source: Address) -> Worker | None:
+        """The worker that sent a message, or ``None`` if the sender is none."""
+        client = self.clients.get(source)
+        return None if client is None else client.worker
+
+    def _known(self, source: Address) -> Client | None:
+        """The sender, or ``None`` after telling it that it must introduce itself."""
+        client = self.clients.get(source)
+        if client is None:
+            self.out.append((source, Refused("unknown-peer", "say Hello first; this process is not known")))
+        return client
+
+    def _job_of(self, client: Client) -> bytes:
+        return client.job_id if client.worker is None else client.worker.job_id
+
+    # --- tasks -----------------------------------------------------------------------------------
+
+    def on_describe(self, now_ns: int, source: Address, message: Describe) -> None:
+        """A client will submit tasks of this kind."""
+        client = self._known(source)
+        if client is not None:
+            task_class = self.scheduler.describe(self._job_of(client), message)
+            client.classes[message.descriptor_id] = task_class
+            if client.worker is not None:
+                client.worker.known[message.descriptor_id] = None
+
+    def on_export_function(self, now_ns: int, source: Address, message: ExportFunction) -> None:
+        """A client ships code; it is kept here and in the function table."""
+        client = self._known(source)
+        if client is None:
+            return
+        if client.worker is not None:
+            client.worker.known[message.function_id] = None
+        if message.function_id not in self.scheduler.functions:
+            self.scheduler.functions[message.function_id] = message.code
+            self._to_table(TABLE_FUNCTION, message.function_id, message.code)
+
+    def _to_table(self, table: int, key: bytes, value: bytes) -> None:
+        if self.shards:
+            shard = self.lineage.link_of(key).address
+            self.out.append((shard, TablePut(0, table, key, value)))
+
+    def on_submit(self, now_ns: int, source: Address, message: Submit) -> None:
+        """A client submits a task."""
+        client = self.clients.get(source)
+        if client is None:
+            self._known(source)
+            return
+        task_class = client.classes.get(message.descriptor_id)
+        if task_class is None:
+            detail = f"task {short(message.task_id)} has a descriptor that was never described"
+            self.out.append((source, Refused("garbage", detail)))
+            return
+        client.absorbed += 1
+        if client.absorbed >= CREDIT_TASKS_MIN:
+            self.credited[source] = client
+        self.scheduler.submit(now_ns, source, message, task_class)
+
+    def _send_credit(self) -> None:
+        for address, client in self.credited.items():
+            self.out.append((address, Credit(client.absorbed)))
+            client.absorbed = 0
+        self.credited.clear()
+
+    def on_task_done(self, now_ns: int, source: Address, message: TaskDone) -> None:
+        """A worker reports the end of an attempt."""
+        worker = self._worker(source)
+        if worker is not None:
+            self.now_ns = self.scheduler.now_ns = now_ns
+            self.scheduler.task_done(now_ns, worker, message)
+
+    def on_blocked(self, now_ns: int, source: Address, message: Blocked) -> None:
+        """A worker's task waits in ``get``."""
+        worker = self._worker(source)
+        if worker is not None and worker.task_class is not None:
+            self.pool.lend(worker, worker.task_class.cpus)
+
+    def on_unblocked(self, now_ns: int, source: Address, message: Unblocked) -> None:
+        """A worker's task goes on."""
+        worker = self._worker(source)
+        if worker is not None:
+            self.pool.take_back(worker)
+
+    def on_returned(self, now_ns: int, source: Address, message: Returned) -> None:
+        """A worker gives tasks back that it has not started."""
+        worker = self._worker(source)
+        if worker is not None:
+            self.scheduler.returned(worker, message)
+
+    # --- objects ---------------------------------------------------------------------------------
+
+    def on_get(self, now_ns: int, source: Address, message: Get) -> None:
+        """Look up or subscribe."""
+        if self._known(source) is not None:
+            self.store.on_get(now_ns, source, message)
+
+    def on_acquire(self, now_ns: int, source: Address, message: Acquire) -> None:
+        """A process holds objects that it got from another."""
+        if self._known(source) is not None:
+            self.references.acquire(now_ns, source, message.object_ids)
+            if message.token:
+                self.out.append((source, Acked(message.token)))
+
+    def on_hold_for(self, now_ns: int, source: Address, message: HoldFor) -> None:
+        """A process passes objects on: the next one holds them before it lets go."""
+        if self._known(source) is not None:
+            if message.holder in self.clients:
+                self.references.acquire(now_ns, message.holder, message.object_ids)
+            self.out.append((source, Acked(message.token)))
+
+    def on_release(self, now_ns: int, source: Address, message: Release) -> None:
+        """A process lets go."""
+        self.now_ns = now_ns
+        self.references.release(source, message.object_ids)
+
+    def on_unpin(self, now_ns: int, source: Address, message: Unpin) -> None:
+        """A process looks away from extents."""
+        self.store.on_unpin(now_ns, source, message)
+
+    def on_publish(self, now_ns: int, source: Address, message: Publish) -> None:
+        """A value that lived in one process is shared from now on; that process holds it."""
+        client = self._known(source)
+        if client is None or message.value.kind in (EXTENT, FILE):
+            return
+        self.now_ns = now_ns
+        entry = self.store.announce(message.object_id)
+        # What was promised is held since then, unless it was released meanwhile.
+        if message.object_id in client.promised:
+            del client.promised[message.object_id]
+        else:
+            self.references.hold(source, entry)
+        self._seal(now_ns, entry, message.value)
+
+    def _seal(self, now_ns: int, entry: ObjectEntry, value: Value) -> None:
+        if value.contained and entry.value is None:
+            self.references.contain(now_ns, value.contained)
+        self.store.seal(entry, value)
+        self.references.free_if_unneeded(entry)
+
+    def on_promise(self, now_ns: int, source: Address, message: Promise) -> None:
+        """A process waits for actor calls whose results others need too."""
+        client = self._known(source)
+        if client is not None:
+            for object_id in message.object_ids:
+                client.promised[object_id] = None
+                self.references.hold(source, self.store.announce(object_id))
+
+    def on_create(self, now_ns: int, source: Address, message: Create) -> None:
+        """A process wants room for a large value."""
+        if self._known(source) is None:
+            return
+        holder = message.holder or source
+        entry = self.store.on_create(now_ns, source, message)
+        if entry is not None and holder in self.clients:
+            self.references.hold(holder, entry)
+
+    def on_seal(self, now_ns: int, source: Address, message: Seal) -> None:
+        """A large value is written."""
+        self.now_ns = now_ns
+        entry = self.store.objects.get(message.object_id)
+        if entry is not None and entry.creator == source:
+            self._seal(now_ns, entry, Value(EXTENT, contained=message.contained))
+
+    def on_abort(self, now_ns: int, source: Address, message: Abort) -> None:
+        """A process gives up on a value that it was to write."""
+        entry = self.store.on_abort(now_ns, source, message)
+        if entry is not None:
+            self.references.free_if_unneeded(entry)
+
+    # --- actors and reports ----------------------------------------------------------------------
+
+    def on_watch_actor(self, now_ns: int, source: Address, message: WatchActor) -> None:
+        """A process wants to call an actor."""
+        if self._known(source) is not None:
+            self.actors.watch(source, message.actor_id)
+
+    def on_kill_actor(self, now_ns: int, source: Address, message: KillActor) -> None:
+        """A process ends an actor."""
+        if self._known(source) is not None:
+            self.now_ns = now_ns
+            self.scheduler.kill_actor(now_ns, message.actor_id)
+
+    def on_query(self, now_ns: int, source: Address, message: Query) -> None:
+        """A process asks for a report."""
+        if self._known(source) is not None:
+            self.out.append((source, Answer(message.token, reports.report(self, message.what))))
+
+    # --- disk ------------------------------------------------------------------------------------
+
+    def on_spilled(self, now_ns: int, source: Address, message: Spilled) -> None:
+        """A spill file is complete."""
+        self.store.on_spilled(now_ns, source, message)
+
+    def on_spill_failed(self, now_ns: int, source: Address, message: SpillFailed) -> None:
+        """A spill file could not be written."""
+        self.store.on_spill_failed(now_ns, source, message)
+
+    # --- GCS and global scheduler ----------------------------------------------------------------
+
+    def introduce(self) -> None:
+        """Say hello to every shard; called once the links exist, and again when one was away."""
+        identity = self.identity
+        hello = NodeHello(
+            PROTOCOL_VERSION, identity.node_id, identity.incarnation, identity.pid, identity.host,
+            identity.endpoint, self.pool.resources.as_demand(),
+        )  # fmt: skip
+        self.out.extend((shard, hello) for shard in self.shards)
+
+    def on_shard_welcome(self, now_ns: int, source: Address, message: ShardWelcome) -> None:
+        """A shard knows this node, perhaps again: the global scheduler hears of it too."""
+        if self.shards and source == self.shards[0]:
+            self.reported = None
+            self._report(now_ns)
+            self.scheduler.resend_forwards()
+
+    def on_recorded(self, now_ns: int, source: Address, message: Recorded) -> None:
+        """A shard has our records."""
+        self.lineage.on_recorded(now_ns, source, message)
+
+    def on_table_answer(self, now_ns: int, source: Address, message: Any) -> None:
+        """An acknowledged table write; nothing waits for it."""
+
+    def on_refused(self, now_ns: int, source: Address, message: Refused) -> None:
+        """A shard does not accept us: the operator must know."""
+        self.out.append((RUNTIME, message))
+
+    def on_place(self, now_ns: int, source: Address, message: Place) -> None:
+        """The global scheduler chose this node for a task."""
+        if source in self.shards:
+            self.scheduler.place(message)
+
+    def on_infeasible(self, now_ns: int, source: Address, message: Infeasible) -> None:
+        """No node can run a task: it waits, and its submitter is told why."""
+        task = self.scheduler.forwarded.get(message.task_id)
+        if source not in self.shards or task is None:
+            return
+        asked = ", ".join(f"{amount:g} {name}" for name, amount in amounts_of(message.demand).items())
+        text = (
+            f"{message.name}() asks for {asked}, which no node can provide; it stays pending until one "
+            f"joins that can. {'; '.join(message.nodes) or 'no node is known'}"
+        )
+        number = task.task_class.number.to_bytes(8, "big")
+        if number not in self.warned:
+            self.warned[number] = None
+            self.out.append((task.submitter, Warn(text)))
+
+    def _report(self, now_ns: int) -> None:
+        """Tell the global scheduler our load: often while it changes, at least every second."""
+        if not self.shards:
+            self.report_at_ns = None
+            return
+        classes = [c for c in self.scheduler.classes.values() if c.run_ns]
+        average_ns = sum(c.run_ns for c in classes) // len(classes) if classes else 0
+        report = NodeReport(
+            self.identity.node_id, self.identity.incarnation, self.pool.resources.as_demand(),
+            self.pool.resources.free_demand(), self.scheduler.backlog(), average_ns, 0,
+        )  # fmt: skip
+        changed = report != self.reported
+        self.reported = report
+        self.out.append((self.shards[0], report))
+        interval_ns = self.config.heartbeat_interval_ns
+        self.report_at_ns = now_ns + (interval_ns if changed else 10 * interval_ns)
+
+
+def exit_workers(node: Node, reason: str) -> None:
+    """Ask every worker to end; for a node that is closing."""
+    node.out.extend((worker_id, Exit(reason)) for worker_id in node.pool.workers)
+
+
+Node.HANDLERS = {
+    Hello: Node.on_hello,
+    Goodbye: Node.on_goodbye,
+    ClientGone: Node.on_client_gone,
+    WorkerExited: Node.on_worker_exited,
+    Describe: Node.on_describe,
+    ExportFunction: Node.on_export_function,
+    Submit: Node.on_submit,
+    TaskDone: Node.on_task_done,
+    Blocked: Node.on_blocked,
+    Unblocked: Node.on_unblocked,
+    Returned: Node.on_returned,
+    Get: Node.on_get,
+    Acquire: Node.on_acquire,
+    HoldFor: Node.on_hold_for,
+    Release: Node.on_release,
+    Unpin: Node.on_unpin,
+    Publish: Node.on_publish,
+    Promise: Node.on_promise,
+    Create: Node.on_create,
+    Seal: Node.on_seal,
+    Abort: Node.on_abort,
+    WatchActor: Node.on_watch_actor,
+    KillActor: Node.on_kill_actor,
+    Query: Node.on_query,
+    Spilled: Node.on_spilled,
+    SpillFailed: Node.on_spill_failed,
+    ShardWelcome: Node.on_shard_welcome,
+    Recorded: Node.on_recorded,
+    TableReply: Node.on_table_answer,
+    TableChanged: Node.on_table_answer,
+    TablePage: Node.on_table_answer,
+    Refused: Node.on_refused,
+    Place: Node.on_place,
+    Infeasible: Node.on_infeasible,
+}

@@ -1,0 +1,470 @@
+"""The index of one node's object store: what is here, where, who looks at it, what must leave.
+
+Decides where new objects go, which sealed ones are spilled to disk when memory is short (least recently
+used first, never one that somebody looks at), and who is told when an object is sealed. It holds no
+payload of the arena, only offsets; small values are opaque bytes. Invariants: I1 (one value per id),
+I6 (no lost wake-up: ``Get`` looks up or subscribes in one step), I10 (sealed never changes), I11 (used at
+most capacity, mapped never evicted). Paper, section 4.2.3.
+
+An object moves ``PENDING -> CREATING -> SEALED`` or ``PENDING -> SEALED``; a creator that dies moves it back
+to ``PENDING``. A spilled object is read by mapping its file, so a full store can never block a reader.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from zray.config import Config
+from zray.core.extents import Extents
+from zray.core.machine import DISK, Address, Effect, invariant
+from zray.ids import short
+from zray.protocol import faults
+from zray.protocol.messages import (
+    AT_NODE,
+    EXTENT,
+    FILE,
+    INLINE,
+    Abort,
+    Create,
+    Created,
+    CreateFailed,
+    DeleteFile,
+    Get,
+    ObjectReady,
+    Spill,
+    Spilled,
+    SpillFailed,
+    Unpin,
+    Value,
+)
+
+PENDING, CREATING, SEALED = 0, 1, 2
+
+
+class ObjectEntry:
+    """One object known to the node; found in ``NodeStore.objects``."""
+
+    __slots__ = (
+        "creator",
+        "dependents",
+        "detached",
+        "holders",
+        "is_actor",
+        "known",
+        "maps",
+        "object_id",
+        "offset",
+        "on_disk",
+        "pins",
+        "size",
+        "spilling",
+        "state",
+        "value",
+        "subscribers",
+        "waiters",
+    )
+
+    def __init__(self, object_id: bytes) -> None:
+        self.object_id = object_id
+        self.state = PENDING
+        self.value: Value | None = None
+        self.holders = 0  # processes that hold it
+        self.pins = 0  # unfinished tasks and live containers that need it
+        self.maps = 0  # times its extent was handed out and not unpinned
+        self.waiters: list[Address] | None = None  # want the value
+        self.subscribers: list[Address] | None = None  # want to know that it is there
+        self.dependents: list[Any] | None = None  # tasks that wait for it
+        self.creator: Address | None = None
+        self.offset = -1
+        self.size = 0
+        self.known = False  # somebody said that it will have a value
+        self.spilling = False
+        self.on_disk = False
+        self.detached = False  # freed, but its extent is still being read or written
+        self.is_actor = False
+
+
+class NodeStore:
+    """Index of the objects of one node. Pure; shares its outbox with the machines of its node.
+
+    Args:
+        out: the node's outbox.
+        config: limits.
+        extents: the allocator of the arena.
+        is_alive: whether an address is a process that may be sent extents.
+        on_sealed: called with the tasks that waited for an object once it is sealed.
+    """
+
+    def __init__(
+        self,
+        out: list[Effect],
+        *,
+        config: Config,
+        extents: Extents,
+        is_alive: Callable[[Address], bool],
+        on_sealed: Callable[[list[Any]], None],
+    ) -> None:
+        self.out = out
+        self.config = config
+        self.extents = extents
+        self.is_alive = is_alive
+        self.on_sealed = on_sealed
+        self.objects: dict[bytes, ObjectEntry] = {}
+        self.evictable: dict[bytes, ObjectEntry] = {}  # sealed in the arena, least recently used first
+        self.mapped: dict[Address, dict[bytes, list[ObjectEntry]]] = {}
+        self.creating: dict[Address, dict[bytes, ObjectEntry]] = {}
+        self.waiting_creates: deque[tuple[Address, ObjectEntry]] = deque()
+        self.detached_spills: dict[bytes, ObjectEntry] = {}  # freed while their file was being written
+        self.strangers: dict[bytes, int] = {}  # object id nobody announced -> when to give up, ns
+        self.spilling = 0
+        self.spilled_bytes = 0
+        self.wake_at_ns: int | None = None
+
+    # --- entries ---------------------------------------------------------------------------------
+
+    def entry(self, object_id: bytes) -> ObjectEntry:
+        """The entry of an object, made if this is the first that is heard of it."""
+        entry = self.objects.get(object_id)
+        if entry is None:
+            entry = self.objects[object_id] = ObjectEntry(object_id)
+        return entry
+
+    def announce(self, object_id: bytes) -> ObjectEntry:
+        """The entry of an object that will have a value: somebody is going to make it."""
+        entry = self.entry(object_id)
+        if not entry.known:
+            entry.known = True
+            self.strangers.pop(object_id, None)
+        return entry
+
+    def watch_stranger(self, now_ns: int, entry: ObjectEntry) -> None:
+        """Give up on an object that nobody announces within a bound (its maker's word may be late)."""
+        if entry.known or entry.object_id in self.strangers:
+            return
+        deadline_ns = now_ns + self.config.stranger_patience_ns
+        self.strangers[entry.object_id] = deadline_ns
+        if self.wake_at_ns is None:
+            self.wake_at_ns = deadline_ns
+
+    def on_tick(self, now_ns: int) -> None:
+        """Fail the objects whose time is over."""
+        while self.strangers:
+            object_id, deadline_ns = next(iter(self.strangers.items()))
+            if deadline_ns > now_ns:
+                break
+            del self.strangers[object_id]
+            entry = self.objects.get(object_id)
+            if entry is not None and entry.state == PENDING:
+                reason = "no process of this cluster has it, made it or announced it"
+                self.seal(entry, faults.fault_value(faults.OBJECT_LOST, short(object_id), reason))
+        self.wake_at_ns = next(iter(self.strangers.values()), None)
+
+    # --- values in -------------------------------------------------------------------------------
+
+    def seal(self, entry: ObjectEntry, value: Value) -> None:
+        """Give an object its value and tell whoever waits. A second value is ignored (I1)."""
+        if entry.state == SEALED:
+            return
+        if entry.state == CREATING:
+            value = self._finish_creating(entry, value)
+        entry.known = True
+        entry.state = SEALED
+        entry.value = value
+        if value.kind == EXTENT:
+            self.evictable[entry.object_id] = entry
+        waiters, entry.waiters = entry.waiters, None
+        subscribers, entry.subscribers = entry.subscribers, None
+        dependents, entry.dependents = entry.dependents, None
+        if subscribers:
+            for subscriber in subscribers:
+                self.notify(subscriber, entry)
+        if waiters:
+            for waiter in waiters:
+                self.send_ready(waiter, entry)
+        if dependents:
+            self.on_sealed(dependents)
+
+    def _finish_creating(self, entry: ObjectEntry, value: Value) -> Value:
+        """The value as it lies in the room that was allocated; the room goes if it is not used."""
+        self._forget_creator(entry)
+        if value.kind not in (EXTENT, FILE):
+            self._drop_room(entry)
+            return value
+        if entry.offset < 0:
+            entry.on_disk = True
+            self.spilled_bytes += entry.size
+            return Value(FILE, b"", 0, entry.size, value.contained)
+        return Value(EXTENT, b"", entry.offset, entry.size, value.contained)
+
+    def on_create(self, now_ns: int, source: Address, message: Create) -> ObjectEntry | None:
+        """Allocate room; returns the entry unless the request makes no sense any more."""
+        entry = self.announce(message.object_id)
+        if entry.state == SEALED or (entry.state == CREATING and entry.creator != source):
+            detail = "the object already has a value" if entry.state == SEALED else "another process writes it"
+            self.out.append((source, CreateFailed(message.object_id, message.size, 0, detail)))
+            return None
+        if entry.state == CREATING:  # the request was repeated
+            self._send_created(entry)
+            return entry
+        if message.size > self.extents.capacity_bytes:
+            failed = CreateFailed(message.object_id, message.size, self.extents.capacity_bytes)
+            self.out.append((source, failed))
+            return None
+        entry.state = CREATING
+        entry.creator = source
+        entry.size = message.size
+        self.creating.setdefault(source, {})[message.object_id] = entry
+        self.waiting_creates.append((source, entry))
+        self.admit()
+        return entry
+
+    def on_abort(self, now_ns: int, source: Address, message: Abort) -> ObjectEntry | None:
+        """The creator gives up; the object waits for another maker."""
+        entry = self.objects.get(message.object_id)
+        if entry is None or entry.state != CREATING or entry.creator != source:
+            return None
+        self._abandon(entry)
+        return entry
+
+    def _abandon(self, entry: ObjectEntry) -> None:
+        self._forget_creator(entry)
+        self._drop_room(entry)
+        entry.state = PENDING
+        self.admit()
+
+    def _forget_creator(self, entry: ObjectEntry) -> None:
+        creator, entry.creator = entry.creator, None
+        if creator is not None:
+            mine = self.creating[creator]
+            del mine[entry.object_id]
+            if not mine:
+                del self.creating[creator]
+
+    def _drop_room(self, entry: ObjectEntry) -> None:
+        if entry.offset >= 0:
+            self.extents.free(entry.offset)
+            entry.offset = -1
+        else:
+            self.out.append((DISK, DeleteFile(entry.object_id)))
+        entry.size = 0
+
+    # --- room ------------------------------------------------------------------------------------
+
+    def admit(self) -> None:
+        """Allocate for waiting creators in their order, spilling what nobody looks at if need be."""
+        waiting = self.waiting_creates
+        while waiting:
+            creator, entry = waiting[0]
+            if entry.state != CREATING or entry.creator != creator or entry.offset >= 0:
+                waiting.popleft()
+                continue
+            offset = self.extents.allocate(entry.size)
+            if offset is None:
+                if self._make_room(entry.size):
+                    return  # a spill is under way; its end comes back here
+                offset = self.extents.allocate(entry.size)
+            waiting.popleft()
+            entry.offset = -1 if offset is None else offset
+            self._send_created(entry)
+
+    def _make_room(self, need_bytes: int) -> bool:
+        """Start to spill until ``need_bytes`` are on their way out; False if nothing more can leave."""
+        leaving = 0
+        for object_id in list(self.evictable):
+            entry = self.evictable[object_id]
+            if entry.maps == 0 and not entry.spilling:
+                if entry.on_disk:
+                    self._to_file(entry)
+                    continue
+                entry.spilling = True
+                self.spilling += 1
+                self.out.append((DISK, Spill(object_id, entry.offset, entry.size)))
+            if entry.spilling:
+                leaving += entry.size
+                if leaving >= need_bytes:
+                    break
+        return self.spilling > 0
+
+    def _to_file(self, entry: ObjectEntry) -> None:
+        """The object's file replaces its extent."""
+        value = entry.value
+        assert value is not None
+        del self.evictable[entry.object_id]
+        self.extents.free(entry.offset)
+        entry.offset = -1
+        entry.value = Value(FILE, b"", 0, entry.size, value.contained)
+
+    def _send_created(self, entry: ObjectEntry) -> None:
+        assert entry.creator is not None
+        kind = EXTENT if entry.offset >= 0 else FILE
+        self.out.append((entry.creator, Created(entry.object_id, kind, max(entry.offset, 0))))
+
+    def on_spilled(self, now_ns: int, source: Address, message: Spilled) -> None:
+        """A file is complete: free the extent unless somebody looks at it."""
+        entry = self._end_spill(message.object_id)
+        if entry is not None:
+            entry.on_disk = True
+            self.spilled_bytes += entry.size
+            if entry.maps == 0:
+                self._to_file(entry)
+        self.admit()
+
+    def on_spill_failed(self, now_ns: int, source: Address, message: SpillFailed) -> None:
+        """The disk took nothing: the object stays, and the creators that wait hear why."""
+        entry = self._end_spill(message.object_id)
+        if entry is not None:
+            self.evictable.pop(message.object_id)  # do not try this one again and again
+            self.evictable[message.object_id] = entry
+        waiting, self.waiting_creates = self.waiting_creates, deque()
+        for creator, wanted in waiting:
+            if wanted.state == CREATING and wanted.creator == creator and wanted.offset < 0:
+                failed = CreateFailed(wanted.object_id, wanted.size, self.extents.capacity_bytes, message.detail)
+                self._forget_creator(wanted)
+                wanted.state = PENDING
+                self.out.append((creator, failed))
+
+    def _end_spill(self, object_id: bytes) -> ObjectEntry | None:
+        """The entry whose spill ended, or ``None`` if the object was freed meanwhile."""
+        self.spilling -= 1
+        entry = self.evictable.get(object_id)
+        if entry is not None:
+            entry.spilling = False
+            return entry
+        gone = self.detached_spills.pop(object_id)
+        gone.spilling = False
+        self._release_extent(gone)
+        self.out.append((DISK, DeleteFile(object_id)))
+        return None
+
+    # --- values out ------------------------------------------------------------------------------
+
+    def on_get(self, now_ns: int, source: Address, message: Get) -> None:
+        """Answer for every sealed object; remember the reader of the others."""
+        for object_id in message.object_ids:
+            entry = self.entry(object_id)
+            if entry.state != SEALED:
+                self.watch_stranger(now_ns, entry)
+            if not message.fetch:
+                self.subscribe(source, entry)
+            elif entry.state == SEALED:
+                self.send_ready(source, entry)
+            elif entry.waiters is None:
+                entry.waiters = [source]
+            else:
+                entry.waiters.append(source)  # twice is right: one answer per Get
+
+    def subscribe(self, reader: Address, entry: ObjectEntry) -> None:
+        """Tell ``reader`` when the object is sealed, now if it is."""
+        if entry.state == SEALED:
+            self.notify(reader, entry)
+        elif entry.subscribers is None:
+            entry.subscribers = [reader]
+        elif reader not in entry.subscribers:
+            entry.subscribers.append(reader)
+
+    def unsubscribe(self, reader: Address, entry: ObjectEntry) -> None:
+        """``reader`` no longer wants to know of the object, or see it."""
+        for readers in (entry.subscribers, entry.waiters):
+            while readers and reader in readers:
+                readers.remove(reader)
+
+    def notify(self, reader: Address, entry: ObjectEntry) -> None:
+        """Tell that an object is sealed: a small value itself, of a large one only that it is here."""
+        value = entry.value
+        assert value is not None
+        if value.kind in (EXTENT, FILE):
+            value = Value(AT_NODE, b"", 0, entry.size)
+        self.out.append((reader, ObjectReady(entry.object_id, value)))
+
+    def send_ready(self, reader: Address, entry: ObjectEntry) -> None:
+        """Send a sealed object to a living reader."""
+        if self.is_alive(reader):
+            self.out.append((reader, self.ready(reader, entry)))
+
+    def ready(self, reader: Address, entry: ObjectEntry) -> ObjectReady:
+        """The message that shows a sealed object to ``reader``; an extent is pinned for it."""
+        value = entry.value
+        assert value is not None
+        if value.kind == EXTENT:
+            entry.maps += 1
+            self.mapped.setdefault(reader, {}).setdefault(entry.object_id, []).append(entry)
+            self.evictable[entry.object_id] = self.evictable.pop(entry.object_id)
+        return ObjectReady(entry.object_id, value)
+
+    def on_unpin(self, now_ns: int, source: Address, message: Unpin) -> None:
+        """A reader looks away, once per id."""
+        mine = self.mapped.get(source)
+        if mine is None:
+            return
+        for object_id in message.object_ids:
+            entries = mine.get(object_id)
+            if entries:
+                self._unmap(entries.pop())
+                if not entries:
+                    del mine[object_id]
+        if not mine:
+            del self.mapped[source]
+        self.admit()
+
+    def _unmap(self, entry: ObjectEntry) -> None:
+        entry.maps -= 1
+        if entry.maps == 0:
+            if entry.detached:
+                self._release_extent(entry)
+            elif entry.on_disk and self.waiting_creates:
+                self._to_file(entry)
+
+    # --- end of life -----------------------------------------------------------------------------
+
+    def free(self, entry: ObjectEntry) -> tuple[bytes, ...]:
+        """Forget an object that nobody needs; returns the ids it contained."""
+        del self.objects[entry.object_id]
+        if not entry.known:
+            self.strangers.pop(entry.object_id, None)
+        value = entry.value
+        if value is None or value.kind == INLINE:
+            return value.contained if value is not None else ()
+        if value.kind == EXTENT:
+            del self.evictable[entry.object_id]
+            entry.detached = True
+            if entry.spilling:
+                self.detached_spills[entry.object_id] = entry
+            else:
+                self._release_extent(entry)
+                self.admit()
+        if entry.on_disk:
+            self.spilled_bytes -= entry.size
+            self.out.append((DISK, DeleteFile(entry.object_id)))
+        return value.contained
+
+    def _release_extent(self, entry: ObjectEntry) -> None:
+        if entry.maps == 0 and not entry.spilling and entry.offset >= 0:
+            self.extents.free(entry.offset)
+            entry.offset = -1
+
+    def client_gone(self, client: Address) -> None:
+        """A process is gone: it looks at nothing and finishes nothing any more."""
+        for entries in self.mapped.pop(client, {}).values():
+            for entry in entries:
+                self._unmap(entry)
+        for entry in list(self.creating.get(client, {}).values()):
+            self._abandon(entry)
+        self.admit()
+
+    def check(self) -> None:
+        """Walk everything (I10, I11)."""
+        maps: dict[bytes, int] = {}
+        for mine in self.mapped.values():
+            for object_id, entries in mine.items():
+                maps[object_id] = maps.get(object_id, 0) + sum(not entry.detached for entry in entries)
+        for object_id, entry in self.objects.items():
+            invariant(entry.maps == maps.get(object_id, 0), "maps of", short(object_id), entry.maps)
+            invariant((entry.state == SEALED) == (entry.value is not None), "value of", short(object_id))
+            in_arena = entry.value is not None and entry.value.kind == EXTENT
+            invariant(in_arena == (object_id in self.evictable), "evictable", short(object_id))
+            invariant((entry.state == CREATING) == (entry.creator is not None), "creator", short(object_id))
+            invariant(entry.state == SEALED or entry.maps == 0, "mapped before sealed", short(object_id))
+        invariant(0 <= self.extents.used_bytes <= self.extents.capacity_bytes, "I11")
+        self.extents.check()

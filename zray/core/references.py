@@ -1,0 +1,187 @@
+"""How long an object and its lineage must live on this node.
+
+An object is needed while a process holds it, an unfinished task takes it or borrows it, or a live object
+contains it. The lineage of a task is needed while one of its return values is, or while the lineage of a
+task that consumed one is, because rebuilding that one could mean running this one again (paper, section
+4.2.3). When the last need ends the object is freed, and so on through what it contained.
+
+The one rule that keeps this right across processes: *an acquire is acknowledged before what it came out of
+is released*. On one link the order of messages does that; across links the sender waits for ``Acked``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from zray.core.machine import Address, invariant
+from zray.core.node_store import PENDING, SEALED, NodeStore, ObjectEntry
+from zray.ids import producer_of, short
+
+
+class References:
+    """Counts of need, per object and per task. Pure; works on the entries of a :class:`NodeStore`.
+
+    Args:
+        store: the index whose entries are counted and freed.
+        on_lineage_released: called with a task id once its record can never be needed again.
+        on_actor_released: called with the creation object of an actor that nobody holds any more.
+        lineage_max: tasks whose lineage is followed; the oldest are given up first (I15).
+    """
+
+    def __init__(
+        self,
+        store: NodeStore,
+        *,
+        on_lineage_released: Callable[[bytes], None],
+        on_actor_released: Callable[[bytes], None],
+        lineage_max: int,
+    ) -> None:
+        self.store = store
+        self.on_lineage_released = on_lineage_released
+        self.on_actor_released = on_actor_released
+        self.lineage_max = lineage_max
+        self.held: dict[Address, dict[bytes, None]] = {}
+        self.lineage: dict[bytes, tuple[list[int], tuple[bytes, ...]]] = {}  # task -> ([needs], deps)
+        self.lineage_truncated = 0
+
+    # --- processes -------------------------------------------------------------------------------
+
+    def hold(self, client: Address, entry: ObjectEntry) -> None:
+        """``client`` holds the object from now on; once is as good as twice."""
+        held = self.held.get(client)
+        if held is None:
+            held = self.held[client] = {}
+        if entry.object_id not in held:
+            held[entry.object_id] = None
+            entry.holders += 1
+
+    def acquire(self, now_ns: int, client: Address, object_ids: Iterable[bytes]) -> None:
+        """``client`` holds these, known here or not yet."""
+        for object_id in object_ids:
+            entry = self.store.entry(object_id)
+            self.store.watch_stranger(now_ns, entry)
+            self.hold(client, entry)
+
+    def release(self, client: Address, object_ids: Iterable[bytes]) -> None:
+        """``client`` does not hold these any more; what it never held is ignored."""
+        held = self.held.get(client)
+        if held is None:
+            return
+        objects = self.store.objects
+        for object_id in object_ids:
+            if object_id not in held:
+                continue
+            del held[object_id]
+            entry = objects[object_id]
+            entry.holders -= 1
+            if entry.subscribers or entry.waiters:
+                self.store.unsubscribe(client, entry)
+            self.free_if_unneeded(entry)
+
+    def client_gone(self, client: Address) -> None:
+        """Everything that a process held is released."""
+        held = self.held.get(client)
+        if held is not None:
+            self.release(client, list(held))
+            del self.held[client]
+
+    # --- tasks and containers --------------------------------------------------------------------
+
+    def pin(self, entry: ObjectEntry) -> None:
+        """An unfinished task or a live container needs the object."""
+        entry.pins += 1
+
+    def unpin(self, entry: ObjectEntry) -> None:
+        """Take one :meth:`pin` back."""
+        entry.pins -= 1
+        self.free_if_unneeded(entry)
+
+    def contain(self, now_ns: int, object_ids: Iterable[bytes]) -> None:
+        """A sealed object contains these: they live at least as long."""
+        for object_id in object_ids:
+            entry = self.store.entry(object_id)
+            self.store.watch_stranger(now_ns, entry)
+            entry.pins += 1
+
+    def free_if_unneeded(self, entry: ObjectEntry) -> None:
+        """Free the object, and what only it contained, if nothing needs it.
+
+        An object that is still to come is kept: whoever makes it finds the entry and frees it then.
+        """
+        if entry.holders or entry.pins:
+            return
+        unneeded = [entry]
+        objects = self.store.objects
+        while unneeded:
+            entry = unneeded.pop()
+            if entry.state != SEALED and (entry.known or entry.state != PENDING or entry.dependents):
+                continue
+            contained = self.store.free(entry)
+            if entry.is_actor:
+                self.on_actor_released(entry.object_id)
+            self._output_gone(entry.object_id)
+            for object_id in contained:
+                inner = objects[object_id]
+                inner.pins -= 1
+                if not inner.holders and not inner.pins:
+                    unneeded.append(inner)
+
+    # --- lineage ---------------------------------------------------------------------------------
+
+    def follow_lineage(self, task_id: bytes, num_returns: int, deps: tuple[bytes, ...]) -> None:
+        """Keep a task's record until its outputs and its consumers' records are gone."""
+        lineage = self.lineage
+        if task_id in lineage:
+            return
+        producers = tuple(dict.fromkeys(producer_of(dep) for dep in deps)) if deps else ()
+        followed = tuple(producer for producer in producers if producer in lineage)
+        for producer in followed:
+            lineage[producer][0][0] += 1
+        lineage[task_id] = ([num_returns], followed)
+        if len(lineage) > self.lineage_max:
+            self._truncate()
+
+    def _output_gone(self, object_id: bytes) -> None:
+        task_id = producer_of(object_id)
+        if task_id in self.lineage:
+            self._lineage_unneeded(task_id)
+
+    def _lineage_unneeded(self, task_id: bytes) -> None:
+        """One need of a record is gone; release it, and up its inputs, at the last."""
+        ending = [task_id]
+        lineage = self.lineage
+        while ending:
+            task_id = ending.pop()
+            record = lineage.get(task_id)
+            if record is None:
+                continue  # truncated before
+            needs, producers = record
+            needs[0] -= 1
+            if needs[0] == 0:
+                del lineage[task_id]
+                self.on_lineage_released(task_id)
+                ending.extend(producers)
+
+    def _truncate(self) -> None:
+        """Give up the oldest record: its objects can no more be rebuilt, which is said if they are lost."""
+        oldest = next(iter(self.lineage))
+        _, producers = self.lineage.pop(oldest)
+        self.lineage_truncated += 1
+        self.on_lineage_released(oldest)
+        for producer in producers:
+            self._lineage_unneeded(producer)
+
+    def check(self) -> None:
+        """Walk everything: counts equal what they count, and nothing unneeded is kept."""
+        holders: dict[bytes, int] = {}
+        for held in self.held.values():
+            for object_id in held:
+                holders[object_id] = holders.get(object_id, 0) + 1
+        for object_id, entry in self.store.objects.items():
+            invariant(entry.holders == holders.pop(object_id, 0), "holders of", short(object_id))
+            invariant(entry.pins >= 0, "pins of", short(object_id), entry.pins)
+            needed = entry.holders or entry.pins or entry.state != SEALED
+            invariant(bool(needed), "kept without need:", short(object_id))
+        invariant(not holders, "held but unknown:", [short(object_id) for object_id in holders])
+        for task_id, (needs, _) in self.lineage.items():
+            invariant(needs[0] > 0, "lineage kept without need:", short(task_id))

@@ -1,0 +1,145 @@
+"""Reports of a node for people and tools, as JSON: what it has, what runs, what waits and for what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from zray.core.node_store import SEALED
+from zray.core.resources import amounts_of
+from zray.core.worker_pool import DEDICATED, IDLE, STARTING
+
+if TYPE_CHECKING:
+    from zray.core.node import Node
+
+ROWS_MAX = 10_000
+
+_encode = msgspec.json.encode
+
+
+def report(node: Node, what: str) -> bytes:
+    """The JSON document for ``what``; an unknown name is answered with the known ones."""
+    make = _REPORTS.get(what)
+    if make is None:
+        return _encode({"error": f"no report {what!r}; there are {sorted(_REPORTS)}"})
+    return _encode(make(node))
+
+
+def _resources(node: Node) -> dict[str, Any]:
+    pool = node.pool.resources
+    return {"total": amounts_of(pool.as_demand()), "available": amounts_of(pool.free_demand())}
+
+
+def _node(node: Node) -> dict[str, Any]:
+    identity, store = node.identity, node.store
+    return {
+        "node_id": identity.node_id.hex(),
+        "host": identity.host,
+        "pid": identity.pid,
+        "endpoint": identity.endpoint,
+        "alive": True,
+        **_resources(node),
+        "store": {
+            "capacity_bytes": store.extents.capacity_bytes,
+            "used_bytes": store.extents.used_bytes,
+            "spilled_bytes": store.spilled_bytes,
+            "objects": len(store.objects),
+        },
+        "tasks": {
+            "unfinished": len(node.scheduler.tasks),
+            "finished": node.scheduler.finished,
+            "retried": node.scheduler.retried,
+            "forwarded": len(node.scheduler.forwarded),
+        },
+        "lineage": {
+            "followed": len(node.references.lineage),
+            "truncated": node.references.lineage_truncated,
+            "unacknowledged": node.lineage.unacked_records,
+            "dropped": node.lineage.dropped,
+        },
+    }
+
+
+def _workers(node: Node) -> list[dict[str, Any]]:
+    names = {STARTING: "starting", IDLE: "idle", DEDICATED: "actor"}
+    rows = []
+    for worker in list(node.pool.workers.values())[:ROWS_MAX]:
+        client = node.clients.get(worker.worker_id)
+        state = "blocked" if worker.blocked else names.get(worker.state, "busy")
+        rows.append(
+            {
+                "worker_id": worker.worker_id.hex(),
+                "pid": client.pid if client is not None else None,
+                "state": state,
+                "tasks": [task_id.hex() for task_id in worker.queue],
+                "actor_id": worker.actor_id.hex() or None,
+            }
+        )
+    return rows
+
+
+def _tasks(node: Node) -> list[dict[str, Any]]:
+    places: dict[bytes, str] = {}
+    for worker in node.pool.workers.values():
+        for position, task_id in enumerate(worker.queue):
+            places[task_id] = "queued on its worker" if position else "running"
+    places.update(dict.fromkeys(node.scheduler.forwarded, "forwarded"))
+    rows = []
+    for task_id, task in list(node.scheduler.tasks.items())[:ROWS_MAX]:
+        objects = node.store.objects
+        missing = [dep.hex() for dep in task.spec.deps if objects[dep].state != SEALED]
+        rows.append(
+            {
+                "task_id": task_id.hex(),
+                "name": task.task_class.descriptor.name,
+                "attempt": task.attempt,
+                "state": "waiting for inputs" if missing else places.get(task_id, "ready"),
+                "missing": missing,
+                "demand": amounts_of(task.task_class.demand),
+            }
+        )
+    return rows
+
+
+def _actors(node: Node) -> list[dict[str, Any]]:
+    names = ("pending", "alive", "dead")
+    rows = []
+    for actor_id, entry in list(node.actors.entries.items())[:ROWS_MAX]:
+        client = node.clients.get(entry.worker.worker_id) if entry.worker is not None else None
+        rows.append(
+            {
+                "actor_id": actor_id.hex(),
+                "name": entry.name,
+                "state": names[entry.state.state],
+                "pid": client.pid if client is not None else None,
+            }
+        )
+    return rows
+
+
+def _objects(node: Node) -> list[dict[str, Any]]:
+    places = ("inline", "error", "arena", "disk", "fault")
+    rows = []
+    for object_id, entry in list(node.store.objects.items())[:ROWS_MAX]:
+        rows.append(
+            {
+                "object_id": object_id.hex(),
+                "place": places[entry.value.kind] if entry.value is not None else "pending",
+                "size_bytes": entry.size if entry.size or entry.value is None else len(entry.value.data),
+                "holders": entry.holders,
+                "pins": entry.pins,
+                "maps": entry.maps,
+            }
+        )
+    return rows
+
+
+_REPORTS = {
+    "resources": _resources,
+    "node": _node,
+    "workers": _workers,
+    "tasks": _tasks,
+    "actors": _actors,
+    "objects": _objects,
+}

@@ -1,0 +1,260 @@
+"""The workers of one node: starting, idle, busy, blocked; how many there should be.
+
+A worker runs tasks of one job only, one at a time, and may hold a few short ones of the same class behind the
+running one (run-ahead). It is *found* in ``workers`` for its whole life and in ``idle`` while it has nothing
+to do. Its demand is held while it has work, except for the CPUs of a worker that is blocked in ``get``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from zray.config import Config
+from zray.core.machine import WORKER_POOL, Address, Effect, invariant
+from zray.core.resources import ResourcePool
+from zray.protocol.messages import ACTOR, Describe, KillWorker, StartWorker, Submit
+
+STARTING, IDLE, BUSY, DEDICATED = 0, 1, 2, 3
+NO_JOB = b""
+
+
+class TaskClass:
+    """The tasks of one job with one descriptor: same code, same demand, same expected run time."""
+
+    __slots__ = ("cpus", "demand", "descriptor", "job_id", "may_run_ahead", "number", "ready", "run_ns")
+
+    def __init__(self, descriptor: Describe, job_id: bytes, number: int) -> None:
+        self.number = number
+        self.descriptor = descriptor
+        self.job_id = job_id
+        self.demand = descriptor.demand
+        self.cpus = tuple(part for part in descriptor.demand if part[0] == "CPU")
+        self.ready: deque[TaskEntry] = deque()
+        self.run_ns = 0  # exponential average; 0: nothing ran yet
+        # Behind a task that must not run twice nobody queues: if the worker dies, what was not
+        # reported might have run.
+        self.may_run_ahead = descriptor.kind != ACTOR and descriptor.max_retries != 0
+
+
+class TaskEntry:
+    """One unfinished task; found in ``LocalScheduler.tasks``."""
+
+    __slots__ = ("alone", "attempt", "hops", "retries_left", "spec", "submitter", "task_class", "unmet")
+
+    def __init__(self, spec: Submit, task_class: TaskClass, submitter: Address) -> None:
+        self.spec = spec
+        self.task_class = task_class
+        self.submitter = submitter
+        self.attempt = 0
+        self.retries_left = task_class.descriptor.max_retries
+        self.unmet = 0  # dependencies that are not sealed yet
+        self.alone = False  # its worker died: no run-ahead with it, so that blame is exact
+        self.hops = 0
+
+
+class Worker:
+    """One worker process; ``queue`` holds what was sent to it, the running task first."""
+
+    __slots__ = (
+        "actor_id",
+        "endpoint",
+        "held",
+        "idle_since_ns",
+        "job_id",
+        "known",
+        "lent",
+        "progress_ns",
+        "queue",
+        "recalled",
+        "started_ns",
+        "state",
+        "task_class",
+        "worker_id",
+    )
+
+    def __init__(self, worker_id: Address, now_ns: int) -> None:
+        self.worker_id = worker_id
+        self.state = STARTING
+        self.started_ns = now_ns
+        self.idle_since_ns = now_ns
+        self.progress_ns = now_ns
+        self.queue: dict[bytes, TaskEntry] = {}
+        self.held: tuple[tuple[str, int], ...] = ()
+        self.lent: tuple[tuple[str, int], ...] = ()  # CPUs given back while it is blocked
+        self.task_class: TaskClass | None = None
+        self.recalled = False  # asked to give back its queue; no run-ahead until it makes progress
+        self.job_id = NO_JOB
+        self.actor_id = b""
+        self.endpoint = ""
+        self.known: dict[bytes, None] = {}  # descriptors, functions and jobs it was told about
+
+    @property
+    def blocked(self) -> bool:
+        """Whether its CPUs are lent out."""
+        return bool(self.lent)
+
+
+class WorkerPool:
+    """All workers of a node and the resources they hold. Pure; shares its node's outbox."""
+
+    def __init__(self, out: list[Effect], *, resources: ResourcePool, config: Config, node_id: bytes) -> None:
+        self.out = out
+        self.resources = resources
+        self.config = config
+        self.node_id = node_id
+        self.workers: dict[Address, Worker] = {}
+        self.idle: dict[bytes, dict[Address, Worker]] = {}  # job -> idle workers, oldest first
+        self.busy: dict[Address, Worker] = {}
+        self.starting = 0
+        self.started = 0  # workers ever started; part of their ids
+
+    def start(self, now_ns: int) -> Worker:
+        """Fork one more worker."""
+        self.started += 1
+        worker = Worker(self.node_id[:12] + self.started.to_bytes(4, "big"), now_ns)
+        self.workers[worker.worker_id] = worker
+        self.starting += 1
+        self.out.append((WORKER_POOL, StartWorker(worker.worker_id)))
+        return worker
+
+    def introduced(self, now_ns: int, worker: Worker, endpoint: str) -> None:
+        """A forked worker is ready."""
+        if worker.state == STARTING:
+            self.starting -= 1
+            worker.endpoint = endpoint
+            self._to_idle(now_ns, worker)
+
+    def idle_for(self, job_id: bytes) -> Worker | None:
+        """An idle worker that may run tasks of the job: one that ran some before, else a fresh one."""
+        for key in (job_id, NO_JOB):
+            idle = self.idle.get(key)
+            if idle:
+                # The one that was busy last: its caches are warm, and the others may end.
+                _, worker = idle.popitem()
+                return worker
+        return None
+
+    def occupy(self, now_ns: int, worker: Worker, task_class: TaskClass) -> None:
+        """A worker taken from :meth:`idle_for` starts to work for a class; its demand is held."""
+        self.resources.take(task_class.demand)
+        worker.held = task_class.demand
+        worker.task_class = task_class
+        worker.job_id = task_class.job_id
+        worker.state = BUSY
+        worker.recalled = False
+        worker.progress_ns = now_ns
+        self.busy[worker.worker_id] = worker
+
+    def dedicate(self, worker: Worker, actor_id: bytes) -> None:
+        """A busy worker is an actor from now on and keeps what it holds."""
+        del self.busy[worker.worker_id]
+        worker.state = DEDICATED
+        worker.actor_id = actor_id
+
+    def vacate(self, now_ns: int, worker: Worker) -> None:
+        """A worker has nothing left to do."""
+        self._give_back(worker)
+        worker.task_class = None
+        del self.busy[worker.worker_id]
+        self._to_idle(now_ns, worker)
+
+    def _to_idle(self, now_ns: int, worker: Worker) -> None:
+        worker.state = IDLE
+        worker.idle_since_ns = now_ns
+        self.idle.setdefault(worker.job_id, {})[worker.worker_id] = worker
+
+    def _give_back(self, worker: Worker) -> None:
+        if worker.lent:
+            kept = tuple(part for part in worker.held if part not in worker.lent)
+            self.resources.give(kept)
+            worker.lent = ()
+        else:
+            self.resources.give(worker.held)
+        worker.held = ()
+
+    def lend(self, worker: Worker, cpus: tuple[tuple[str, int], ...]) -> None:
+        """The worker waits in ``get``: its CPUs are free for others (never its GPUs)."""
+        if not worker.lent and cpus and worker.held:
+            worker.lent = cpus
+            self.resources.give(cpus)
+
+    def take_back(self, worker: Worker) -> None:
+        """The worker goes on, at once, even if its CPUs are in use: waiting could block for ever."""
+        if worker.lent:
+            self.resources.oversubscribe(worker.lent)
+            worker.lent = ()
+
+    def remove(self, worker: Worker) -> None:
+        """A worker process is gone."""
+        del self.workers[worker.worker_id]
+        if worker.state == STARTING:
+            self.starting -= 1
+        self._forget_idle(worker)
+        self.busy.pop(worker.worker_id, None)
+        self._give_back(worker)
+
+    def _forget_idle(self, worker: Worker) -> None:
+        idle = self.idle.get(worker.job_id)
+        if idle is not None:
+            idle.pop(worker.worker_id, None)
+            if not idle:
+                del self.idle[worker.job_id]
+
+    def kill(self, worker: Worker) -> None:
+        """End a worker process; its end is reported like any other."""
+        self._forget_idle(worker)
+        self.out.append((WORKER_POOL, KillWorker(worker.worker_id)))
+
+    def wanted(self, ready: list[TaskClass]) -> int:
+        """How many more workers the ready tasks could use now, beyond those that are starting."""
+        free = dict(self.resources.free)
+        count = 0
+        for task_class in ready:
+            room = len(task_class.ready)
+            for name, amount in task_class.demand:
+                room = min(room, max(0, free.get(name, 0)) // amount)
+            for name, amount in task_class.demand:
+                free[name] -= room * amount
+            count += room
+        return min(count - self.starting, self.config.workers_max - len(self.workers))
+
+    def make_way(self, count: int) -> None:
+        """End idle workers of other jobs, so that a full pool can start ``count`` for this one."""
+        for idle in list(self.idle.values()):
+            for worker in list(idle.values()):
+                if count <= 0:
+                    return
+                self.kill(worker)
+                count -= 1
+
+    def surplus(self, now_ns: int, keep: int) -> list[Worker]:
+        """Idle workers beyond ``keep`` whose time is over, the longest idle first."""
+        idle = [worker for group in self.idle.values() for worker in group.values()]
+        idle.sort(key=lambda worker: worker.idle_since_ns)
+        extra = max(0, len(idle) - keep)
+        return [w for w in idle[:extra] if w.idle_since_ns + self.config.worker_idle_ns <= now_ns]
+
+    def overdue(self, now_ns: int) -> list[Worker]:
+        """Forked workers that did not introduce themselves in time."""
+        if not self.starting:
+            return []
+        timeout_ns = self.config.worker_start_timeout_ns
+        return [
+            w for w in self.workers.values() if w.state == STARTING and w.started_ns + timeout_ns <= now_ns
+        ]
+
+    def check(self) -> None:
+        """I4, and every worker is where its state says."""
+        held = []
+        for worker in self.workers.values():
+            kept = worker.held
+            if worker.lent:
+                kept = tuple(part for part in worker.held if part not in worker.lent)
+            held.append(kept)
+            in_idle = worker.worker_id in self.idle.get(worker.job_id, {})
+            invariant(not in_idle or worker.state == IDLE, "idle worker in state", worker.state)
+            invariant((worker.worker_id in self.busy) == (worker.state == BUSY), "busy worker", worker.state)
+            invariant(worker.state != IDLE or not worker.queue, "idle worker with a queue")
+        self.resources.check(held)
+        count = sum(worker.state == STARTING for worker in self.workers.values())
+        invariant(count == self.starting, "starting", self.starting, "counted", count)

@@ -1,0 +1,144 @@
+"""The one event loop of ``zray-node`` and ``zray-gcs``: drain, pump, act.
+
+One turn takes whatever has arrived (bounded), feeds it to the machines in one batch, carries out the local
+effects and then sends the rest, one frame per peer. Local effects come first, so that what a machine wrote
+to its log is on disk before anybody is told.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from zray.core.machine import Address, Machine, pump
+from zray.runtime.transport import Transport
+
+FRAMES_PER_TURN_MAX = 256
+
+Service = Callable[[list[Any]], None]
+
+
+class Loop:
+    """Drive machines with one transport and local services until stopped.
+
+    Args:
+        machines: the machines; a message goes to every one whose ``HANDLERS`` has its type.
+        transport: the socket.
+        services: reserved address -> function that carries out the messages sent there.
+    """
+
+    def __init__(
+        self, machines: list[Any], transport: Transport, services: dict[Address, Service]
+    ) -> None:
+        self.machines: list[Machine] = machines
+        self.transport = transport
+        self.services = services
+        self._posted: deque[tuple[Address, Any]] = deque()
+        self._callbacks: dict[int, Callable[[], None]] = {}
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self._running = True
+        self.watch_fd(self._wake_read, self._drain_wakes)
+
+    def post(self, source: Address, message: Any) -> None:
+        """Feed a message to the machines in the next turn. For the loop's own thread."""
+        self._posted.append((source, message))
+
+    def post_threadsafe(self, source: Address, message: Any) -> None:
+        """The same from any thread or signal handler."""
+        self._posted.append((source, message))
+        self.wake()
+
+    def wake(self) -> None:
+        """End the current wait; from any thread or signal handler."""
+        try:
+            os.write(self._wake_write, b"\0")
+        except BlockingIOError:
+            pass  # the pipe is full of wakes already
+
+    def _drain_wakes(self) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+
+    def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
+        """Call ``callback`` in the loop's thread whenever ``fd`` is readable."""
+        self._callbacks[fd] = callback
+        self.transport.watch(fd)
+
+    def unwatch_fd(self, fd: int) -> None:
+        """Take :meth:`watch_fd` back."""
+        if self._callbacks.pop(fd, None) is not None:
+            self.transport.unwatch(fd)
+
+    def stop(self) -> None:
+        """End :meth:`run` after the current turn; from any thread or signal handler."""
+        self._running = False
+        self.wake()
+
+    def run(self) -> None:
+        """Turn until stopped."""
+        while self._running:
+            self.turn()
+        os.close(self._wake_read)
+        os.close(self._wake_write)
+
+    def turn(self) -> None:
+        """One turn: wait if there is nothing to do, then drain, pump and act."""
+        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+        if not batch and not self._posted:
+            self._wait()
+            batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+        if self._posted:
+            batch.extend(self._take_posted())
+        now_ns = time.monotonic_ns()
+        for machine in self.machines:
+            self._pump(machine, batch, now_ns)
+        self._act()
+
+    def _pump(self, machine: Machine, batch: list[tuple[Address, Any]], now_ns: int) -> None:
+        if len(self.machines) > 1:
+            batch = [pair for pair in batch if type(pair[1]) in machine.HANDLERS]
+        wake_at_ns = machine.wake_at_ns
+        if batch or (wake_at_ns is not None and wake_at_ns <= now_ns):
+            pump(machine, batch, now_ns)
+
+    def _take_posted(self) -> list[tuple[Address, Any]]:
+        posted = self._posted
+        return [posted.popleft() for _ in range(len(posted))]
+
+    def _wait(self) -> None:
+        if self.transport.readable():
+            return
+        for fd in self.transport.wait(self._timeout_ms()):
+            callback = self._callbacks.get(fd)
+            if callback is not None:
+                callback()
+
+    def _timeout_ms(self) -> int | None:
+        """Until the earliest machine wants its tick; ``None``: nothing is due."""
+        due = [machine.wake_at_ns for machine in self.machines if machine.wake_at_ns is not None]
+        if not due:
+            return None
+        return max(0, -(-(min(due) - time.monotonic_ns()) // 1_000_000))
+
+    def _act(self) -> None:
+        outgoing: dict[Address, list[Any]] = {}
+        for machine in self.machines:
+            for destination, message in machine.out:
+                messages = outgoing.get(destination)
+                if messages is None:
+                    outgoing[destination] = [message]
+                else:
+                    messages.append(message)
+            machine.out.clear()
+        for address, service in self.services.items():
+            if address in outgoing:
+                service(outgoing.pop(address))
+        for address, messages in outgoing.items():
+            self.transport.send(address, messages)

@@ -1,0 +1,201 @@
+"""One ROUTER socket: batches of messages to and from peers that are named by their routing id.
+
+A process has one socket that connects out (to its node, to the workers of actors) and, if others call
+it, one that is bound; the two never share a routing id, so two processes that call each other at the same
+moment cannot shadow each other's link. ``ROUTER_MANDATORY`` is on: an unreachable peer is counted, not
+hidden, and a full one is kept in a backlog here, so that no send blocks.
+
+The socket is not thread-safe. Whoever shares a ``Transport`` between threads holds a lock around every
+call except :meth:`wait`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from zray.config import Config
+from zray.core.machine import Address
+from zray.errors import RemoteProtocolError
+from zray.protocol.codec import BATCH_MESSAGES_MAX, encode_batch
+from zray.protocol.messages import Refused
+
+log = logging.getLogger("zray.transport")
+
+SEND_FRAMES_MAX = 10_000  # high-water marks, frames per peer; beyond them frames wait in the backlog
+BACKLOG_RETRY_MS = 5
+
+Decoder = Callable[[bytes], list[Any]]
+
+
+class Transport:
+    """Send and receive batches over one ROUTER socket, without ever blocking in a send."""
+
+    def __init__(
+        self, identity: Address, decode: Decoder, config: Config, context: zmq.Context[Any] | None = None
+    ) -> None:
+        self.identity = identity
+        self.context = zmq.Context() if context is None else context
+        self._owns_context = context is None
+        self._decode = decode
+        self._socket = self._open(identity, config)
+        self._backlog: dict[Address, deque[bytes]] = {}
+        self._endpoints: dict[Address, str] = {}
+        self._bound: list[str] = []
+        self._poll = select.poll()
+        self._poll.register(self._socket.FD, select.POLLIN)
+        self.unreachable: dict[Address, int] = {}  # frames dropped per peer that has no route
+        self.refused = 0  # frames that did not decode
+
+    def _open(self, identity: Address, config: Config) -> zmq.Socket[bytes]:
+        self.context.set(zmq.MAX_SOCKETS, 4096)
+        socket = self.context.socket(zmq.ROUTER)
+        socket.setsockopt(zmq.ROUTING_ID, identity)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.SNDHWM, SEND_FRAMES_MAX)
+        socket.setsockopt(zmq.RCVHWM, SEND_FRAMES_MAX)
+        socket.setsockopt(zmq.MAXMSGSIZE, config.frame_bytes_max)
+        socket.setsockopt(zmq.RECONNECT_IVL, 20)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        return socket
+
+    def bind(self, endpoint: str) -> str:
+        """Take connections at ``endpoint``; returns it with any wildcard port filled in."""
+        self._socket.bind(endpoint)
+        actual = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
+        self._bound.append(actual)
+        return actual
+
+    def connect(self, address: Address, endpoint: str) -> None:
+        """Make ``address`` reachable at ``endpoint``; frames wait until the peer is there."""
+        if self._endpoints.get(address) == endpoint:
+            return
+        self.disconnect(address)
+        self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, address)
+        self._socket.connect(endpoint)
+        self._endpoints[address] = endpoint
+
+    def disconnect(self, address: Address) -> None:
+        """Forget a peer: its link, and frames that still wait for it."""
+        endpoint = self._endpoints.pop(address, None)
+        if endpoint is not None:
+            self._socket.disconnect(endpoint)
+        self._backlog.pop(address, None)
+        self.unreachable.pop(address, None)
+
+    def send(self, address: Address, messages: list[Any]) -> None:
+        """Queue messages to a peer, in order, as few frames."""
+        for start in range(0, len(messages), BATCH_MESSAGES_MAX):
+            part = messages if len(messages) <= BATCH_MESSAGES_MAX else messages[start : start + BATCH_MESSAGES_MAX]
+            self._send_frame(address, encode_batch(part))
+
+    def _send_frame(self, address: Address, frame: bytes) -> None:
+        waiting = self._backlog.get(address)
+        if waiting:
+            waiting.append(frame)
+        elif not self._try_send(address, frame):
+            self._backlog.setdefault(address, deque()).append(frame)
+
+    def _try_send(self, address: Address, frame: bytes) -> bool:
+        """Send now; False if the peer is full. A peer without a route loses the frame, counted."""
+        try:
+            self._socket.send(address, zmq.SNDMORE | zmq.NOBLOCK)
+            self._socket.send(frame, zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self.unreachable[address] = self.unreachable.get(address, 0) + 1
+            log.debug("no route to %s; a frame of %d bytes is dropped", address.hex(), len(frame))
+        return True
+
+    def retry_backlog(self) -> None:
+        """Send what waited for a full peer, as far as it takes it."""
+        for address in list(self._backlog):
+            frames = self._backlog[address]
+            while frames and self._try_send(address, frames[0]):
+                frames.popleft()
+            if not frames:
+                del self._backlog[address]
+
+    def receive(self, frames_max: int) -> list[tuple[Address, Any]]:
+        """What has arrived, as ``(source, message)``; empty at once if nothing has.
+
+        A frame that is not a batch of this link is answered by ``Refused`` and logged; nothing of it is
+        returned.
+        """
+        if self._backlog:
+            self.retry_backlog()
+        received: list[tuple[Address, Any]] = []
+        receive, decode = self._socket.recv, self._decode
+        for _ in range(frames_max):
+            try:
+                source = receive(zmq.NOBLOCK)
+            except zmq.Again:
+                break
+            frame = receive() if self._socket.getsockopt(zmq.RCVMORE) else b""
+            try:
+                if self._socket.getsockopt(zmq.RCVMORE):
+                    self._drop_rest()
+                received += [(source, message) for message in decode(frame)]
+            except RemoteProtocolError as error:
+                self._refuse(source, error)
+        return received
+
+    def _drop_rest(self) -> None:
+        while self._socket.getsockopt(zmq.RCVMORE):
+            self._socket.recv()
+        raise RemoteProtocolError("more than one frame behind the routing id")
+
+    def _refuse(self, source: Address, error: RemoteProtocolError) -> None:
+        self.refused += 1
+        log.warning("refused a frame from %s: %s", source.hex(), error)
+        self._try_send(source, encode_batch([Refused("garbage", str(error))]))
+
+    def watch(self, fd: int) -> None:
+        """Let :meth:`wait` also return when ``fd`` is readable."""
+        self._poll.register(fd, select.POLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        """Take :meth:`watch` back."""
+        self._poll.unregister(fd)
+
+    def readable(self) -> bool:
+        """Whether :meth:`receive` would return something (asks the socket; see :meth:`wait`)."""
+        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+
+    def wait(self, timeout_ms: int | None) -> list[int]:
+        """Block until the socket may be readable, a watched descriptor is, or the time is over.
+
+        ZeroMQ's descriptor signals edges, and a send may swallow one: call :meth:`readable` first, and
+        always :meth:`receive` afterwards. Returns the watched descriptors that are readable.
+        """
+        if self._backlog:
+            timeout_ms = BACKLOG_RETRY_MS if timeout_ms is None else min(timeout_ms, BACKLOG_RETRY_MS)
+        ready = self._poll.poll(timeout_ms)
+        return [fd for fd, _ in ready] if ready else []
+
+    def close(self, linger_ms: int = 200) -> None:
+        """Close the socket, give frames already sent ``linger_ms`` to leave, remove socket files."""
+        self._socket.close(linger=linger_ms)
+        if self._owns_context:
+            self.context.term()
+        for endpoint in self._bound:
+            if endpoint.startswith("ipc://"):
+                remove_socket_file(endpoint)
+
+
+def remove_socket_file(endpoint: str) -> None:
+    """Delete the file of an ``ipc://`` endpoint, if it is still there."""
+    try:
+        os.unlink(endpoint.removeprefix("ipc://"))
+    except FileNotFoundError:
+        pass
