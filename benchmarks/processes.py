@@ -6,6 +6,7 @@ some rename themselves by overwriting their environment, and some leave their pa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -16,6 +17,8 @@ MARKER = "ZRAY_BENCHMARK_RUN"
 """Name of the variable; its value is unique to one child of the harness."""
 
 PROC = Path("/proc")
+KILL_S = 5.0
+"""How long killed processes may take to disappear."""
 
 
 def _parent_pid(pid: int) -> int:
@@ -57,6 +60,11 @@ def family(run: str) -> list[int]:
     return list(members)
 
 
+def own_run() -> str:
+    """The mark of the family that this process belongs to."""
+    return os.environ[MARKER]
+
+
 def pss_bytes(pids: list[int]) -> int:
     """Proportional set size: private memory plus a fair share of what is shared. Ended ones count zero."""
     total = 0
@@ -96,12 +104,11 @@ def end_family(run: str, grace_s: float) -> int:
     while (left := family(run)) and time.monotonic() < deadline:
         time.sleep(0.05)
     killed = len(left)
-    while left:
+    deadline += KILL_S
+    while left and time.monotonic() < deadline:  # again: a killed parent may have had a child meanwhile
         for pid in left:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
         time.sleep(0.02)
         left = family(run)
     return killed

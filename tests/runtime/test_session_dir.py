@@ -220,7 +220,7 @@ def test_a_session_in_the_making_has_time() -> None:
     age(damaged.path, session_dir.UNREADABLE_GRACE_S + 1)
     age(str(empty), session_dir.UNREADABLE_GRACE_S + 1)
     assert session_dir.sweep() == 2
-    with pytest.raises(OSError, match="session.json"):
+    with pytest.raises(OSError, match=r"session\.json"):
         session_dir.load(damaged.path)
 
 

@@ -6,6 +6,7 @@ import ctypes
 import gc
 import os
 import pickle
+import select
 import sys
 import threading
 from collections import deque
@@ -19,6 +20,9 @@ import pytest
 
 from zray.errors import OutOfDiskError
 from zray.store.arena import Arena, ArenaView, Prefault
+
+# Newer Pythons warn of a fork beside threads, such as those of numpy; these children only read and exit.
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 MIB = 1 << 20
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs memfd")
@@ -99,7 +103,9 @@ def test_the_way_of_a_large_write_changes_with_what_was_touched(view: ArenaView)
         np.array(2.5),
     ],
 )
-def test_any_contiguous_buffer_is_copied_in_memory_order(view: ArenaView, array: np.ndarray[Any, Any]) -> None:
+def test_any_contiguous_buffer_is_copied_in_memory_order(
+    view: ArenaView, array: np.ndarray[Any, Any]
+) -> None:
     assert view.copy_in(128, array) == array.nbytes
     assert bytes(view.read(128, array.nbytes, nothing)) == array.tobytes(order="A")
 
@@ -378,8 +384,6 @@ def test_prefault_does_not_outlive_the_node() -> None:
 
 def wait_until_gone(pid: int) -> None:
     """Block until a process that is not ours to reap has ended."""
-    import select
-
     try:
         pidfd = os.pidfd_open(pid)
     except ProcessLookupError:

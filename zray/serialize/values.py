@@ -297,7 +297,7 @@ def locate_culprit(value: Any, root: str, error: Exception) -> tuple[str, str]:
     """The path from ``root`` to the piece that cannot be pickled, and why it cannot."""
     if isinstance(error.__cause__, RecursionError):  # every level of it fails alike
         return root, "it is nested too deeply"
-    return findlocate_culprit(value, root, error, why_not)
+    return find_culprit(value, root, error, why_not)
 
 
 def why_not(value: Any) -> Exception | None:

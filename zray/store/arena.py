@@ -10,10 +10,12 @@ as for any memory. A memfd has no name either: nothing is left behind, however i
 Elsewhere the arena is a sparse file, which a full disk could leave without blocks, so ``Arena.reserve``
 allocates them before an extent is handed out.
 
-Cost of 100 MiB where a warm memcpy takes 6 ms (``benchmarks/bench_store.py`` measures it anew): fresh
-pages 290 ms by ``pwrite``, 330 through the mapping; recycled pages 6 ms through a mapping that touched
-them before, 20 by ``pwrite`` and 26 to 32 through one that did not. A second copying thread gained
-nothing at 16 MiB and a fifth at 100 MiB, and is not used. See :meth:`ArenaView.copy_in`.
+Cost of 100 MiB where a warm memcpy takes 6 ms (``benchmarks/bench_store.py`` measures it anew). Recycled
+pages: 6 ms through a mapping that touched them before, 20 by ``pwrite``, 26 to 32 through a mapping that
+did not. Fresh pages: 290 ms by ``pwrite`` and 330 through the mapping on a virtual machine whose host has
+to find the memory too, about 40 where the system had it at hand. A second copying thread gained nothing
+at 16 MiB and a fifth at 100 MiB, and is not used; ``posix_fallocate`` takes 30 ms and saves none of it,
+because pages are cleared at their first use. See :meth:`ArenaView.copy_in`.
 """
 
 from __future__ import annotations
@@ -214,7 +216,7 @@ class ArenaView:
                 a deque or the like.
         Returns:
             read-only memoryview, uint8[size].
-        Cost: 4 us.
+        Cost: 1 to 4 us, whatever the size; pages are mapped as they are looked at.
         """
         self._check_bounds(offset, size)
         window = self._window_class.from_buffer(self._mapping)

@@ -228,7 +228,7 @@ class SpillWorker:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
-            kind, object_id, _ = job
+            kind, object_id = job.kind, job.object_id
             error = self._do(job)
             if kind == SPILL:
                 self._spills_ended += 1
@@ -244,9 +244,16 @@ class SpillWorker:
             else:
                 self._directory.write(job.object_id, job.data)
         except Exception as error:
-            # The traceback holds the frames, and they the object's memory; the sentence is enough.
-            return error.with_traceback(None)
+            _drop_frames(error)
+            return error
         return None
+
+
+def _drop_frames(error: BaseException | None) -> None:
+    """Take the tracebacks off an error and its causes: their frames hold the object's memory."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _is_object_file(name: str) -> bool:

@@ -1,0 +1,299 @@
+"""The objects that one driver or worker refers to: how often, what is known of them, who was told.
+
+The client's side of reference counting and of values. A value that the process itself made (a small ``put``,
+the reply of an actor call) lives here alone until a ref to it leaves the process; then it is *shared*: it is
+published to the node before the message that carries the ref (same link, same order). So local work costs
+nobody else anything, and no other process can hold a ref that the node does not know.
+
+The rule for letting go: an ``Acquire`` is in the outbox before the ``Release`` of what the ref came out of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zray.core.machine import Address, Effect, invariant
+from zray.ids import short
+from zray.protocol.messages import (
+    AT_NODE,
+    EXTENT,
+    FILE,
+    Acquire,
+    Get,
+    ObjectReady,
+    Promise,
+    Publish,
+    Release,
+    Unpin,
+    Value,
+)
+
+
+class Want:
+    """Somebody waits until ``needed`` of these objects are ready. ``missing`` shrinks as they come."""
+
+    __slots__ = ("fetch", "missing", "needed")
+
+    def __init__(self, missing: dict[bytes, None], needed: int, fetch: bool) -> None:
+        self.missing = missing
+        self.needed = needed  # how many of the missing ones must come
+        self.fetch = fetch
+
+    @property
+    def done(self) -> bool:
+        """Whether enough of them are ready."""
+        return self.needed <= 0
+
+
+class LocalObject:
+    """One object that the process refers to; found in ``ClientObjects.objects``."""
+
+    __slots__ = ("asked", "contained", "known", "refs", "shown", "value", "wants")
+
+    def __init__(self, refs: int, known: bool, value: Value | None, asked: bool) -> None:
+        self.refs = refs  # handles in this process, and things here that need it
+        self.known = known  # the node knows it, and that this process holds it
+        self.value = value
+        self.asked = asked  # an answer or a reply will come without asking
+        self.shown: list[Value] | None = None  # extents or files to look at, each good for one reader
+        self.wants: list[Want] | None = None
+        self.contained: tuple[bytes, ...] = ()  # refs inside the value, held here as long as it
+
+
+class ClientObjects:
+    """Reference counts and values of one process. Pure.
+
+    Args:
+        out: the process's outbox.
+        node: the address of its node.
+    """
+
+    def __init__(self, out: list[Effect], *, node: Address) -> None:
+        self.out = out
+        self.node = node
+        self.objects: dict[bytes, LocalObject] = {}
+        self.released: dict[bytes, None] = {}
+        self.unpinned: list[bytes] = []
+
+    # --- refs ------------------------------------------------------------------------------------
+
+    def expect(self, object_ids: Iterable[bytes]) -> None:
+        """This process submits the task that returns these; it will be told when they are sealed."""
+        for object_id in object_ids:
+            self.released.pop(object_id, None)
+            self.objects[object_id] = LocalObject(1, True, None, True)
+
+    def expect_reply(self, object_ids: Iterable[bytes]) -> None:
+        """This process makes the actor call that returns these; the call needs them until it ends."""
+        for object_id in object_ids:
+            self.objects[object_id] = LocalObject(2, False, None, True)
+
+    def keep(self, object_id: bytes, value: Value) -> None:
+        """A value that this process made and that nobody else knows."""
+        local = self.objects[object_id] = LocalObject(1, False, value, True)
+        self._contain(local, value.contained)
+
+    def stored(self, object_id: bytes) -> None:
+        """A value that this process wrote to the node's store."""
+        self.released.pop(object_id, None)
+        self.objects[object_id] = LocalObject(1, True, Value(AT_NODE), True)
+
+    def borrow(self, object_id: bytes) -> None:
+        """One more handle, unpickled from somewhere; the node hears of the first."""
+        local = self.objects.get(object_id)
+        if local is not None:
+            local.refs += 1
+            return
+        self.objects[object_id] = LocalObject(1, True, None, False)
+        if object_id in self.released:
+            del self.released[object_id]  # the node was not told yet that it was let go
+        else:
+            self.out.append((self.node, Acquire((object_id,))))
+
+    def hold(self, object_id: bytes) -> None:
+        """Something in this process needs an object that it refers to already."""
+        self.objects[object_id].refs += 1
+
+    def drop(self, object_id: bytes) -> None:
+        """One handle or need less; at the last the node is told, with the next batch."""
+        dropped = [object_id]
+        while dropped:
+            object_id = dropped.pop()
+            local = self.objects.get(object_id)
+            if local is None:
+                continue
+            local.refs -= 1
+            if local.refs > 0:
+                continue
+            del self.objects[object_id]
+            if local.known:
+                self.released[object_id] = None
+            if local.shown:
+                self.unpinned += [object_id for value in local.shown if value.kind == EXTENT]
+            if local.contained:
+                dropped.extend(local.contained)
+
+    def refers_to(self, object_id: bytes) -> bool:
+        """Whether any handle is left."""
+        return object_id in self.objects
+
+    def settle(self) -> None:
+        """Put what was let go into the outbox; called before it is sent."""
+        if self.unpinned:
+            self.out.append((self.node, Unpin(tuple(self.unpinned))))
+            self.unpinned.clear()
+        if self.released:
+            self.out.append((self.node, Release(tuple(self.released))))
+            self.released.clear()
+
+    # --- sharing ---------------------------------------------------------------------------------
+
+    def share(self, object_ids: Iterable[bytes]) -> None:
+        """Refs to these are about to leave the process: the node must know the objects first."""
+        for object_id in object_ids:
+            local = self.objects.get(object_id)
+            if local is None or local.known:
+                continue
+            local.known = True
+            if local.value is None:
+                self.out.append((self.node, Promise((object_id,))))
+            else:
+                self._publish(object_id, local.value)
+
+    def _publish(self, object_id: bytes, value: Value) -> None:
+        self.share(value.contained)
+        self.out.append((self.node, Publish(object_id, value)))
+
+    # --- values ----------------------------------------------------------------------------------
+
+    def on_reply(self, object_id: bytes, value: Value, *, adopt: bool = True) -> None:
+        """An actor call that this process made has a value; the call needs the object no more.
+
+        With ``adopt`` the node counts this process as a holder of what the value contains.
+        """
+        local = self.objects.get(object_id)
+        if local is None:
+            return
+        if value.kind == EXTENT:  # it is in the node's store, which counts us as a holder
+            local.known = True
+            local.value = Value(AT_NODE, b"", 0, value.size)
+        else:
+            local.value = value
+            if value.contained and adopt:
+                self._adopt(value.contained)
+                local.contained = value.contained
+            if local.known:
+                self._publish(object_id, value)
+        self._satisfy(object_id, local)
+        self.drop(object_id)
+
+    def _adopt(self, object_ids: tuple[bytes, ...]) -> None:
+        for object_id in object_ids:
+            local = self.objects.get(object_id)
+            if local is None:
+                self.released.pop(object_id, None)
+                self.objects[object_id] = LocalObject(1, True, None, False)
+            else:
+                local.refs += 1
+
+    def _contain(self, local: LocalObject, object_ids: tuple[bytes, ...]) -> None:
+        for object_id in object_ids:
+            if object_id in self.objects:
+                self.hold(object_id)
+        local.contained = tuple(object_id for object_id in object_ids if object_id in self.objects)
+
+    def on_ready(self, message: ObjectReady) -> None:
+        """The node shows or announces a value."""
+        object_id, value = message.object_id, message.value
+        local = self.objects.get(object_id)
+        if local is None:
+            if value.kind == EXTENT:
+                self.unpinned.append(object_id)
+            return
+        if value.kind == EXTENT or value.kind == FILE:
+            if local.shown is None:
+                local.shown = [value]
+            else:
+                local.shown.append(value)
+            if local.value is None:
+                local.value = Value(AT_NODE, b"", 0, value.size)
+        elif local.value is None:
+            local.value = value
+        if local.wants:
+            self._satisfy(object_id, local)
+
+    def _satisfy(self, object_id: bytes, local: LocalObject) -> None:
+        wants, local.wants = local.wants, None
+        if not wants:
+            return
+        here = self._is_here(local)
+        for want in wants:
+            if object_id not in want.missing:
+                continue
+            if here or not want.fetch:
+                del want.missing[object_id]
+                want.needed -= 1
+            else:  # it is at the node: now ask to see it
+                local.wants = [want] if local.wants is None else [*local.wants, want]
+        if local.wants:
+            self.out.append((self.node, Get((object_id,))))
+
+    @staticmethod
+    def _is_here(local: LocalObject) -> bool:
+        return bool(local.shown) or (local.value is not None and local.value.kind != AT_NODE)
+
+    def want(self, object_ids: Iterable[bytes], needed: int | None, fetch: bool) -> Want:
+        """Wait for objects: with ``fetch`` to look at them, else to know that they are sealed.
+
+        Args:
+            object_ids: without repetition, all referred to by this process.
+            needed: how many must be ready; ``None``: all.
+            fetch: ask the node for large values.
+        """
+        missing: dict[bytes, None] = {}
+        want = Want(missing, 0, fetch)
+        asks: list[bytes] = []
+        ready = 0
+        for object_id in object_ids:
+            local = self.objects[object_id]
+            if self._is_here(local) or (local.value is not None and not fetch):
+                ready += 1
+                continue
+            missing[object_id] = None
+            if local.wants is None:
+                local.wants = [want]
+            else:
+                local.wants.append(want)
+            if not local.asked or local.value is not None:
+                local.asked = True
+                asks.append(object_id)
+        want.needed = len(missing) if needed is None else needed - ready
+        if asks:
+            self.out.append((self.node, Get(tuple(asks), fetch)))
+        return want
+
+    def end_want(self, want: Want) -> None:
+        """Nobody waits any more; what is still missing forgets it."""
+        for object_id in want.missing:
+            local = self.objects.get(object_id)
+            if local is not None and local.wants and want in local.wants:
+                local.wants.remove(want)
+
+    def is_ready(self, object_id: bytes) -> bool:
+        """Whether the object is known to be sealed."""
+        local = self.objects.get(object_id)
+        return local is not None and local.value is not None
+
+    def take(self, object_id: bytes) -> Value | None:
+        """The value to look at now; an extent is given to one reader, who owes the ``Unpin``."""
+        local = self.objects[object_id]
+        if local.shown:
+            return local.shown.pop()
+        value = local.value
+        return None if value is None or value.kind == AT_NODE else value
+
+    def check(self) -> None:
+        """Counts are positive; what was let go is not referred to."""
+        for object_id, local in self.objects.items():
+            invariant(local.refs > 0, "kept without need:", short(object_id))
+            invariant(object_id not in self.released, "released and referred to:", short(object_id))

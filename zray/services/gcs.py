@@ -1,0 +1,385 @@
+"""``zray-gcs``: one shard of the global control store; the first shard also hosts the global scheduler.
+
+Only wiring: it recovers the shard from its log, serves it on one socket, and ends cleanly. What it decides
+is in ``core/control_shard.py`` and ``core/global_scheduler.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, NamedTuple
+
+import msgspec
+import zmq
+
+from zray.config import Config
+from zray.core.control_shard import ControlShard, Logged, ShardOpened, ShardState
+from zray.core.global_scheduler import GlobalScheduler
+from zray.core.machine import LOG, RUNTIME, Address, pump
+from zray.errors import ZrayError
+from zray.ids import ID_BYTES, random_id
+from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
+from zray.protocol.messages import ToShard, Warn
+from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError, LogUnavailableError
+from zray.runtime.loop import Loop
+from zray.runtime.transport import Transport
+
+log = logging.getLogger("zray.gcs")
+
+DEFAULT_LISTEN = "tcp://127.0.0.1:6480"
+SNAPSHOT_RECORD_MESSAGES = 64
+"""Messages of a snapshot in one record of the log."""
+
+_decode_record = msgspec.msgpack.Decoder(list[Logged]).decode
+
+
+class GcsOptions(NamedTuple):
+    """What ``zray-gcs`` can be told."""
+
+    listen: str = DEFAULT_LISTEN
+    shard: int = 0
+    shard_count: int = 1
+    data_dir: str | None = None
+    """Where the log is; ``None``: memory only, nothing survives the process."""
+    cluster_id: bytes | None = None
+    """16 bytes; ``None``: the one in the log, or a new one."""
+    sync: bool = False
+    """Whether every write waits for the disk: survive a power failure, not only the end of the process."""
+    parent_pid: int | None = None
+    """End when this process does."""
+
+
+def shard_address(shard: int) -> Address:
+    """The routing id of a shard."""
+    return b"gcs-%04d" % shard
+
+
+# --- the log -------------------------------------------------------------------------------------
+
+
+class Journal:
+    """The service behind ``LOG``: one record per turn, and a compaction when the log has grown."""
+
+    def __init__(self, append_log: AppendLog, machine: ControlShard) -> None:
+        self._log = append_log
+        self._machine = machine
+
+    def __call__(self, commands: list[Logged]) -> None:
+        """Write what one turn changed.
+
+        Raises:
+            LogWriteError: if it could not be written; the process must end, since the machine is ahead of
+                its log and the replies of this turn must not leave.
+        """
+        payload = encode_batch(commands)
+        if len(payload) > RECORD_BYTES_MAX and len(commands) > 1:
+            half = len(commands) // 2
+            self(commands[:half])
+            self(commands[half:])
+            return
+        self._log.append(payload)
+        if self._log.wants_compaction:
+            self.compact()
+
+    def compact(self) -> None:
+        """Write the state of the shard in the place of its history."""
+        started_ns = time.monotonic_ns()
+        if self._log.compact(snapshot_records(self._machine)):
+            log.info("the compaction took %.1f ms", (time.monotonic_ns() - started_ns) / 1e6)
+
+
+def snapshot_records(machine: ControlShard) -> Iterator[bytes]:
+    """The records of a new log that rebuilds ``machine``; its ``ShardState`` comes first."""
+    messages = machine.snapshot()
+    while batch := list(islice(messages, SNAPSHOT_RECORD_MESSAGES)):
+        yield encode_batch(batch)
+
+
+def recover(append_log: AppendLog, options: GcsOptions, config: Config) -> ControlShard:
+    """The shard that a log describes; a new one if the log is empty.
+
+    Raises:
+        LogUnavailableError: if the log belongs to another shard or cluster.
+        LogCorruptError: if it is damaged, or of another version.
+    """
+    machine: ControlShard | None = None
+    commands = 0
+    for batch in _batches(append_log):
+        if machine is None:
+            machine = _owner(append_log, options, config, batch)
+        pump(machine, batch, 0)
+        machine.out.clear()
+        commands += len(batch)
+    if machine is None:
+        machine = new_shard(options, config)
+        append_log.append(next(snapshot_records(machine)))
+        log.info("new log in %s", append_log.directory)
+    else:
+        log.info(
+            "recovered %d records (%d messages, %d bytes) from %s",
+            len(machine.tasks.records) + sum(len(table.entries) for table in machine.values.values()),
+            commands, append_log.size_bytes, append_log.directory,
+        )  # fmt: skip
+    return machine
+
+
+def new_shard(options: GcsOptions, config: Config) -> ControlShard:
+    """An empty shard."""
+    cluster_id = options.cluster_id or random_id()
+    return ControlShard(
+        cluster_id=cluster_id, shard=options.shard, shard_count=options.shard_count, config=config
+    )
+
+
+def _batches(append_log: AppendLog) -> Iterator[list[tuple[Address, Any]]]:
+    for payload in append_log.replay():
+        try:
+            yield [(command.source, command.message) for command in _decode_record(payload)]
+        except msgspec.DecodeError as error:
+            detail = f"a record is not of this version of zray ({error})"
+            raise LogCorruptError(append_log.path, 0, detail) from None
+
+
+def _owner(
+    append_log: AppendLog, options: GcsOptions, config: Config, batch: Iterable[tuple[Address, Any]]
+) -> ControlShard:
+    """An empty shard of the cluster that the head of a log names, if that is what was asked for."""
+    head = next(iter(batch), (b"", None))[1]
+    if not isinstance(head, ShardState):
+        raise LogCorruptError(append_log.path, 0, "it does not start with the state of a shard")
+    asked = options.shard, options.shard_count, options.cluster_id or head.cluster_id
+    if asked != (head.shard, head.shard_count, head.cluster_id):
+        raise LogUnavailableError(
+            append_log.path,
+            f"this is shard {head.shard}/{head.shard_count} of cluster {head.cluster_id.hex()}; "
+            f"asked for shard {asked[0]}/{asked[1]} of cluster {asked[2].hex()}",
+        )
+    return new_shard(options._replace(cluster_id=head.cluster_id), config)
+
+
+# --- the process ---------------------------------------------------------------------------------
+
+
+def serve(options: GcsOptions) -> int:
+    """Run a shard in this process until a signal, or the end of the parent; returns the exit code.
+
+    For the main thread of a process of its own: it installs handlers for SIGINT and SIGTERM.
+    """
+    try:
+        config = Config.from_environment()
+        with contextlib.ExitStack() as stack:
+            _serve(options, config, stack)
+    except (ZrayError, zmq.ZMQError, OSError, ValueError) as error:
+        log.critical("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        log.info("interrupted before it listened")
+        return 0
+    log.info("ended")
+    return 0
+
+
+def _serve(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> None:
+    journal: Journal | None = None
+    if options.data_dir is None:
+        machine = new_shard(options, config)
+    else:
+        append_log = AppendLog(options.data_dir, sync=options.sync, compact_bytes=config.log_compact_bytes)
+        stack.callback(append_log.close)
+        machine = recover(append_log, options, config)
+        journal = Journal(append_log, machine)
+        if append_log.wants_compaction:
+            journal.compact()
+    loop = _listen(options, config, machine, journal, stack)
+    if journal is not None:
+        loop.post(RUNTIME, ShardOpened())
+    _end_on_signals(loop)
+    if options.parent_pid is not None:
+        _watch_parent(options.parent_pid, loop, stack)
+    loop.run()
+
+
+def _listen(
+    options: GcsOptions,
+    config: Config,
+    machine: ControlShard,
+    journal: Journal | None,
+    stack: contextlib.ExitStack,
+) -> Loop:
+    """A loop that serves the shard, and on the first one the global scheduler, at the endpoint."""
+    machines: list[Any] = [machine]
+    decode = batch_decoder(ToShard)
+    if options.shard == 0:
+        machines.append(GlobalScheduler(config=config))
+        decode = decode_for_gcs
+    _refuse_live_socket(options.listen)
+    transport = Transport(shard_address(options.shard), decode, config)
+    stack.callback(transport.close)
+    try:
+        endpoint = transport.bind(options.listen)
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, f"cannot listen on {options.listen}: {error.strerror}") from None
+    loop = Loop(machines, transport, {LOG: journal or _forget, RUNTIME: _tell_operator})
+    log.info(
+        "shard %d/%d of cluster %s listens on %s (%s)",
+        options.shard, options.shard_count, machine.cluster_id.hex(), endpoint, _durability(options),
+    )  # fmt: skip
+    return loop
+
+
+def _durability(options: GcsOptions) -> str:
+    if options.data_dir is None:
+        return "memory only"
+    return f"log in {options.data_dir}, " + ("synced to disk" if options.sync else "not synced")
+
+
+def _forget(commands: list[Logged]) -> None:
+    """The log of a shard without a data directory."""
+
+
+def _tell_operator(notices: list[Any]) -> None:
+    for notice in notices:
+        log.info("%s", notice.text if isinstance(notice, Warn) else notice)
+
+
+def _refuse_live_socket(endpoint: str) -> None:
+    """ZeroMQ takes an ipc path away from whoever listens there: ask first.
+
+    Raises:
+        OSError: if somebody does.
+    """
+    if not endpoint.startswith("ipc://"):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        if probe.connect_ex(endpoint.removeprefix("ipc://")) == 0:
+            raise OSError(f"cannot listen on {endpoint}: another process does")
+
+
+def _end_on_signals(loop: Loop) -> None:
+    """SIGINT and SIGTERM stop the loop; later ones change nothing while the process cleans up."""
+    both = (signal.SIGINT, signal.SIGTERM)
+
+    def stop(number: int, frame: object) -> None:
+        for each in both:
+            signal.signal(each, signal.SIG_IGN)
+        loop.stop()
+
+    for number in both:
+        signal.signal(number, stop)
+
+
+def _watch_parent(pid: int, loop: Loop, stack: contextlib.ExitStack) -> None:
+    """Stop the loop once the process ``pid`` is gone."""
+    try:
+        fd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        log.info("process %d is gone already", pid)
+        loop.stop()
+        return
+    except (AttributeError, OSError) as error:
+        log.warning("process %d cannot be watched here (%s): stop this one by a signal", pid, error)
+        return
+    stack.callback(os.close, fd)
+
+    def ended() -> None:
+        log.info("process %d is gone", pid)
+        loop.unwatch_fd(fd)
+        loop.stop()
+
+    loop.watch_fd(fd, ended)
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def _shard_of_many(text: str) -> tuple[int, int]:
+    try:
+        shard, count = (int(part) for part in text.split("/"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 0/1") from None
+    if not 0 <= shard < count <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text}: 0 <= I < N <= 10000 does not hold")
+    return shard, count
+
+
+def _id_in_hex(text: str) -> bytes:
+    with contextlib.suppress(ValueError):
+        an_id = bytes.fromhex(text)
+        if len(an_id) == ID_BYTES:
+            return an_id
+    raise argparse.ArgumentTypeError(f"{text!r} is not {2 * ID_BYTES} hex digits")
+
+
+def _endpoint(text: str) -> str:
+    if not text.startswith(("tcp://", "ipc://")):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither tcp://HOST:PORT nor ipc://PATH")
+    return text
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="zray-gcs",
+        description="Serve one shard of zray's global control store; the first hosts the global scheduler.",
+    )
+    add = parser.add_argument
+    add(
+        "--listen",
+        type=_endpoint,
+        default=DEFAULT_LISTEN,
+        metavar="ENDPOINT",
+        help="tcp://HOST:PORT or ipc://PATH (default: %(default)s)",
+    )
+    add(
+        "--shard",
+        type=_shard_of_many,
+        default=(0, 1),
+        metavar="I/N",
+        help="which shard of how many (default: 0/1)",
+    )
+    add("--data-dir", metavar="DIR", help="keep a log there and recover from it (default: memory only)")
+    add(
+        "--cluster-id",
+        type=_id_in_hex,
+        metavar="HEX",
+        help="32 hex digits (default: that of the log, or a new one)",
+    )
+    add(
+        "--sync",
+        choices=("none", "group"),
+        default="none",
+        help="none: survive the death of the process; group: of the machine, too (default: %(default)s)",
+    )
+    add("--log-level", type=str.upper, choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
+    add("--parent-pid", type=int, metavar="PID", help="end when that process does")
+    return parser  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The console command ``zray-gcs``; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+    shard, shard_count = arguments.shard
+    return serve(
+        GcsOptions(
+            listen=arguments.listen,
+            shard=shard,
+            shard_count=shard_count,
+            data_dir=arguments.data_dir,
+            cluster_id=arguments.cluster_id,
+            sync=arguments.sync == "group",
+            parent_pid=arguments.parent_pid,
+        )
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
