@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types check test wordcount clean
+.PHONY: help install lint types check test wordcount bench clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ test: lint types  ## Lint, types and all tests: what CI runs.
 
 wordcount: install  ## Run the example job on this machine.
 	$(BIN)/zray run examples/wordcount.py
+
+bench: install  ## Measure zray beside whichever of its peers can be imported; writes docs/benchmarks.md.
+	$(BIN)/python -m benchmarks.compare
 
 clean:  ## Remove the virtual environment, caches and build products.
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -81,7 +81,8 @@ def _seconds(action: Callable[[], Any]) -> float:
 
 def _median_seconds(action: Callable[[], Any], scale: Scale) -> float:
     """Median duration of ``action``, repeated while the measuring time lasts, at least once."""
-    samples, ends = [], clock_ns() + scale.seconds * 1e9
+    samples: list[float] = []
+    ends = clock_ns() + scale.seconds * 1e9
     while not samples or clock_ns() < ends:
         samples.append(_seconds(action))
     return statistics.median(samples)
@@ -91,9 +92,9 @@ def _one_at_a_time(call: Callable[[], Any], scale: Scale) -> Values:
     """Rate per second and latencies in microseconds of ``call``, over the measuring time."""
     for _ in range(WARM_UP_CALLS):
         call()
-    samples, started = [], clock_ns()
-    ends = now = started + int(scale.seconds * 1e9)
-    before = started
+    samples: list[int] = []
+    before = now = started = clock_ns()
+    ends = started + int(scale.seconds * 1e9)
     while before < ends:
         call()
         now = clock_ns()
@@ -274,7 +275,8 @@ def small_objects(system: System, scale: Scale) -> Values:
     value = bytes(OBJECT_BYTES)
     for _ in range(WARM_UP_CALLS):
         system.get(system.put(value))
-    refs, started = [], clock_ns()
+    refs: list[Any] = []
+    started = clock_ns()
     ends = started + scale.seconds * 1e9
     while clock_ns() < ends and len(refs) < OBJECTS_MAX:
         refs.append(system.put(value))
@@ -301,7 +303,8 @@ def large_objects(system: System, scale: Scale) -> Values:
     The first put of a process meets memory that nobody touched; "recycled" is the median of the later half.
     """
     array = _array(scale.array_bytes)
-    put_s, get_s = [], []
+    put_s: list[float] = []
+    get_s: list[float] = []
     for _ in range(scale.array_repeats):
         started = clock_ns()
         ref = system.put(array)

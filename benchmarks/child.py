@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from benchmarks import systems
 from benchmarks.systems.base import System, Unsupported
 
 REASON_LENGTH_MAX = 200
+FOLDERS = re.compile(r"(?<![\w.…])(?:/[\w.+-]+)+/")
 
 
 class Order(NamedTuple):
@@ -42,10 +44,14 @@ def emit(order: Order, **event: Any) -> None:
     os.write(order.events_fd, (json.dumps(event) + "\n").encode())
 
 
+def one_line(text: str) -> str:
+    """``text`` on one line, not too long, without the folders of this machine: reasons get published."""
+    return FOLDERS.sub("…/", " ".join(text.split()))[:REASON_LENGTH_MAX]
+
+
 def reason_of(error: BaseException) -> str:
     """One line that says what went wrong."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:REASON_LENGTH_MAX]
+    return one_line(f"{type(error).__name__}: {error}")
 
 
 def start(order: Order) -> System:

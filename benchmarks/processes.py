@@ -93,9 +93,11 @@ def cpu_share(run: str, seconds: float) -> float:
     """CPU used by the family of ``run`` over ``seconds`` of sleep, as a share of one core."""
     before, started = cpu_ns(family(run)), time.perf_counter_ns()
     time.sleep(seconds)
-    after, ended = cpu_ns(family(run)), time.perf_counter_ns()
-    # A process born meanwhile counts from zero; one that ended meanwhile is missed.
-    return sum(used - before.get(pid, 0) for pid, used in after.items()) / (ended - started)
+    # The same processes first: looking for new ones costs CPU that would otherwise count as the system's.
+    after, ended = cpu_ns(list(before)), time.perf_counter_ns()
+    newborn = cpu_ns([pid for pid in family(run) if pid not in before])
+    used = sum(after[pid] - before[pid] for pid in after) + sum(newborn.values())
+    return used / (ended - started)
 
 
 def end_family(run: str, grace_s: float) -> int:

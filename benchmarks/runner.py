@@ -19,13 +19,10 @@ from typing import IO, Any, NamedTuple
 
 from benchmarks import child, processes
 from benchmarks.cases import CASES, Scale
-from benchmarks.systems import HOMES
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMITS_S = {case.name: case.limit_s for case in CASES}
 STOP_LIMIT_S = 30.0
-START_FAILURES_MAX = 1
-"""A system that does not start twice in one round is left alone for the rest of it."""
 CASE_FAILURES_MAX = 2
 """A case that failed in this many rounds of a system is not tried again."""
 LEAVE_GRACE_S = 5.0
@@ -33,7 +30,7 @@ LEAVE_GRACE_S = 5.0
 
 
 class Outcome(NamedTuple):
-    """One case of one round of one system: ``values`` per metric, or ``unsupported``, or why it ``failed``."""
+    """One case of one round of one system: ``values`` per metric, ``unsupported``, or why it ``failed``."""
 
     system: str
     round_number: int
@@ -78,7 +75,7 @@ class ChildProcess:
 
     def __init__(self, plan: Plan, system: str, cases: list[str]) -> None:
         self.run = uuid.uuid4().hex
-        self.errors: IO[bytes] = TemporaryFile()
+        self.errors: IO[bytes] = TemporaryFile()  # noqa: SIM115 - end() closes it
         self.events_fd, write_fd = os.pipe()
         self.buffer = b""
         order = child.Order(system, cases, plan.scale._asdict(), time.monotonic_ns(), write_fd)
@@ -110,7 +107,7 @@ class ChildProcess:
         how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         self.errors.seek(0)
         lines = self.errors.read().decode(errors="replace").strip().splitlines()
-        return f"crashed: {how}" + (f", {lines[-1].strip()[:120]}" if lines else "")
+        return f"crashed: {how}" + (f", {child.one_line(lines[-1])}" if lines else "")
 
     def end(self, grace_s: float) -> int:
         """Wait for, then kill, the family. Returns how many processes did not end by themselves."""
@@ -131,12 +128,15 @@ class ChildProcess:
 class Watcher:
     """Follows one child: turns its events, its silence or its end into outcomes."""
 
-    def __init__(self, plan: Plan, results: Results, system: str, round_number: int, *, restarted: bool) -> None:
+    def __init__(
+        self, plan: Plan, results: Results, system: str, round_number: int, *, restarted: bool
+    ) -> None:
         self.plan, self.results = plan, results
         self.system, self.round_number = system, round_number
         self.restarted = restarted
         self.case, self.deadline = "start", self._deadline("start")
         self.done: list[str] = []
+        self.has_started = self.has_said_why = False
 
     def _deadline(self, case: str) -> float:
         limit_s = LIMITS_S.get(case, STOP_LIMIT_S) * self.plan.limit_factor
@@ -144,6 +144,8 @@ class Watcher:
 
     def _record(self, case: str, **outcome: Any) -> None:
         self.done.append(case)
+        self.has_said_why = "failed" in outcome
+        self.has_started |= "values" in outcome
         # A restart is warm in the page cache and not part of the plan: its start is not a sample.
         if case == "start" and self.restarted and "values" in outcome:
             return
@@ -170,16 +172,18 @@ class Watcher:
                 return False
             for event in events:
                 self._take(event)
-        if self.case not in self.done:
+        in_order = process.process.wait() == 0
+        if self.case not in self.done or not (in_order or self.has_said_why):
             self._record(self.case, failed=process.explain_end())
-        return process.process.wait() == 0
+        return in_order
 
 
 def run_system(plan: Plan, results: Results, system: str, round_number: int) -> None:
     """One round of one system, in as many children as crashes and timeouts make necessary."""
-    remaining = [case for case in plan.cases if not results.is_hopeless(system, case)]
-    restarted = False
-    while remaining or not restarted:
+    # Every child begins with a start, so that is always in the list; an attempt without progress ends it.
+    chosen = [case for case in plan.cases if case != "start" and not results.is_hopeless(system, case)]
+    remaining, restarted = ["start", *chosen], False
+    while remaining:
         watcher = Watcher(plan, results, system, round_number, restarted=restarted)
         try:
             process = ChildProcess(plan, system, remaining)
@@ -194,11 +198,10 @@ def run_system(plan: Plan, results: Results, system: str, round_number: int) -> 
             killed = process.end(LEAVE_GRACE_S if in_order else 0)
         if in_order:
             results.leftovers[system] = results.leftovers.get(system, 0) + killed
-        started = any(case != "start" for case in watcher.done)
-        remaining = [case for case in remaining if case not in watcher.done and case != "start"]
-        if not started and results.failures(system, "start") >= START_FAILURES_MAX:
+        left = [case for case in remaining if case not in watcher.done and case != "start"]
+        if not watcher.has_started or len(left) == len(remaining):  # leave it alone until the next round
             return
-        restarted = True
+        remaining, restarted = left, True
 
 
 def schedule(plan: Plan) -> Iterator[tuple[int, str]]:
@@ -222,8 +225,3 @@ def run(plan: Plan, say: Callable[[str], None]) -> Results:
         say(f"round {round_number + 1} of {plan.rounds}, {system}: {time.monotonic() - began:.0f} s "
             f"(load before {load:.1f}){''.join(chr(10) + '    ' + line for line in failed)}")  # fmt: skip
     return results
-
-
-def is_known(system: str) -> bool:
-    """Whether there is an adapter of that name."""
-    return system in HOMES

@@ -20,6 +20,7 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
+
 import zray
 
 CHUNK = 250_000
@@ -115,7 +116,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--error", type=float, help="standard error at which to stop (default: 0.0001)")
     parser.add_argument("--darts", type=int, metavar="N", help="darts per task (default: 2000000)")
     parser.add_argument("--in-flight", type=int, metavar="N", help="tasks in flight (default: two per core)")
-    parser.add_argument("--tasks-max", type=int, default=10_000, metavar="N", help="stop after this many tasks")
+    parser.add_argument(
+        "--tasks-max", type=int, default=10_000, metavar="N", help="stop after this many tasks"
+    )
     parser.add_argument("--seed", type=int, default=1, help="of all random streams (default: 1)")
     parser.add_argument("--quick", action="store_true", help="error 0.001, 200000 darts per task")
     options = parser.parse_args(arguments)

@@ -19,6 +19,7 @@ import time
 from typing import Any, NamedTuple
 
 import numpy as np
+
 import zray
 
 NOISE = 0.1
@@ -98,7 +99,9 @@ class GradientWorker:
         rows = self.random.integers(0, len(self.targets), self.batch)
         inputs = self.inputs[rows]
         errors = inputs @ weights.values - self.targets[rows]
-        return Gradient(weights.version, inputs.T @ errors / self.batch, float(errors @ errors) / 2 / self.batch)
+        return Gradient(
+            weights.version, inputs.T @ errors / self.batch, float(errors @ errors) / 2 / self.batch
+        )
 
 
 def train(server: Any, workers: list[Any], updates: int, report_every: int) -> None:
@@ -119,13 +122,17 @@ def train(server: Any, workers: list[Any], updates: int, report_every: int) -> N
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line; ``--quick`` is a smaller problem."""
-    parser = argparse.ArgumentParser(description="Train a linear model with an asynchronous parameter server.")
+    parser = argparse.ArgumentParser(
+        description="Train a linear model with an asynchronous parameter server."
+    )
     parser.add_argument("--num-cpus", type=int, metavar="N", help="CPUs to use (default: every core)")
     parser.add_argument("--address", help="join a running cluster instead of starting one")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="gradient workers (default: 2)")
     parser.add_argument("--updates", type=int, metavar="N", help="gradients to apply (default: 2000)")
     parser.add_argument("--dimension", type=int, metavar="D", help="number of weights (default: 500)")
-    parser.add_argument("--batch", type=int, default=256, metavar="N", help="rows per gradient (default: 256)")
+    parser.add_argument(
+        "--batch", type=int, default=256, metavar="N", help="rows per gradient (default: 256)"
+    )
     parser.add_argument("--rate", type=float, default=0.05, help="learning rate (default: 0.05)")
     parser.add_argument("--seed", type=int, default=1, help="of the data (default: 1)")
     parser.add_argument("--quick", action="store_true", help="50 weights, 200 updates")

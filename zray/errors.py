@@ -48,7 +48,9 @@ class TaskError(ZrayError):
     def as_cause(self) -> TaskError:
         """This error as an instance of both ``TaskError`` and the class of its cause."""
         cause = self.cause
-        if cause is None or isinstance(cause, TaskError):
+        while isinstance(cause, TaskError):  # it failed because another task did: that one's cause counts
+            cause = cause.cause
+        if cause is None:
             return self
         dual = _dual_class(type(cause))
         if dual is None:
@@ -57,7 +59,7 @@ class TaskError(ZrayError):
         error.args = cause.args
         error.__dict__.update(getattr(cause, "__dict__", {}))
         error.__dict__.update(self.__dict__)
-        error.__cause__ = cause
+        error.__cause__ = self.cause
         return error
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -58,7 +58,8 @@ class Dask(System):
     def wait_any(self, refs: list[Any]) -> tuple[Any, Any]:
         from distributed import wait
 
-        return wait(refs, return_when="FIRST_COMPLETED")
+        finished, pending = wait(refs, return_when="FIRST_COMPLETED")
+        return finished, pending
 
     def submit_nested(self, count: int) -> Any:
         return self.client.submit(_submit_and_count, count, pure=False)

@@ -31,7 +31,8 @@ class RayLike(System):
     api: Any = None
 
     def versions(self) -> dict[str, str]:
-        return {self.module_name: importlib.import_module(self.module_name).__version__}
+        module = importlib.import_module(self.module_name)
+        return {self.module_name: getattr(module, "__version__", "unknown")}
 
     def stop(self) -> None:
         self.api.shutdown()

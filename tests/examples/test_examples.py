@@ -19,8 +19,9 @@ pytestmark = pytest.mark.slow
 def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run Python with the project importable; a failure shows everything that it printed."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    arguments = [sys.executable, *command]
     done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, text=True, capture_output=True, timeout=TIMEOUT_S
+        arguments, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=TIMEOUT_S
     )
     print(done.stdout, done.stderr)
     return done

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import UserList
 from typing import Any
 
@@ -12,15 +13,13 @@ from hypothesis.extra import numpy as hnp
 
 from zray.errors import RemoteProtocolError
 from zray.serialize.functions import dump_args, load_args
-from zray.serialize.values import ALIGN_BYTES, dump, load
+from zray.serialize.values import dump, load
 
 atoms = (
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 )  # fmt: skip
 arrays = hnp.arrays(
-    hnp.scalar_dtypes() | hnp.structured_dtypes()
-    if hasattr(hnp, "structured_dtypes")
-    else hnp.scalar_dtypes(),
+    hnp.scalar_dtypes() | hnp.array_dtypes(),
     hnp.array_shapes(min_dims=0, min_side=0, max_side=4),
 )
 
@@ -67,13 +66,12 @@ def test_every_value_comes_back(value: Any) -> None:
 @given(nested(arrays), st.data())
 @settings(max_examples=100, deadline=None)
 def test_a_damaged_table_is_refused_or_harmless(value: Any, data: st.DataObject) -> None:
-    whole = bytearray(dump([value, np.arange(4)]).to_bytes())
-    position = data.draw(st.integers(0, min(len(whole), 2 * ALIGN_BYTES) - 1))
+    serialized = dump([value, np.arange(4)])
+    whole = bytearray(serialized.to_bytes())
+    position = data.draw(st.integers(0, 15 + 8 * len(serialized.buffers)))
     whole[position] = data.draw(st.integers(0, 255))
-    try:
+    with contextlib.suppress(RemoteProtocolError):
         load(bytes(whole))
-    except RemoteProtocolError:
-        pass
 
 
 @given(nested(atoms | arrays), st.data())
@@ -95,10 +93,8 @@ junk = st.binary(max_size=200).map(lambda data: data.replace(b"r", b"s"))
 @given(st.sampled_from([b"", b"\x80\x05", b"ZRV\x01", b"ZRV\x01\x02\0\0\0"]), junk)
 @settings(max_examples=300, deadline=None)
 def test_junk_never_gets_past_the_typed_error(start: bytes, rest: bytes) -> None:
-    try:
+    with contextlib.suppress(RemoteProtocolError):
         load(start + rest)
-    except RemoteProtocolError:
-        pass
 
 
 class Ref:

@@ -74,6 +74,7 @@ class ClientObjects:
         self.objects: dict[bytes, LocalObject] = {}
         self.released: dict[bytes, None] = {}
         self.unpinned: list[bytes] = []
+        self.acquires = 0  # Acquire messages ever sent
 
     # --- refs ------------------------------------------------------------------------------------
 
@@ -108,6 +109,7 @@ class ClientObjects:
         if object_id in self.released:
             del self.released[object_id]  # the node was not told yet that it was let go
         else:
+            self.acquires += 1
             self.out.append((self.node, Acquire((object_id,))))
 
     def hold(self, object_id: bytes) -> None:

@@ -108,7 +108,7 @@ class NodeIdentity:
         self.spill_dir = spill_dir
 
 
-class Client:
+class ClientEntry:
     """One driver or worker that introduced itself; found in ``Node.clients``."""
 
     __slots__ = ("absorbed", "address", "classes", "job_id", "pid", "promised", "role", "worker")
@@ -143,8 +143,8 @@ class Node:
         self.identity = identity
         self.config = config
         self.shards = shards
-        self.clients: dict[Address, Client] = {}
-        self.credited: dict[Address, Client] = {}
+        self.clients: dict[Address, ClientEntry] = {}
+        self.credited: dict[Address, ClientEntry] = {}
         self.pool = WorkerPool(
             self.out, resources=ResourcePool(total), config=config, node_id=identity.node_id
         )
@@ -237,7 +237,7 @@ class Node:
             self.out.append((source, Refused("unknown-peer", "this node did not start such a worker")))
             return
         if source not in self.clients:
-            self.clients[source] = Client(source, message.role, message.pid, message.job_id, worker)
+            self.clients[source] = ClientEntry(source, message.role, message.pid, message.job_id, worker)
             self.out.append((RUNTIME, message))
         if message.role == DRIVER and message.job_id not in self.scheduler.jobs:
             context = JobContext(message.job_id, message.sys_path, message.working_dir)
@@ -274,7 +274,7 @@ class Node:
         self.store.client_gone(address)
         self.references.client_gone(address)
 
-    def _break_promises(self, client: Client) -> None:
+    def _break_promises(self, client: ClientEntry) -> None:
         for object_id in client.promised:
             entry = self.store.objects.get(object_id)
             if entry is not None:
@@ -295,14 +295,14 @@ class Node:
         client = self.clients.get(source)
         return None if client is None else client.worker
 
-    def _known(self, source: Address) -> Client | None:
+    def _known(self, source: Address) -> ClientEntry | None:
         """The sender, or ``None`` after telling it that it must introduce itself."""
         client = self.clients.get(source)
         if client is None:
             self.out.append((source, Refused("unknown-peer", "say Hello first; this process is not known")))
         return client
 
-    def _job_of(self, client: Client) -> bytes:
+    def _job_of(self, client: ClientEntry) -> bytes:
         return client.job_id if client.worker is None else client.worker.job_id
 
     # --- tasks -----------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class WorkerProcesses:
         self.pids[worker_id] = 0
 
     def kill(self, worker_id: bytes, signal_number: int = signal.SIGKILL) -> None:
-        """Send a signal to a worker: SIGKILL takes its process group along. No error if it is gone."""
+        """Send a signal to a worker. No error if it is gone, and no event: ``Exited`` says what it did."""
         self._send(SignalWorker(worker_id, signal.Signals(signal_number)))
 
     def adopt(self, path: str) -> None:
@@ -134,7 +134,7 @@ class WorkerProcesses:
         self._send(AdoptPath(path))
 
     def fileno(self) -> int:
-        """Readable when ``receive`` has something to return."""
+        """Readable when ``receive`` has something to return; for ever, after ``ZygoteGone``."""
         return self._channel.fileno()
 
     def receive(self) -> list[ProcessEvent]:

@@ -49,7 +49,7 @@ class Transport:
         self._endpoints: dict[Address, str] = {}
         self._bound: list[str] = []
         self._poll = select.poll()
-        self._poll.register(self._socket.FD, select.POLLIN)
+        self._poll.register(self.fileno(), select.POLLIN)
         self.unreachable: dict[Address, int] = {}  # frames dropped per peer that has no route
         self.refused = 0  # frames that did not decode
 
@@ -93,7 +93,8 @@ class Transport:
     def send(self, address: Address, messages: list[Any]) -> None:
         """Queue messages to a peer, in order, as few frames."""
         for start in range(0, len(messages), BATCH_MESSAGES_MAX):
-            part = messages if len(messages) <= BATCH_MESSAGES_MAX else messages[start : start + BATCH_MESSAGES_MAX]
+            whole = len(messages) <= BATCH_MESSAGES_MAX
+            part = messages if whole else messages[start : start + BATCH_MESSAGES_MAX]
             self._send_frame(address, encode_batch(part))
 
     def _send_frame(self, address: Address, frame: bytes) -> None:
@@ -159,6 +160,10 @@ class Transport:
         self.refused += 1
         log.warning("refused a frame from %s: %s", source.hex(), error)
         self._try_send(source, encode_batch([Refused("garbage", str(error))]))
+
+    def fileno(self) -> int:
+        """The descriptor that signals edges of this socket; see :meth:`wait`."""
+        return int(self._socket.FD)
 
     def watch(self, fd: int) -> None:
         """Let :meth:`wait` also return when ``fd`` is readable."""

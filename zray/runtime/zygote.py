@@ -10,9 +10,9 @@ The one invariant: each accepted ``ForkWorker`` is answered by exactly one ``Exi
 Signals. The zygote leads a session of its own, so neither Ctrl-C at a terminal, nor a hang-up, nor a signal
 to the node's process group reaches it or a worker: only the driver is interrupted. It ignores SIGINT, SIGHUP
 and SIGTERM besides, because service managers send those to every process and the janitor must leave last.
-Each worker leads a process group: killing a worker, or its death, takes along the processes that the user's
-code left in that group. In a worker every signal has its default meaning and SIGINT raises
-``KeyboardInterrupt``, whatever the ancestors ignored. On Linux a worker is killed when the zygote dies.
+Each worker leads a process group: its death takes along the processes that the user's code left in there.
+In a worker every signal has its default meaning and SIGINT raises ``KeyboardInterrupt``, whatever the
+ancestors ignored. On Linux a worker is killed when the zygote dies.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ForkWorker(ZygotePacket, tag=1):
 
 
 class SignalWorker(ZygotePacket, tag=2):
-    """Send a signal to a worker; SIGKILL goes to its whole process group. A dead worker is no error."""
+    """Send a signal to a worker. A dead one is no error."""
 
     worker_id: bytes
     signal_number: int
@@ -238,12 +238,7 @@ class Zygote:
 
     def _signal(self, request: SignalWorker) -> None:
         pid = self._pids.get(request.worker_id)
-        if pid is None:
-            return
-        # The worker is not reaped yet, so the pid is still its own.
-        if request.signal_number == signal.SIGKILL:
-            _kill_group(pid)
-        else:
+        if pid is not None:  # and not reaped yet, so the pid is still its own
             os.kill(pid, request.signal_number)
 
     def _reap(self) -> None:
@@ -320,11 +315,7 @@ class Zygote:
     # --- the end ---------------------------------------------------------------------------------
 
     def _kill_all(self) -> None:
-        """Kill and reap every worker; requests to fork that nobody began are reported as not started."""
-        for request in self._requests:
-            if isinstance(request, ForkWorker):
-                self._reports.append(Exited(request.worker_id, 0, EXIT_NOT_STARTED))
-        self._requests.clear()
+        """Kill and reap every worker. Requests not done yet have lost their node: nobody waits for them."""
         for pid in self._workers:
             _kill_group(pid)
         deadline = time.monotonic() + REAP_TIMEOUT_S

@@ -43,7 +43,7 @@ Code = tuple[bytes, bytes]
 
 
 class _Export(NamedTuple):
-    weak: weakref.ref[Any]
+    alive: Callable[[], Any]  # the callable, or None once it is gone
     code: Code
     captured: tuple[bytes, ...]
 
@@ -59,7 +59,7 @@ def export(function: Callable[..., Any]) -> Code:
     Cost: 0.1 us for a callable exported before.
     """
     known = _exports.get(id(function))
-    if known is not None and known.weak() is function:
+    if known is not None and known.alive() is function:
         return known.code
     return _export(function).code
 
@@ -67,7 +67,7 @@ def export(function: Callable[..., Any]) -> Code:
 def captured_refs(function: Callable[..., Any]) -> tuple[bytes, ...]:
     """Ids of the objects whose refs ``function`` holds in its closure, defaults or globals."""
     known = _exports.get(id(function))
-    if known is not None and known.weak() is function:
+    if known is not None and known.alive() is function:
         return known.captured
     return _export(function).captured
 
@@ -93,7 +93,8 @@ def _kind_of(function: object) -> str:
     return "class" if isinstance(function, type) else "function"
 
 
-_nothing = weakref.ref(type("Nothing", (), {})())  # refers to an object that is gone
+def _nothing() -> None:
+    return None
 
 
 class FunctionTable:

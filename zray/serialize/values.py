@@ -99,7 +99,7 @@ class Serialized:
         stream = self.stream
         if len(stream) == 1 and not self.buffers:
             return stream[0]  # type: ignore[return-value]
-        return b"".join(self._segments())
+        return b"".join(self.segments())
 
     def write_into(self, target: memoryview) -> int:
         """Write the flat layout to the start of ``target`` (writable, flat, bytes); returns its size.
@@ -110,7 +110,7 @@ class Serialized:
         if target.nbytes < self.total_bytes:
             raise ValueError(f"{self.total_bytes} bytes do not fit into {target.nbytes}")
         start = 0
-        for segment in self._segments():
+        for segment in self.segments():
             end = start + len(segment)
             _copy(target[start:end], segment)
             start = end
@@ -122,7 +122,7 @@ class Serialized:
         Raises:
             OSError: as the system reports it; the file may be partly written.
         """
-        segments = [segment for segment in self._segments() if len(segment)]
+        segments = [segment for segment in self.segments() if len(segment)]
         position, first = offset, 0
         while first < len(segments):
             written = os.pwritev(fd, segments[first : first + _WRITEV_SEGMENTS_MAX], position)
@@ -134,7 +134,7 @@ class Serialized:
                 segments[first] = memoryview(segments[first])[written:]
         return position - offset
 
-    def _segments(self) -> list[BytesLike]:
+    def segments(self) -> list[BytesLike]:
         """What the flat layout is made of, in order."""
         if not self.buffers:
             return list(self.stream)
@@ -271,7 +271,7 @@ def _pickler_class() -> Any:
     """Made at first use: a process that meets plain values only need not import cloudpickle."""
     import cloudpickle
 
-    class ValuePickler(cloudpickle.Pickler):  # type: ignore[misc]
+    class ValuePickler(cloudpickle.Pickler):
         """Cloudpickle's rules (by value what a worker cannot import), and arrays as views."""
 
         ndarray: Any = None
@@ -410,6 +410,8 @@ def _load_framed(view: memoryview) -> Any:
     end = start + stream_bytes
     if end > len(view):
         raise ValueError("the bytes end early")
+    if view[start] != _PICKLE_FIRST_BYTE:  # a wrong table must not start the unpickler in the middle
+        raise ValueError("there is no pickle behind the table")
     buffers = list(_slices(view, end, unpack_from(f"<{count}Q", view, _HEADER.size)))
     return loads(view[start:end], buffers=buffers)
 

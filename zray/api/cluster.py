@@ -1,0 +1,36 @@
+"""What the cluster has and what is free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from zray.api import session
+
+
+def report(what: str) -> Any:
+    """One of the node's reports: ``node``, ``resources``, ``tasks``, ``workers``, ``actors``, ``objects``.
+
+    Raises:
+        ValueError: for an unknown report.
+    """
+    document = msgspec.json.decode(session.current().query(what))
+    if isinstance(document, dict) and "error" in document:
+        raise ValueError(document["error"])
+    return document
+
+
+def cluster_resources() -> dict[str, float]:
+    """Amounts by resource name, of all nodes."""
+    return dict(report("resources")["total"])
+
+
+def available_resources() -> dict[str, float]:
+    """What nobody holds of them now."""
+    return {name: amount for name, amount in report("resources")["available"].items() if amount > 0}
+
+
+def nodes() -> list[dict[str, Any]]:
+    """One dict per node."""
+    return [report("node")]

@@ -1,0 +1,125 @@
+"""``get``, ``put`` and ``wait``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from zray.api import session
+from zray.api.refs import ObjectRef
+from zray.errors import GetTimeoutError, TaskError
+from zray.protocol.messages import INLINE, Value
+from zray.runtime.client import Client, error_of
+from zray.serialize.values import dump, load, load_error
+
+
+def get(refs: Any, *, timeout: float | None = None) -> Any:
+    """The value of a ref, or a list of the values of a list of refs, waiting as long as it takes.
+
+    Args:
+        refs: an ``ObjectRef`` or a sequence of them.
+        timeout: seconds, ``None``: for ever; 0 looks once.
+    Raises:
+        TaskError: if the task raised; the error is also an instance of what it raised.
+        GetTimeoutError: if a value is not there in time.
+        TypeError: for anything that is not a ref.
+    """
+    _check_timeout(timeout)
+    client = session.current()
+    if type(refs) is ObjectRef:
+        return _get_many(client, (refs,), timeout)[0]
+    if isinstance(refs, str | bytes) or not isinstance(refs, Sequence):
+        raise TypeError(f"zray.get takes an ObjectRef or a list of them, not {refs!r}")
+    _check_refs(refs, "zray.get")
+    return _get_many(client, refs, timeout)
+
+
+def _get_many(client: Client, refs: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
+    object_ids = [ref.id for ref in refs]
+    values = client.fetch(object_ids, timeout)
+    if values is None:
+        ready = sum(client.objects.is_ready(object_id) for object_id in object_ids)
+        assert timeout is not None
+        raise GetTimeoutError(len(object_ids) - ready, len(object_ids), timeout)
+    for object_id in object_ids:
+        value = values[object_id]
+        if value.kind != INLINE:
+            error = error_of(value, load_error)
+            if error is not None:
+                client.give_back(values)
+                raise error.as_cause() if isinstance(error, TaskError) else error
+    loaded = {object_id: _load(client, object_id, value) for object_id, value in values.items()}
+    return [loaded[object_id] for object_id in object_ids]
+
+
+def _load(client: Client, object_id: bytes, value: Value) -> Any:
+    return load(value.data if value.kind == INLINE else client.view(object_id, value))
+
+
+def put(value: Any) -> ObjectRef[Any]:
+    """Store a value; returns a ref to it.
+
+    Raises:
+        TypeError: for a ref: pass that instead.
+        SerializationError: if it cannot be pickled, naming the culprit.
+        ObjectStoreFullError: if it is larger than the whole store.
+    """
+    if isinstance(value, ObjectRef):
+        raise TypeError("zray.put takes a value, not an ObjectRef; the ref you have can be passed as it is")
+    client = session.current()
+    return ObjectRef(client.put(dump(value, "the value given to zray.put()")), client)
+
+
+def wait(
+    refs: Sequence[ObjectRef[Any]],
+    *,
+    num_returns: int = 1,
+    timeout: float | None = None,
+    fetch_local: bool = True,
+) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
+    """Wait until ``num_returns`` of the refs are ready, or the time is over.
+
+    Args:
+        refs: a list of refs without repetition.
+        num_returns: between 1 and the number of refs.
+        timeout: seconds; ``None``: for ever; 0 looks once.
+        fetch_local: on one node a value is always local.
+    Returns:
+        ``(ready, not_ready)``: at most ``num_returns`` refs are ready; both in the order of ``refs``.
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    if isinstance(refs, ObjectRef) or not isinstance(refs, Sequence):
+        raise TypeError(f"zray.wait takes a list of ObjectRefs, not {refs!r}")
+    _check_refs(refs, "zray.wait")
+    object_ids = [ref.id for ref in refs]
+    if len(dict.fromkeys(object_ids)) != len(object_ids):
+        raise ValueError("zray.wait takes each ref once; this list repeats some")
+    if isinstance(num_returns, bool) or not isinstance(num_returns, int):
+        raise TypeError(f"num_returns is a whole number, not {num_returns!r}")
+    if not refs:
+        raise ValueError("zray.wait needs at least one ref")
+    if not 1 <= num_returns <= len(refs):
+        raise ValueError(f"num_returns is between 1 and the number of refs ({len(refs)}), not {num_returns}")
+    _check_timeout(timeout)
+    here = session.current().wait_ready(object_ids, num_returns, timeout, fetch_local)
+    ready: list[ObjectRef[Any]] = []
+    not_ready: list[ObjectRef[Any]] = []
+    for ref, is_here in zip(refs, here, strict=True):
+        (ready if is_here and len(ready) < num_returns else not_ready).append(ref)
+    return ready, not_ready
+
+
+def _check_refs(refs: Sequence[Any], what: str) -> None:
+    for ref in refs:
+        if type(ref) is not ObjectRef:
+            raise TypeError(f"{what} takes ObjectRefs; this list has {ref!r}")
+
+
+def _check_timeout(timeout: float | None) -> None:
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        raise TypeError(f"timeout is a number of seconds or None, not {timeout!r}")
+    if not timeout >= 0:
+        raise ValueError(f"timeout is not negative: {timeout}")

@@ -1,0 +1,61 @@
+"""``ObjectRef``: the user's handle of a value that may not exist yet."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from zray.serialize.values import note_contained
+
+if TYPE_CHECKING:
+    from zray.runtime.client import Client
+
+T = TypeVar("T")
+
+
+class ObjectRef(Generic[T]):
+    """A future and immutable value, named by ``id`` (16 bytes).
+
+    Made by ``remote()`` and ``put``; passed to tasks and actors it becomes the value, nested inside other
+    values it stays a ref. The value lives as long as any ref to it, in any process.
+    """
+
+    __slots__ = ("__weakref__", "_client", "id")
+
+    def __init__(self, object_id: bytes, client: Client) -> None:
+        self.id = object_id
+        self._client = client
+
+    def hex(self) -> str:
+        """The id in hexadecimal."""
+        return self.id.hex()
+
+    def binary(self) -> bytes:
+        """The id."""
+        return self.id
+
+    def __repr__(self) -> str:
+        return f"ObjectRef({self.id.hex()})"
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is ObjectRef and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        note_contained(self.id)
+        return _unpickled_ref, (self.id,)
+
+    def __del__(self) -> None:
+        # May run inside the collector, in any thread: only append.
+        self._client.dropped.append(self.id)
+
+
+def _unpickled_ref(object_id: bytes) -> ObjectRef[Any]:
+    """A ref that came with a value: this process holds the object from now on."""
+    from zray.api import session
+
+    client = session.current()
+    with client.lock:
+        client.objects.borrow(object_id)
+    return ObjectRef(object_id, client)

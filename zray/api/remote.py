@@ -1,0 +1,118 @@
+"""Remote functions: ``@zray.remote`` on a function, ``.remote()`` to submit, ``.options()`` to vary."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from zray.api import options as option_rules
+from zray.api import session
+from zray.api.actor import ActorClass
+from zray.api.refs import ObjectRef
+from zray.protocol.messages import Describe
+from zray.serialize.functions import captured_refs, dump_args, export
+
+
+class RemoteFunction:
+    """A function that runs as a task. Made by ``zray.remote``; not called directly."""
+
+    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._function = function
+        self._options = options
+        self._name = getattr(function, "__qualname__", type(function).__name__)
+        self._described: tuple[Describe, bytes, tuple[bytes, ...]] | None = None
+        self._simple_arity = _simple_arity(function)
+        functools.update_wrapper(self, function)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            f"remote function {self._name}() cannot be called directly; use {self._name}.remote(), "
+            f"or {self._name}.__wrapped__() to run it here"
+        )
+
+    def options(self, **options: Any) -> RemoteFunction:
+        """The same function with some options changed."""
+        changed = option_rules.merged(option_rules.TASK_DEFAULTS, options, "a task")
+        return RemoteFunction(self._function, {**self._options, **{name: changed[name] for name in options}})
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Submit a task.
+
+        Returns:
+            an ``ObjectRef``; a list of them for ``num_returns`` above one; ``None`` for zero.
+        Raises:
+            TypeError: if the arguments do not fit the function's signature.
+            SerializationError: if one cannot be pickled, naming the culprit.
+        """
+        if kwargs or len(args) != self._simple_arity:
+            _check_arguments(self._function, args, kwargs)
+        client = session.current()
+        descriptor, code, captured = self._described or self._describe()
+        blob, deps = dump_args(args, kwargs, ObjectRef, self._function)
+        _, returns = client.submit(descriptor, code, captured, blob, deps)
+        if descriptor.num_returns == 1:
+            return ObjectRef(returns[0], client)
+        return [ObjectRef(object_id, client) for object_id in returns] or None
+
+    def _describe(self) -> tuple[Describe, bytes, tuple[bytes, ...]]:
+        """Pickled at the first use, so that it sees what was defined after it."""
+        function_id, code = export(self._function)
+        descriptor = option_rules.describe_task(function_id, self._name, self._options)
+        self._described = descriptor, code, captured_refs(self._function)
+        return self._described
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RemoteFunction, (self._function, self._options)
+
+
+def _simple_arity(function: Callable[..., Any]) -> int:
+    """How many positional arguments surely fit; -1 if that takes a look at the signature."""
+    code = getattr(function, "__code__", None)
+    if code is None or code.co_kwonlyargcount or inspect.ismethod(function):
+        return -1
+    return int(code.co_argcount)
+
+
+def _check_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin without a signature: the worker will tell
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{getattr(function, '__qualname__', function)}(): {error}") from None
+
+
+def remote(*args: Any, **options: Any) -> Any:
+    """Make a function remote, or a class an actor class: ``@remote``, ``@remote(num_cpus=2)``, ``remote(f)``.
+
+    Raises:
+        TypeError: if it is used on something that cannot be called, or with positional options.
+        ValueError: for an unknown option.
+    """
+    if len(args) == 1 and not options and callable(args[0]):
+        return _make_remote(args[0], {})
+    if args and not callable(args[0]):
+        raise TypeError(f"zray.remote takes a function or a class, not {args[0]!r}; options go by keyword")
+    if args:
+        return _make_remote(args[0], options)
+    if not options:
+        raise TypeError("write @zray.remote without parentheses, or with options inside them")
+    unknown = option_rules.TASK_DEFAULTS.keys() | option_rules.ACTOR_DEFAULTS.keys()
+    option_rules.merged(dict.fromkeys(unknown, 0), options, "a task or actor")
+    return lambda target: _make_remote(target, options)
+
+
+def _make_remote(target: Any, options: dict[str, Any]) -> Any:
+    if isinstance(target, RemoteFunction | ActorClass):
+        raise TypeError(f"{target!r} is remote already; use .options() to change its options")
+    if inspect.isclass(target):
+        checked = option_rules.merged(option_rules.ACTOR_DEFAULTS, options, f"actor class {target.__name__}")
+        return ActorClass(target, checked)
+    if not callable(target):
+        raise TypeError(f"zray.remote takes a function or a class, not {target!r}")
+    name = getattr(target, "__qualname__", repr(target))
+    return RemoteFunction(target, option_rules.merged(option_rules.TASK_DEFAULTS, options, f"task {name}"))

@@ -1,0 +1,252 @@
+"""The one connection of this process: ``init``, ``shutdown``, and who holds it.
+
+A driver makes it with ``init``, or implicitly with the first call that needs it. A worker is given one before
+it runs any user code.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from zray import ids
+from zray.config import Config
+from zray.core.resources import demand_from
+from zray.errors import ClusterUnavailableError, NotInitializedError
+from zray.protocol.messages import DRIVER, PROTOCOL_VERSION, Hello
+from zray.runtime.client import Client
+
+NODE_ALIAS = b"node"
+"""What every client calls its node on its own socket."""
+
+_lock = threading.RLock()
+_client: Client | None = None
+_context: Context | None = None
+_in_worker = False
+
+
+class Context:
+    """What ``init`` returns; usable in ``with``, which shuts down at the end.
+
+    Attributes:
+        address: str, where other drivers can join with ``init(address=...)``.
+        node_id: str, hex.
+        pid: int | None, the node's process if this driver started it.
+    """
+
+    def __init__(self, address: str, node_id: str, pid: int | None) -> None:
+        self.address = address
+        self.node_id = node_id
+        self.pid = pid
+
+    @property
+    def address_info(self) -> dict[str, Any]:
+        """The same as a dict."""
+        return {"address": self.address, "node_id": self.node_id}
+
+    def disconnect(self) -> None:
+        """The same as ``zray.shutdown()``."""
+        shutdown()
+
+    def __enter__(self) -> Context:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        shutdown()
+
+    def __repr__(self) -> str:
+        return f"Context(address={self.address!r})"
+
+
+def current() -> Client:
+    """The connection of this process; a driver without one starts a local cluster first.
+
+    Raises:
+        NotInitializedError: in a process that was forked from one with a connection.
+    """
+    client = _client
+    if client is not None and client.pid == os.getpid():
+        return client
+    if client is not None:
+        raise NotInitializedError(
+            "this process was forked from one that uses zray; call zray.init(address=...) in it first"
+        )
+    init()
+    assert _client is not None
+    return _client
+
+
+def adopt(client: Client) -> None:
+    """Use a connection that a worker process has made."""
+    global _client, _in_worker
+    _client, _in_worker = client, True
+
+
+def is_initialized() -> bool:
+    """Whether this process has a connection."""
+    return _client is not None and _client.pid == os.getpid()
+
+
+def init(
+    address: str | None = None,
+    *,
+    num_cpus: int | None = None,
+    num_gpus: int | None = None,
+    resources: Mapping[str, float] | None = None,
+    object_store_memory: int | None = None,
+    gcs_shards: int | None = None,
+    ignore_reinit_error: bool = False,
+) -> Context:
+    """Connect this process to a cluster, or start one on this machine.
+
+    Args:
+        address: ``None`` starts a cluster of one node, unless ``ZRAY_ADDRESS`` is set; ``"local"`` always
+            starts one; ``"auto"`` joins the newest cluster of this user on this machine; otherwise the
+            address that ``init`` or ``zray-node`` printed.
+        num_cpus, num_gpus: of the new node; default: the CPUs this process may use, and no GPU.
+        resources: custom resources of the new node, amounts by name.
+        object_store_memory: bytes of the new node's object store; default: 30 % of the memory.
+        gcs_shards: control-store processes of the new cluster; default 1.
+        ignore_reinit_error: return the present context instead of refusing a second ``init``.
+    Raises:
+        RuntimeError: if this process is connected already.
+        ClusterUnavailableError: if the cluster does not start or does not answer within its timeout.
+        ValueError, TypeError: for options that make no sense.
+    """
+    with _lock:
+        if is_initialized():
+            if ignore_reinit_error and _context is not None:
+                return _context
+            raise RuntimeError("zray.init() was called twice; call zray.shutdown() first")
+        _forget_forked_client()
+        if address is None:
+            address = os.environ.get("ZRAY_ADDRESS") or "local"
+        started = {
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "resources": resources,
+            "object_store_memory": object_store_memory,
+            "gcs_shards": gcs_shards,
+        }
+        if address == "local":
+            return _start_local(started)
+        given = [name for name, value in started.items() if value is not None]
+        if given:
+            raise ValueError(f"{given[0]} belongs to the node that is joined; leave it out with address=")
+        return _join(address)
+
+
+def shutdown() -> None:
+    """Disconnect; a cluster that ``init`` started ends with it. Without a connection it does nothing."""
+    global _client, _context
+    with _lock:
+        client, context = _client, _context
+        if client is None or _in_worker:
+            return
+        _client = _context = None
+        if client.pid != os.getpid():
+            return
+        client.close()
+        if context is not None and context.pid is not None:
+            from zray.runtime.processes import end_process
+
+            end_process(context.pid, client.config.shutdown_timeout_ns / 1e9)
+
+
+def _forget_forked_client() -> None:
+    global _client, _context
+    if _client is not None and _client.pid != os.getpid():
+        _client = _context = None
+
+
+def _start_local(started: dict[str, Any]) -> Context:
+    options = _node_options(**started)
+    config = Config.from_environment()
+    from zray.runtime.processes import spawn
+    from zray.services.node_options import command
+
+    argv = command({**options, "parent_pid": os.getpid()})
+    spawned = spawn(argv, config.init_timeout_ns / 1e9)
+    ready = spawned.ready
+    return _connect(ready["address"], ready["node_id"], spawned.pid, spawned.pid, config)
+
+
+def _node_options(
+    num_cpus: int | None,
+    num_gpus: int | None,
+    resources: Mapping[str, float] | None,
+    object_store_memory: int | None,
+    gcs_shards: int | None,
+) -> dict[str, Any]:
+    """Checked here, so that a mistake is a Python error and not a node that does not start."""
+    for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"{name} is a number, not {value!r}")
+        if value is not None and value < 0:
+            raise ValueError(f"{name} is not negative: {value}")
+    if resources is not None:
+        if not isinstance(resources, Mapping):
+            raise TypeError(f"resources is a dict of amounts by name, not {resources!r}")
+        if "CPU" in resources or "GPU" in resources:
+            raise ValueError("give CPUs and GPUs as num_cpus and num_gpus, not inside resources")
+        demand_from(resources)
+    for name, value in (("object_store_memory", object_store_memory), ("gcs_shards", gcs_shards)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise TypeError(f"{name} is a whole number, not {value!r}")
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is at least 1, not {value}")
+    return {
+        "num_cpus": num_cpus,
+        "num_gpus": num_gpus or 0,
+        "resources": dict(resources or {}),
+        "object_store_memory": object_store_memory,
+        "gcs_shards": gcs_shards or 1,
+    }
+
+
+def _join(address: str) -> Context:
+    from zray.runtime import session_dir
+
+    started = time.monotonic()
+    config = Config.from_environment()
+    if address == "auto":
+        session = session_dir.latest()
+        if session is None:
+            raise ClusterUnavailableError("no cluster of this user runs on this machine (address='auto')", 0.0)
+    else:
+        session = next((s for s in session_dir.list_live() if s.info.address == address), None)
+        if session is None:
+            waited_s = time.monotonic() - started
+            raise ClusterUnavailableError(
+                f"no node of this machine listens at {address!r}; running: "
+                f"{[s.info.address for s in session_dir.list_live()] or 'none'}",
+                waited_s,
+            )
+    pid = session.info.processes[0].pid
+    return _connect(session.info.address, "", None, pid, config)
+
+
+def _connect(address: str, node_id: str, child_pid: int | None, node_pid: int, config: Config) -> Context:
+    global _client, _context
+    from zray.runtime.processes import watch_pid
+
+    root = ids.root_task_id()
+    client = Client(ids.random_id(), NODE_ALIAS, root_task=root, config=config)
+    hello = Hello(
+        PROTOCOL_VERSION, DRIVER, os.getpid(), root, "", tuple(sys.path), os.getcwd(),
+    )  # fmt: skip
+    try:
+        client.watch_node(watch_pid(node_pid))
+        welcome = client.connect(address, hello, config.init_timeout_ns / 1e9)
+    except BaseException:
+        client.close()
+        raise
+    _client = client
+    _context = Context(address, node_id or welcome.node_id.hex(), child_pid)
+    atexit.register(shutdown)
+    return _context

@@ -1,0 +1,742 @@
+"""What a driver and a worker share: one socket, the objects they refer to, and waiting for them.
+
+All state is behind one lock; no lock is held while a thread waits. Whichever user thread has to wait *leads*:
+it polls the socket and handles what comes for everybody; others that wait follow, and one of them takes
+over when the leader leaves. A background thread (``IdleDuty``) does the same only when no user thread does,
+so that a program that computes still sends its last tasks and hears of its cluster, and the path of a call
+in a loop costs no hand-over between threads.
+
+Tasks leave in batches: when the link has been idle for ``submit_linger_ns`` at once, otherwise when a batch
+is full, when any thread waits, or when the background thread comes by.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from zray import ids
+from zray.config import Config
+from zray.core.actor_calls import ActorCalls
+from zray.core.client_objects import ClientObjects
+from zray.core.machine import Address, Effect
+from zray.errors import (
+    ClusterUnavailableError,
+    LocalProtocolError,
+    ObjectStoreFullError,
+    OutOfDiskError,
+    VersionMismatchError,
+)
+from zray.protocol.codec import decode_for_process
+from zray.protocol.messages import (
+    ACTOR_DEAD,
+    DRIVER,
+    ERROR,
+    EXTENT,
+    FAULT,
+    FILE,
+    INLINE,
+    PROTOCOL_VERSION,
+    Acked,
+    Acquire,
+    ActorState,
+    Answer,
+    Call,
+    Create,
+    Created,
+    CreateFailed,
+    Credit,
+    Describe,
+    Exit,
+    ExportFunction,
+    Goodbye,
+    Hello,
+    HoldFor,
+    KillActor,
+    ObjectReady,
+    Query,
+    Refused,
+    Reply,
+    Seal,
+    Submit,
+    Value,
+    Warn,
+    Welcome,
+)
+from zray.runtime.idle_duty import IdleDuty
+from zray.runtime.transport import Transport
+from zray.serialize.values import Serialized
+from zray.store.arena import ArenaView
+from zray.store.spill import SpillDirectory
+
+log = logging.getLogger("zray.client")
+
+FRAMES_PER_TURN_MAX = 64
+ARGS_IN_LAST_DEP = b"@"
+"""``Submit.args`` of a task whose arguments are too large to travel inside: they are its last dependency."""
+
+Handler = Callable[[Address, Any], None]
+
+
+class Client:
+    """The connection of one process to its node.
+
+    Args:
+        identity: routing id of this process.
+        node: routing id of the node.
+        root_task: id of the task that this process is, for the ids of what it makes.
+        config: limits.
+        role: ``DRIVER`` or ``WORKER``.
+    """
+
+    def __init__(
+        self, identity: Address, node: Address, *, root_task: bytes, config: Config, role: int = DRIVER
+    ) -> None:
+        self.identity = identity
+        self.node = node
+        self.config = config
+        self.role = role
+        self.pid = os.getpid()
+        self.lock = threading.Lock()
+        self.out: list[Effect] = []
+        self.objects = ClientObjects(self.out, node=node)
+        self.calls = ActorCalls(self.out, node=node)
+        self.transport = Transport(identity, decode_for_process, config)
+        self.servers: list[Transport] = []
+        self.routes: dict[Address, Transport] = {}  # callers are answered where they called
+        self.dropped: deque[bytes] = deque()  # refs that died, in any thread, also inside the collector
+        self.unpinned: deque[bytes] = deque()
+        self.root_task = root_task
+        self.context_task = root_task
+        self._prefix = ids.child_prefix(root_task)
+        self._counter = 0
+        self._described: dict[bytes, None] = {}
+        self._exported: dict[bytes, None] = {}
+        self._window = config.submit_window_max
+        self._sent_ns = 0
+        self._call_needs: dict[bytes, tuple[bytes, ...]] = {}
+        self._tokens = 0
+        self._replies: dict[Any, Any] = {}
+        self.welcome: Welcome | None = None
+        self._arena: ArenaView | None = None
+        self._spill: SpillDirectory | None = None
+        self._broken: Exception | None = None
+        self._closed = False
+        self._leading = threading.Lock()
+        self._followers = threading.Condition(self.lock)
+        self._followers_waiting = 0
+        self._leader_sleeps = False
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self.transport.watch(self._wake_read)
+        self._node_pid_fd = -1
+        self.before_waiting: Callable[[], bool] | None = None  # worker: may lend its CPU
+        self.after_waiting: Callable[[], None] | None = None
+        self.handlers: dict[type, Handler] = {
+            ObjectReady: lambda _source, message: self.objects.on_ready(message),
+            Reply: self._on_reply,
+            ActorState: self._on_actor_state,
+            Created: lambda _source, message: self._answer(message.object_id, message),
+            CreateFailed: lambda _source, message: self._answer(message.object_id, message),
+            Acked: lambda _source, message: self._answer(message.token, message),
+            Answer: lambda _source, message: self._answer(message.token, message),
+            Credit: self._on_credit,
+            Welcome: self._on_welcome,
+            Refused: self._on_refused,
+            Warn: self._on_warn,
+            Exit: lambda _source, message: None,
+        }
+        self.duty = IdleDuty(self)
+
+    # --- connection ------------------------------------------------------------------------------
+
+    def connect(self, endpoint: str, hello: Hello, timeout_s: float) -> Welcome:
+        """Introduce this process to its node.
+
+        Raises:
+            ClusterUnavailableError: if the node does not answer in time.
+            VersionMismatchError: if it speaks another version.
+        """
+        started = time.monotonic()
+        self.transport.connect(self.node, endpoint)
+        with self.lock:
+            self.out.append((self.node, hello))
+        if not self.wait_until(lambda: self.welcome is not None, timeout_s):
+            waited_s = time.monotonic() - started
+            raise ClusterUnavailableError(f"the node at {endpoint} does not answer", waited_s)
+        assert self.welcome is not None
+        self._spill = SpillDirectory(self.welcome.spill_dir)
+        return self.welcome
+
+    @property
+    def arena(self) -> ArenaView:
+        """The node's shared memory, mapped at the first use."""
+        if self._arena is None:
+            assert self.welcome is not None
+            self._arena = ArenaView(self.welcome.arena_path, self.welcome.arena_bytes)
+        return self._arena
+
+    @property
+    def spill(self) -> SpillDirectory:
+        """The node's files of objects that do not fit its memory."""
+        assert self._spill is not None
+        return self._spill
+
+    def watch_node(self, pid_fd: int) -> None:
+        """Learn at once when the node is gone; ``pid_fd`` becomes readable then."""
+        self._node_pid_fd = pid_fd
+        self.transport.watch(pid_fd)
+
+    def close(self) -> None:
+        """Say goodbye and let go of the socket. Refs that are left do nothing any more."""
+        with self.lock:
+            if self._closed:
+                return
+            self._closed = True
+            if self._broken is None:
+                self.out.append((self.node, Goodbye()))
+                self._send_all()
+        self.duty.close()
+        self._wake_leader()
+        with self._leading, self.lock:
+            self.transport.close()
+            for server in self.servers:
+                server.close()
+            if self._arena is not None:
+                self._arena.close()
+            for fd in (self._wake_read, self._wake_write, self._node_pid_fd):
+                if fd >= 0:
+                    os.close(fd)
+
+    def fail(self, error: Exception) -> None:
+        """The cluster cannot be used any more: everybody who waits gets this error. Lock held."""
+        if self._broken is None:
+            self._broken = error
+        self._followers.notify_all()
+
+    # --- tasks -----------------------------------------------------------------------------------
+
+    def set_context(self, task_id: bytes) -> None:
+        """This process runs ``task_id`` from now on: what it makes gets ids below that."""
+        with self.lock:
+            self.context_task = task_id
+            self._prefix = b""
+            self._counter = 0
+
+    def _next_prefix(self) -> bytes:
+        if not self._prefix:
+            self._prefix = ids.child_prefix(self.context_task)
+        self._counter += 1
+        return self._prefix
+
+    def describe(self, descriptor: Describe, code: bytes, captured: Sequence[bytes]) -> None:
+        """Tell the node of code and descriptor, once per link. Lock held."""
+        if descriptor.function_id not in self._exported:
+            self._exported[descriptor.function_id] = None
+            if captured:
+                self.objects.share(captured)
+                for object_id in captured:  # code is never forgotten, nor what it refers to
+                    self.objects.hold(object_id)
+            self.out.append((self.node, ExportFunction(descriptor.function_id, code)))
+        self._described[descriptor.descriptor_id] = None
+        self.out.append((self.node, descriptor))
+
+    def submit(
+        self,
+        descriptor: Describe,
+        code: bytes,
+        captured: Sequence[bytes],
+        args: Serialized | bytes,
+        deps: tuple[bytes, ...],
+    ) -> tuple[bytes, tuple[bytes, ...]]:
+        """Submit a task; returns its id and the ids of its return objects, each held once."""
+        borrowed: tuple[bytes, ...] = ()
+        stored_args = b""
+        data = b""
+        if args:
+            borrowed = args.contained  # type: ignore[union-attr]
+            if args.total_bytes <= self.config.inline_bytes_max:  # type: ignore[union-attr]
+                data = args.to_bytes()  # type: ignore[union-attr]
+            else:
+                stored_args = self.put(args)  # type: ignore[arg-type]
+                data, deps = ARGS_IN_LAST_DEP, (*deps, stored_args)
+        with self.lock:
+            if descriptor.descriptor_id not in self._described:
+                self.describe(descriptor, code, captured)
+            prefix = self._next_prefix()
+            task_id = ids.task_id(prefix, self._counter)
+            count = descriptor.num_returns
+            returns = (ids.first_return_id(task_id),) if count == 1 else ids.return_ids(task_id, count)
+            if deps:
+                self.objects.share(deps)
+            if borrowed:
+                self.objects.share(borrowed)
+            self.objects.expect(returns)
+            spec = Submit(task_id, self.context_task, descriptor.descriptor_id, data, deps, borrowed)
+            self.out.append((self.node, spec))
+            if stored_args:
+                self.objects.drop(stored_args)
+            self._window -= 1
+            self._after_append()
+        if self._window <= 0:
+            self.wait_until(lambda: self._window > 0, None)
+        return task_id, returns
+
+    def call_actor(
+        self, actor_id: bytes, handle: bytes, method: str, num_returns: int, args: Serialized | bytes,
+        deps: tuple[bytes, ...],
+    ) -> tuple[bytes, ...]:  # fmt: skip
+        """Call a method of an actor; returns the ids of its return objects, each held once."""
+        stored_args = b""
+        data = b""
+        borrowed: tuple[bytes, ...] = ()
+        if args:
+            borrowed = args.contained  # type: ignore[union-attr]
+            if args.total_bytes <= self.config.inline_bytes_max:  # type: ignore[union-attr]
+                data = args.to_bytes()  # type: ignore[union-attr]
+            else:
+                stored_args = self.put(args)  # type: ignore[arg-type]
+                data, deps = ARGS_IN_LAST_DEP, (*deps, stored_args)
+        with self.lock:
+            prefix = self._next_prefix()
+            task_id = ids.task_id(prefix, self._counter)
+            returns = ids.return_ids(task_id, num_returns)
+            needs = (handle, *deps, *borrowed)
+            if len(needs) > 1:
+                self.objects.share(needs)
+            for object_id in needs:
+                self.objects.hold(object_id)
+            self.objects.expect_reply(returns)
+            sequence = self.calls.next_sequence(actor_id)
+            call = Call(task_id, actor_id, sequence, method, num_returns, data, deps)
+            self._call_needs[task_id] = needs
+            fault = self.calls.call(call)
+            if fault is not None:
+                self._end_call(call, (fault,) * num_returns)
+            if stored_args:
+                self.objects.drop(stored_args)
+            self._after_append()
+        return returns
+
+    def kill_actor(self, actor_id: bytes) -> None:
+        """End an actor at once."""
+        with self.lock:
+            self.out.append((self.node, KillActor(actor_id)))
+            self._send_all()
+
+    def _after_append(self) -> None:
+        """Send if the batch is full or the link was idle. Lock held."""
+        if self._broken is not None:
+            raise self._broken
+        if self._closed:
+            raise LocalProtocolError("this connection is closed")
+        now_ns = time.monotonic_ns()
+        if len(self.out) >= self.config.submit_batch_max or now_ns - self._sent_ns > self.config.submit_linger_ns:
+            self._send_all(now_ns)
+        self.duty.note_activity()
+
+    # --- objects ---------------------------------------------------------------------------------
+
+    def put(self, value: Serialized) -> bytes:
+        """Keep a value; returns the id of the object, held once. Small ones stay in this process."""
+        with self.lock:
+            object_id = ids.put_id(self._next_prefix(), self._counter)
+            if value.total_bytes <= self.config.inline_bytes_max:
+                self.objects.keep(object_id, Value(INLINE, value.to_bytes(), 0, 0, value.contained))
+                return object_id
+        self.store(object_id, value)
+        with self.lock:
+            self.objects.share(value.contained)
+            self.out.append((self.node, Seal(object_id, value.contained)))
+            self.objects.stored(object_id)
+            self._after_append()
+        return object_id
+
+    def store(self, object_id: bytes, value: Serialized, holder: bytes = b"") -> None:
+        """Write a large value into the node's store, not sealed yet.
+
+        Raises:
+            ObjectStoreFullError: if it can never fit.
+            OutOfDiskError: if there is no room, in memory or on disk.
+        """
+        size = value.total_bytes
+        with self.lock:
+            self.out.append((self.node, Create(object_id, size, holder)))
+        answer = self._await_answer(object_id)
+        if isinstance(answer, CreateFailed):
+            if size > answer.capacity_bytes > 0:
+                raise ObjectStoreFullError(size, answer.capacity_bytes)
+            raise OutOfDiskError(size, answer.detail)
+        if answer.kind == FILE:
+            self._write_file(object_id, value)
+        elif size <= MAPPED_WRITE_MAX:
+            value.write_into(self.arena.write(answer.offset, size))
+        else:
+            offset = answer.offset
+            for segment in value.segments():
+                offset += self.arena.copy_in(offset, segment)
+
+    def _write_file(self, object_id: bytes, value: Serialized) -> None:
+        file = self.spill.create(object_id, value.total_bytes)
+        try:
+            offset = 0
+            for segment in value.segments():
+                offset += file.copy_in(offset, segment)
+            file.seal()
+        except BaseException:
+            file.abort()
+            raise
+
+    def view(self, object_id: bytes, value: Value) -> bytes | memoryview:
+        """The bytes of a value that was taken from ``objects`` or came with a task, without a copy."""
+        if value.kind == EXTENT:
+            unpinned = self.unpinned
+            return self.arena.read(value.offset, value.size, lambda: unpinned.append(object_id))
+        if value.kind == FILE:
+            return self.spill.open_view(object_id, value.size)
+        return value.data
+
+    def fetch(self, object_ids: Sequence[bytes], timeout_s: float | None) -> dict[bytes, Value] | None:
+        """The values of objects that this process refers to; ``None`` if the time is over.
+
+        Each value must be shown with :meth:`view` or given back with :meth:`give_back`.
+        """
+        taken: dict[bytes, Value] = {}
+        unique = dict.fromkeys(object_ids)
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        try:
+            while True:
+                with self.lock:
+                    left = []
+                    for object_id in unique:
+                        if object_id in taken:
+                            continue
+                        value = self.objects.take(object_id)
+                        if value is None:
+                            left.append(object_id)
+                        else:
+                            taken[object_id] = value
+                    if not left:
+                        return taken
+                    want = self.objects.want(left, None, True)
+                try:
+                    if not self.wait_until(lambda want=want: want.done, _left_s(deadline)):  # type: ignore[misc]
+                        self.give_back(taken)
+                        return None
+                finally:
+                    with self.lock:
+                        self.objects.end_want(want)
+        except BaseException:
+            self.give_back(taken)
+            raise
+
+    def give_back(self, taken: dict[bytes, Value]) -> None:
+        """Values of :meth:`fetch` that nobody looked at."""
+        for object_id, value in taken.items():
+            if value.kind == EXTENT:
+                self.unpinned.append(object_id)
+
+    def wait_ready(
+        self, object_ids: Sequence[bytes], needed: int, timeout_s: float | None, fetch: bool
+    ) -> list[bool]:
+        """Wait until ``needed`` of the objects are sealed or the time is over; which are, in order."""
+        with self.lock:
+            want = self.objects.want(object_ids, needed, False)
+        try:
+            self.wait_until(lambda: want.done, timeout_s)
+        finally:
+            with self.lock:
+                self.objects.end_want(want)
+        return [self.objects.is_ready(object_id) for object_id in object_ids]
+
+    def acquire_for(self, holder: Address, object_ids: tuple[bytes, ...]) -> None:
+        """Let another process hold objects, acknowledged, before this one lets go of them."""
+        with self.lock:
+            self.objects.share(object_ids)
+            token = self._next_token()
+            self.out.append((self.node, HoldFor(holder, object_ids, token)))
+        self._await_answer(token)
+
+    def confirm_acquired(self) -> None:
+        """Return once the node counts every ref that this process has taken up so far."""
+        with self.lock:
+            token = self._next_token()
+            self.out.append((self.node, Acquire((), token)))
+        self._await_answer(token)
+
+    def serve(self, identity: Address, endpoint: str) -> None:
+        """Take direct calls at ``endpoint`` from now on."""
+        server = Transport(identity, decode_for_process, self.config, self.transport.context)
+        server.bind(endpoint)
+        with self.lock:
+            self.transport.watch(server.fileno())
+            self.servers.append(server)
+
+    def query(self, what: str, timeout_s: float = 10.0) -> bytes:
+        """A report of the node, as JSON."""
+        with self.lock:
+            token = self._next_token()
+            self.out.append((self.node, Query(token, what)))
+        answer: Answer = self._await_answer(token, timeout_s)
+        return answer.body
+
+    def _next_token(self) -> int:
+        self._tokens += 1
+        return self._tokens
+
+    def _answer(self, key: Any, message: Any) -> None:
+        if key in self._replies:
+            self._replies[key] = message
+
+    def _await_answer(self, key: Any, timeout_s: float | None = None) -> Any:
+        self._replies[key] = None
+        try:
+            if not self.wait_until(lambda: self._replies[key] is not None, timeout_s):
+                raise ClusterUnavailableError("the node does not answer", timeout_s or 0.0)
+            return self._replies[key]
+        finally:
+            del self._replies[key]
+
+    # --- what arrives ----------------------------------------------------------------------------
+
+    def _on_reply(self, source: Address, message: Reply) -> None:
+        call = self.calls.on_reply(message)
+        if call is not None:
+            self._end_call(call, message.values)
+
+    def _end_call(self, call: Call, values: Sequence[Value]) -> None:
+        for object_id, value in zip(ids.return_ids(call.task_id, call.num_returns), values, strict=True):
+            self.objects.on_reply(object_id, value)
+        for object_id in self._call_needs.pop(call.task_id):
+            self.objects.drop(object_id)
+
+    def _on_actor_state(self, source: Address, message: ActorState) -> None:
+        if message.endpoint:
+            self.transport.connect(message.address, message.endpoint)
+        for call, cause in self.calls.on_state(message):
+            self._end_call(call, (cause,) * call.num_returns)
+        if message.state == ACTOR_DEAD and message.address:
+            self.transport.disconnect(message.address)
+
+    def _on_credit(self, source: Address, message: Credit) -> None:
+        self._window += message.tasks
+
+    def _on_welcome(self, source: Address, message: Welcome) -> None:
+        self.welcome = message
+
+    def _on_refused(self, source: Address, message: Refused) -> None:
+        if self.welcome is None and message.reason == "version":
+            self.fail(VersionMismatchError(PROTOCOL_VERSION, _first_number(message.detail)))
+        elif self.welcome is None or message.reason == "unknown-peer":
+            self.fail(ClusterUnavailableError(f"the node refuses this process: {message.detail}", 0.0))
+        else:
+            log.error("refused by %s: %s: %s", source.hex(), message.reason, message.detail)
+
+    def _on_warn(self, source: Address, message: Warn) -> None:
+        log.warning("%s", message.text)
+
+    # --- sending and receiving; the lock is held in all of these -----------------------------------
+
+    def settle(self) -> None:
+        """Count what died since the last time."""
+        dropped, objects = self.dropped, self.objects
+        while dropped:
+            objects.drop(dropped.popleft())
+        unpinned = self.unpinned
+        while unpinned:
+            objects.unpinned.append(unpinned.popleft())
+        objects.settle()
+
+    def flush(self) -> None:
+        """Send what is in the outbox. Takes the lock."""
+        with self.lock:
+            self._send_all()
+
+    def _send_all(self, now_ns: int = 0) -> None:
+        if self.dropped or self.unpinned or self.objects.released or self.objects.unpinned:
+            self.settle()
+        if not self.out:
+            return
+        by_peer: dict[Address, list[Any]] = {}
+        for destination, message in self.out:
+            messages = by_peer.get(destination)
+            if messages is None:
+                by_peer[destination] = [message]
+            else:
+                messages.append(message)
+        self.out.clear()
+        for destination, messages in by_peer.items():
+            self.routes.get(destination, self.transport).send(destination, messages)
+        self._sent_ns = now_ns or time.monotonic_ns()
+        if self._leader_sleeps and self.transport.readable() and self._receive():
+            self._wake_leader()
+
+    def _receive(self) -> bool:
+        """Handle what has arrived; whether anything had."""
+        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+        for server in self.servers:
+            batch += server.receive(FRAMES_PER_TURN_MAX)
+        handlers = self.handlers
+        for source, message in batch:
+            handlers.get(type(message), self._on_unexpected)(source, message)
+        if batch and self._followers_waiting:
+            self._followers.notify_all()
+        return bool(batch)
+
+    def _on_unexpected(self, source: Address, message: Any) -> None:
+        log.warning("unexpected %s from %s", type(message).__name__, source.hex())
+
+    def do_idle_duty(self) -> None:
+        """One visit of the background thread while no user thread leads."""
+        self._send_all()
+        self._receive()
+        if self.out:
+            self._send_all()
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until ``done()`` (called with the lock held), in turn with other threads.
+
+        Returns:
+            whether it is done; False once the time is over.
+        Raises:
+            ClusterUnavailableError: if the node is gone.
+            KeyboardInterrupt: at once, in the main thread; nothing is lost by it.
+        """
+        with self.lock:
+            self._send_all()
+            if done():
+                return True
+            self._receive()
+            if done():
+                self._send_all()
+                return True
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        lent = self.before_waiting is not None and self.before_waiting()
+        try:
+            while True:
+                if self._lead_or_follow(done, deadline):
+                    return True
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+        finally:
+            if lent and self.after_waiting is not None:
+                self.after_waiting()
+
+    def _lead_or_follow(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        if self._leading.acquire(blocking=False):
+            try:
+                return self._lead(done, deadline)
+            finally:
+                with self.lock:
+                    self._leading.release()
+                    if self._followers_waiting:
+                        self._followers.notify_all()
+                    self.duty.note_activity()
+        with self.lock:
+            self._check_usable()
+            if done():
+                return True
+            if self.duty.leads:
+                self._wake_leader()
+            if self._leading.locked():
+                self._followers_waiting += 1
+                try:
+                    self._followers.wait(_left_s(deadline))
+                finally:
+                    self._followers_waiting -= 1
+            return done()
+
+    def _lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        """Poll and handle for everybody until ``done()`` or the time is over."""
+        while True:
+            with self.lock:
+                self._check_usable()
+                while True:
+                    self._send_all()
+                    if done():
+                        return True
+                    if not self._receive():
+                        break
+                if self.out:
+                    continue
+                if self._any_readable():
+                    continue
+                self._leader_sleeps = True
+            try:
+                left_s = _left_s(deadline)
+                if left_s is not None and left_s <= 0:
+                    return False
+                self.sleep(None if left_s is None else -int(-left_s * 1000 // 1))
+            finally:
+                self._leader_sleeps = False
+
+    def _any_readable(self) -> bool:
+        if self.transport.readable():
+            return True
+        return any(server.readable() for server in self.servers)
+
+    def _check_usable(self) -> None:
+        if self._broken is not None:
+            raise self._broken
+        if self._closed:
+            raise LocalProtocolError("zray was shut down while this thread waited")
+
+    def sleep(self, timeout_ms: int | None) -> None:
+        """Block until something may have arrived. For the thread that leads; the lock is free."""
+        for fd in self.transport.wait(timeout_ms):
+            if fd == self._wake_read:
+                self._drain_wakes()
+            elif fd == self._node_pid_fd:
+                with self.lock:
+                    self._receive()
+                    self.fail(ClusterUnavailableError("the node of this process is gone", 0.0))
+                    self.transport.unwatch(fd)
+
+    def _drain_wakes(self) -> None:
+        try:
+            os.read(self._wake_read, 4096)
+        except BlockingIOError:
+            pass
+
+    def _wake_leader(self) -> None:
+        try:
+            os.write(self._wake_write, b"\0")
+        except (BlockingIOError, OSError):
+            pass  # full of wakes already, or closed
+
+    def wake(self) -> None:
+        """Make the thread that leads look at the world again."""
+        self._wake_leader()
+
+
+MAPPED_WRITE_MAX = 256 * 1024
+"""Up to this size a value is written through the mapping without a thought (see ``ArenaView.copy_in``)."""
+
+
+def error_of(value: Value, load_error: Callable[[bytes], BaseException]) -> BaseException | None:
+    """The exception that a value stands for, or ``None`` for a plain value."""
+    if value.kind == ERROR:
+        return load_error(value.data)
+    if value.kind == FAULT:
+        from zray.protocol.faults import fault_error
+
+        return fault_error(value.data)
+    return None
+
+
+def _left_s(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _first_number(text: str) -> int:
+    digits = next((word.strip(",.") for word in text.split() if word.strip(",.").isdigit()), "0")
+    return int(digits)
+

@@ -1,0 +1,83 @@
+"""The background thread of a client: it acts only while no user thread does.
+
+After any activity it comes by every ``idle_duty_interval_ns``: it sends what was left in the outbox and
+handles what has arrived. Once nothing has happened for ``idle_duty_linger_ns`` it stops ticking: it either
+waits at the socket in the place of the user threads, or sleeps while one of them does that.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zray.runtime.client import Client
+
+
+class IdleDuty:
+    """One daemon thread per client, started with the first activity."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        self._interval_s = client.config.idle_duty_interval_ns / 1e9
+        self._linger_ns = client.config.idle_duty_linger_ns
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._asleep = False
+        self._alarm = threading.Event()
+        self._active_ns = 0
+        self.leads = False
+
+    def note_activity(self) -> None:
+        """Something was sent, or a user thread has stopped to lead. Lock held."""
+        self._active_ns = time.monotonic_ns()
+        if self._asleep:
+            self._alarm.set()
+        elif self.leads:
+            self._client.wake()
+        elif self._thread is None and not self._closed:
+            self._thread = threading.Thread(target=self._run, name="zray-idle-duty", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed = True
+        self._alarm.set()
+        self._client.wake()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=1.0)
+
+    def _run(self) -> None:
+        while not self._closed:
+            time.sleep(self._interval_s)
+            quiet = time.monotonic_ns() - self._active_ns > self._linger_ns
+            if self._client._leading.acquire(blocking=False):
+                self._visit(quiet)
+            elif quiet:
+                self._sleep()
+
+    def _visit(self, quiet: bool) -> None:
+        client = self._client
+        try:
+            with client.lock:
+                if self._closed or client._closed:
+                    return
+                client.do_idle_duty()
+                self.leads = quiet and client._broken is None
+            if self.leads:
+                client.sleep(None)
+        finally:
+            self.leads = False
+            with client.lock:
+                client._leading.release()
+                if client._followers_waiting:
+                    client._followers.notify_all()
+
+    def _sleep(self) -> None:
+        """A user thread waits at the socket: nothing to do here until it leaves."""
+        self._alarm.clear()
+        self._asleep = True
+        if time.monotonic_ns() - self._active_ns > self._linger_ns and not self._closed:
+            self._alarm.wait()
+        self._asleep = False

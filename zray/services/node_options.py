@@ -1,0 +1,62 @@
+"""How a node is told what to be: one JSON document on its command line, checked by its type."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from zray.core.resources import demand_from
+from zray.protocol.messages import Demand
+
+
+class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
+    """Everything that a ``zray-node`` can be told."""
+
+    num_cpus: float | None = None
+    num_gpus: float = 0
+    resources: dict[str, float] = {}
+    object_store_memory: int | None = None
+    gcs_shards: int = 1
+    """Control-store processes that the node starts itself, when ``gcs`` is empty."""
+    gcs: tuple[str, ...] = ()
+    """Endpoints of running shards, by number."""
+    parent_pid: int | None = None
+    """End when this process does."""
+    log_level: str = "WARNING"
+
+    def total(self) -> Demand:
+        """The resources of the node."""
+        cpus = self.num_cpus if self.num_cpus is not None else usable_cpus()
+        named = {"CPU": cpus, "GPU": self.num_gpus, "memory": memory_bytes(), **self.resources}
+        return demand_from(named)
+
+    def arena_bytes(self) -> int:
+        """The size of the object store, in whole pages."""
+        size = self.object_store_memory or int(memory_bytes() * 0.3)
+        return max(1, -(-size // 4096)) * 4096
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Physical memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def command(options: Mapping[str, Any]) -> list[str]:
+    """The command that starts a node with these options, with the ``zray`` of this process."""
+    import zray
+
+    here = os.path.dirname(os.path.dirname(os.path.abspath(zray.__file__)))
+    program = f"import sys; sys.path.append({here!r}); from zray.services.node import main; sys.exit(main())"
+    document = msgspec.json.encode(msgspec.convert(options, NodeOptions)).decode()
+    return [sys.executable, "-c", program, "--options", document]
