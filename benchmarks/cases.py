@@ -337,6 +337,7 @@ def copy_in_memory(system: System, scale: Scale) -> Values:
 def large_argument(system: System, scale: Scale) -> Values:
     """A large array as a direct argument, a number back."""
     array, submit = _array(scale.array_bytes), system.bind(workload.length)
+    system.get_many([submit(_array(1)) for _ in range(WARM_UP_CALLS)])  # the workers import numpy
     taken_s = _median_seconds(
         lambda: _expect(system.get(submit(array)), scale.array_bytes + 2), scale
     )  # fmt: skip
@@ -346,6 +347,7 @@ def large_argument(system: System, scale: Scale) -> Values:
 def large_result(system: System, scale: Scale) -> Values:
     """A task that returns a large array."""
     submit = system.bind(workload.zeros)
+    system.get_many([submit(1) for _ in range(WARM_UP_CALLS)])  # the workers import numpy
     taken_s = _median_seconds(
         lambda: _expect(len(system.get(submit(scale.array_bytes))), scale.array_bytes), scale
     )  # fmt: skip

@@ -25,7 +25,7 @@ from benchmarks import systems
 from benchmarks.systems.base import System, Unsupported
 
 REASON_LENGTH_MAX = 200
-FOLDERS = re.compile(r"(?<![\w.…])(?:/[\w.+-]+)+/")
+FOLDERS = re.compile(r"(?<![\w.…:/])(?:/[\w.+-]+)+/")
 
 
 class Order(NamedTuple):

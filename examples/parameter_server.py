@@ -133,22 +133,22 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--batch", type=int, default=256, metavar="N", help="rows per gradient (default: 256)"
     )
-    parser.add_argument("--rate", type=float, default=0.05, help="learning rate (default: 0.05)")
+    parser.add_argument("--rate", type=float, help="learning rate (default: 0.01)")
     parser.add_argument("--seed", type=int, default=1, help="of the data (default: 1)")
-    parser.add_argument("--quick", action="store_true", help="50 weights, 200 updates")
+    parser.add_argument("--quick", action="store_true", help="50 weights, 200 updates, rate 0.05")
     options = parser.parse_args(arguments)
     if options.address and options.num_cpus:
         parser.error("--num-cpus belongs to a cluster started here, not to --address")
     options.updates = options.updates or (200 if options.quick else 2000)
     options.dimension = options.dimension or (50 if options.quick else 500)
+    options.rate = options.rate or (0.05 if options.quick else 0.01)
     return options
 
 
 def connection(options: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of ``zray.init`` that were given; by default a CPU per worker."""
-    if options.address:
-        return {"address": options.address}
-    return {"num_cpus": options.num_cpus} if options.num_cpus else {}
+    """The arguments of ``zray.init`` that were given."""
+    given = {"num_cpus": options.num_cpus, "address": options.address}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def main() -> int:

@@ -22,8 +22,12 @@ class Config(NamedTuple):
     """Tasks a client puts in one frame before it sends on its own."""
     submit_linger_ns: int = 300_000
     """A link unused for this long is idle: the next task leaves at once; otherwise tasks gather."""
-    submit_window_max: int = 32_768
-    """Tasks sent and not yet absorbed by the node; beyond it ``remote()`` waits."""
+    submit_window_max: int = 16_384
+    """Tasks sent and not yet credited by the node; beyond it ``remote()`` slows down."""
+    submit_delay_ns: int = 50_000_000
+    """How long ``remote()`` waits for credit before it sends one more batch without."""
+    ready_backlog_max: int = 8_192
+    """Ready tasks of a node beyond which it gives no credit: submitters run at the workers' pace."""
     idle_duty_interval_ns: int = 2_000_000
     """How often the background thread looks after a client whose threads are busy elsewhere."""
     idle_duty_linger_ns: int = 200_000_000

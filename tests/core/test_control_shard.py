@@ -184,6 +184,13 @@ def test_batch_beyond_a_gap_is_kept_but_not_acknowledged() -> None:
     assert replies(shard, NODE, RecordTasks(2, (record(2),)), third) == [Recorded(2), Recorded(3)]
 
 
+def test_news_in_a_repeated_or_unnumbered_batch_is_logged_too() -> None:
+    shard = new_shard()
+    feed(shard, NODE, RecordTasks(1, (record(1),)))
+    for batch in (RecordTasks(1, (record(2),)), RecordTasks(0, (record(3),))):
+        assert feed(shard, NODE, batch) == [(LOG, Logged(NODE, batch)), (NODE, Recorded(batch.sequence))]
+
+
 def test_gap_that_its_sender_gave_up_does_not_block_for_ever() -> None:
     shard = new_shard()
     third, fourth = RecordTasks(3, (record(3),)), RecordTasks(4, (record(4),))

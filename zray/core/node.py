@@ -349,6 +349,12 @@ class Node:
         self.scheduler.submit(now_ns, source, message, task_class)
 
     def _send_credit(self) -> None:
+        """Open the submission windows, unless more is ready here than the workers can take for now.
+
+        A client without credit slows down and never stops: what is ready may wait for what it does next.
+        """
+        if self.scheduler.backlog() >= self.config.ready_backlog_max:
+            return
         for address, client in self.credited.items():
             self.out.append((address, Credit(client.absorbed)))
             client.absorbed = 0

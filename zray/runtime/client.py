@@ -285,8 +285,17 @@ class Client:
             self._window -= 1
             self._after_append()
         if self._window <= 0:
-            self.wait_until(lambda: self._window > 0, None)
+            self._wait_for_credit()
         return task_id, returns
+
+    def _wait_for_credit(self) -> None:
+        """Go on when the node has room, or after a while with one batch more.
+
+        Only a delay, never a stop: the tasks that fill the node may wait for what this thread does next.
+        """
+        if not self.wait_until(lambda: self._window > 0, self.config.submit_delay_ns / 1e9):
+            with self.lock:
+                self._window += self.config.submit_batch_max
 
     def call_actor(
         self, actor_id: bytes, handle: bytes, method: str, num_returns: int, args: Serialized | bytes,
