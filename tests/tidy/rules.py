@@ -26,6 +26,8 @@ class Layer(NamedTuple):
 
 
 FOUNDATION = ("zray._version", "zray.ids", "zray.errors", "zray.exceptions", "zray.config")
+# What machines need of the protocol: messages, and values that they hand on as opaque bytes. Never the codec.
+VALUES = ("zray.protocol.messages", "zray.protocol.faults", "zray.protocol.documents")
 BELOW_RUNTIME = (*FOUNDATION, "zray.protocol", "zray.core", "zray.store", "zray.serialize")
 BELOW_SERVICES = (*BELOW_RUNTIME, "zray.runtime")
 PROCESS_LIBRARIES = ("cloudpickle", "msgspec", "numpy", "psutil", "zmq")
@@ -33,10 +35,10 @@ PROCESS_LIBRARIES = ("cloudpickle", "msgspec", "numpy", "psutil", "zmq")
 LAYERS = (
     Layer(own=FOUNDATION, project=()),
     Layer(own=("zray.protocol",), project=FOUNDATION, third_party=("msgspec",)),
-    Layer(own=("zray.core.placement",), project=(*FOUNDATION, "zray.protocol.messages", "zray.core"),
+    Layer(own=("zray.core.placement",), project=(*FOUNDATION, *VALUES, "zray.core"),
           third_party=("msgspec.structs", "numpy", "sortedcontainers")),
     # msgspec.structs handles messages as objects; encoding them (msgspec.msgpack) is the codec's part.
-    Layer(own=("zray.core",), project=(*FOUNDATION, "zray.protocol.messages"),
+    Layer(own=("zray.core",), project=(*FOUNDATION, *VALUES),
           third_party=("msgspec.structs", "sortedcontainers")),
     Layer(own=("zray.store",), project=(*FOUNDATION, "zray.protocol"), third_party=("numpy",)),
     Layer(own=("zray.serialize",), project=(*FOUNDATION, "zray.protocol"),

@@ -19,15 +19,14 @@ from zray.config import Config
 from zray.core.resources import demand_from
 from zray.errors import ClusterUnavailableError, NotInitializedError
 from zray.protocol.messages import DRIVER, PROTOCOL_VERSION, Hello
+from zray.runtime import own_client
 from zray.runtime.client import Client
 
 NODE_ALIAS = b"node"
 """What every client calls its node on its own socket."""
 
 _lock = threading.RLock()
-_client: Client | None = None
 _context: Context | None = None
-_in_worker = False
 
 
 class Context:
@@ -69,27 +68,22 @@ def current() -> Client:
     Raises:
         NotInitializedError: in a process that was forked from one with a connection.
     """
-    client = _client
-    if client is not None and client.pid == os.getpid():
-        return client
+    client = own_client.get()
     if client is not None:
+        return client
+    if own_client.was_forked():
         raise NotInitializedError(
             "this process was forked from one that uses zray; call zray.init(address=...) in it first"
         )
     init()
-    assert _client is not None
-    return _client
-
-
-def adopt(client: Client) -> None:
-    """Use a connection that a worker process has made."""
-    global _client, _in_worker
-    _client, _in_worker = client, True
+    client = own_client.get()
+    assert client is not None
+    return client
 
 
 def is_initialized() -> bool:
     """Whether this process has a connection."""
-    return _client is not None and _client.pid == os.getpid()
+    return own_client.get() is not None
 
 
 def init(
@@ -123,7 +117,6 @@ def init(
             if ignore_reinit_error and _context is not None:
                 return _context
             raise RuntimeError("zray.init() was called twice; call zray.shutdown() first")
-        _forget_forked_client()
         if address is None:
             address = os.environ.get("ZRAY_ADDRESS") or "local"
         started = {
@@ -143,14 +136,13 @@ def init(
 
 def shutdown() -> None:
     """Disconnect; a cluster that ``init`` started ends with it. Without a connection it does nothing."""
-    global _client, _context
+    global _context
     with _lock:
-        client, context = _client, _context
-        if client is None or _in_worker:
+        client, context = own_client.get(), _context
+        if client is None or own_client.in_worker():
             return
-        _client = _context = None
-        if client.pid != os.getpid():
-            return
+        own_client.use(None)
+        _context = None
         client.close()
         if context is not None and context.pid is not None:
             from zray.runtime.processes import end_process
@@ -158,17 +150,11 @@ def shutdown() -> None:
             end_process(context.pid, client.config.shutdown_timeout_ns / 1e9)
 
 
-def _forget_forked_client() -> None:
-    global _client, _context
-    if _client is not None and _client.pid != os.getpid():
-        _client = _context = None
-
-
 def _start_local(started: dict[str, Any]) -> Context:
     options = _node_options(**started)
     config = Config.from_environment()
     from zray.runtime.processes import spawn
-    from zray.services.node_options import command
+    from zray.runtime.node_options import command
 
     argv = command({**options, "parent_pid": os.getpid()})
     spawned = spawn(argv, config.init_timeout_ns / 1e9)
@@ -232,7 +218,7 @@ def _join(address: str) -> Context:
 
 
 def _connect(address: str, node_id: str, child_pid: int | None, node_pid: int, config: Config) -> Context:
-    global _client, _context
+    global _context
     from zray.runtime.processes import watch_pid
 
     root = ids.root_task_id()
@@ -246,7 +232,7 @@ def _connect(address: str, node_id: str, child_pid: int | None, node_pid: int, c
     except BaseException:
         client.close()
         raise
-    _client = client
+    own_client.use(client)
     _context = Context(address, node_id or welcome.node_id.hex(), child_pid)
     atexit.register(shutdown)
     return _context

@@ -18,9 +18,10 @@ from typing import ClassVar, TypeVar
 
 from zray.config import Config
 from zray.core.machine import LOG, RUNTIME, Address, Effect, Handler, invariant
-from zray.core.tables import CONFLICT, UNCHANGED, EventTable, TaskTable, ValueTable, encode_value
+from zray.core.tables import CONFLICT, UNCHANGED, EventTable, TaskTable, ValueTable
 from zray.errors import VersionMismatchError
 from zray.ids import short
+from zray.protocol.documents import encode_value
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
     TABLE_ACTOR,

@@ -178,6 +178,7 @@ class Node:
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
         self.warned: dict[bytes, None] = {}
+        self.welcomed: dict[Address, None] = {}  # shards whose answer to our introduction has come
 
     @property
     def wake_at_ns(self) -> int | None:
@@ -497,15 +498,23 @@ class Node:
 
     def introduce(self) -> None:
         """Say hello to every shard; called once the links exist, and again when one was away."""
+        hello = self._introduction()
+        self.out.extend((shard, hello) for shard in self.shards)
+
+    def _introduction(self) -> NodeHello:
         identity = self.identity
-        hello = NodeHello(
+        return NodeHello(
             PROTOCOL_VERSION, identity.node_id, identity.incarnation, identity.pid, identity.host,
             identity.endpoint, self.pool.resources.as_demand(),
         )  # fmt: skip
-        self.out.extend((shard, hello) for shard in self.shards)
 
     def on_shard_welcome(self, now_ns: int, source: Address, message: ShardWelcome) -> None:
-        """A shard knows this node, perhaps again: the global scheduler hears of it too."""
+        """A shard knows this node; one that restarted asks for another introduction."""
+        if source in self.shards and source not in self.welcomed:
+            self.welcomed[source] = None
+        elif source in self.shards:
+            self.out.append((source, self._introduction()))
+            del self.welcomed[source]
         if self.shards and source == self.shards[0]:
             self.reported = None
             self._report(now_ns)

@@ -47,9 +47,11 @@ class ObjectEntry:
     """One object known to the node; found in ``NodeStore.objects``."""
 
     __slots__ = (
+        "created_for",
         "creator",
         "dependents",
         "detached",
+        "granted",
         "holders",
         "is_actor",
         "known",
@@ -77,9 +79,11 @@ class ObjectEntry:
         self.subscribers: list[Address] | None = None  # want to know that it is there
         self.dependents: list[Any] | None = None  # tasks that wait for it
         self.creator: Address | None = None
+        self.created_for: Address | None = None  # holds it because of the Create
+        self.granted = False  # the creator was told where to write
         self.offset = -1
         self.size = 0
-        self.known = False  # somebody said that it will have a value
+        self.known = False  # a task or a promise will give it a value
         self.spilling = False
         self.on_disk = False
         self.detached = False  # freed, but its extent is still being read or written
@@ -148,8 +152,9 @@ class NodeStore:
         if self.wake_at_ns is None:
             self.wake_at_ns = deadline_ns
 
-    def on_tick(self, now_ns: int) -> None:
-        """Fail the objects whose time is over."""
+    def on_tick(self, now_ns: int) -> list[ObjectEntry]:
+        """Fail the objects whose time is over, and return them."""
+        failed = []
         while self.strangers:
             object_id, deadline_ns = next(iter(self.strangers.items()))
             if deadline_ns > now_ns:
@@ -159,7 +164,9 @@ class NodeStore:
             if entry is not None and entry.state == PENDING:
                 reason = "no process of this cluster has it, made it or announced it"
                 self.seal(entry, faults.fault_value(faults.OBJECT_LOST, short(object_id), reason))
+                failed.append(entry)
         self.wake_at_ns = next(iter(self.strangers.values()), None)
+        return failed
 
     # --- values in -------------------------------------------------------------------------------
 
@@ -169,6 +176,8 @@ class NodeStore:
             return
         if entry.state == CREATING:
             value = self._finish_creating(entry, value)
+        elif value.kind == EXTENT or value.kind == FILE:
+            value = _never_written(entry)
         entry.known = True
         entry.state = SEALED
         entry.value = value
@@ -192,6 +201,8 @@ class NodeStore:
         if value.kind not in (EXTENT, FILE):
             self._drop_room(entry)
             return value
+        if not entry.granted:
+            return _never_written(entry)
         if entry.offset < 0:
             entry.on_disk = True
             self.spilled_bytes += entry.size
@@ -199,19 +210,17 @@ class NodeStore:
         return Value(EXTENT, b"", entry.offset, entry.size, value.contained)
 
     def on_create(self, now_ns: int, source: Address, message: Create) -> ObjectEntry | None:
-        """Allocate room; returns the entry unless the request makes no sense any more."""
-        entry = self.announce(message.object_id)
-        if entry.state == SEALED or (entry.state == CREATING and entry.creator != source):
-            detail = "the object already has a value" if entry.state == SEALED else "another process writes it"
-            self.out.append((source, CreateFailed(message.object_id, message.size, 0, detail)))
+        """Allocate room, at once or later; returns the entry if its creation begins with this request."""
+        entry = self.objects.get(message.object_id)
+        if entry is not None and entry.state != PENDING:
+            self._refuse_or_repeat(source, entry, message)
             return None
-        if entry.state == CREATING:  # the request was repeated
-            self._send_created(entry)
-            return entry
         if message.size > self.extents.capacity_bytes:
             failed = CreateFailed(message.object_id, message.size, self.extents.capacity_bytes)
             self.out.append((source, failed))
             return None
+        entry = self.entry(message.object_id)
+        self.strangers.pop(message.object_id, None)
         entry.state = CREATING
         entry.creator = source
         entry.size = message.size
@@ -220,19 +229,28 @@ class NodeStore:
         self.admit()
         return entry
 
+    def _refuse_or_repeat(self, source: Address, entry: ObjectEntry, message: Create) -> None:
+        """Answer a request for an object that has a value or is being written."""
+        if entry.state == CREATING and entry.creator == source:
+            if entry.granted:  # else the answer is still to come
+                self._send_created(entry)
+            return
+        detail = "the object already has a value" if entry.state == SEALED else "another process writes it"
+        self.out.append((source, CreateFailed(message.object_id, message.size, 0, detail)))
+
     def on_abort(self, now_ns: int, source: Address, message: Abort) -> ObjectEntry | None:
         """The creator gives up; the object waits for another maker."""
         entry = self.objects.get(message.object_id)
         if entry is None or entry.state != CREATING or entry.creator != source:
             return None
         self._abandon(entry)
+        self.admit()
         return entry
 
     def _abandon(self, entry: ObjectEntry) -> None:
         self._forget_creator(entry)
         self._drop_room(entry)
         entry.state = PENDING
-        self.admit()
 
     def _forget_creator(self, entry: ObjectEntry) -> None:
         creator, entry.creator = entry.creator, None
@@ -246,8 +264,9 @@ class NodeStore:
         if entry.offset >= 0:
             self.extents.free(entry.offset)
             entry.offset = -1
-        else:
+        elif entry.granted:
             self.out.append((DISK, DeleteFile(entry.object_id)))
+        entry.granted = False
         entry.size = 0
 
     # --- room ------------------------------------------------------------------------------------
@@ -257,7 +276,7 @@ class NodeStore:
         waiting = self.waiting_creates
         while waiting:
             creator, entry = waiting[0]
-            if entry.state != CREATING or entry.creator != creator or entry.offset >= 0:
+            if entry.state != CREATING or entry.creator != creator or entry.granted:
                 waiting.popleft()
                 continue
             offset = self.extents.allocate(entry.size)
@@ -267,6 +286,7 @@ class NodeStore:
                 offset = self.extents.allocate(entry.size)
             waiting.popleft()
             entry.offset = -1 if offset is None else offset
+            entry.granted = True
             self._send_created(entry)
 
     def _make_room(self, need_bytes: int) -> bool:
@@ -275,6 +295,8 @@ class NodeStore:
         for object_id in list(self.evictable):
             entry = self.evictable[object_id]
             if entry.maps == 0 and not entry.spilling:
+                if object_id in self.detached_spills:
+                    continue  # its file is still being written by its former life
                 if entry.on_disk:
                     self._to_file(entry)
                     continue
@@ -311,28 +333,36 @@ class NodeStore:
                 self._to_file(entry)
         self.admit()
 
-    def on_spill_failed(self, now_ns: int, source: Address, message: SpillFailed) -> None:
-        """The disk took nothing: the object stays, and the creators that wait hear why."""
+    def on_spill_failed(self, now_ns: int, source: Address, message: SpillFailed) -> list[ObjectEntry]:
+        """The disk took nothing: the object stays, and the creators that wait hear why.
+
+        Returns:
+            the entries that nobody creates any more.
+        """
         entry = self._end_spill(message.object_id)
-        if entry is not None:
-            self.evictable.pop(message.object_id)  # do not try this one again and again
-            self.evictable[message.object_id] = entry
+        if entry is None:  # nobody needs it: its room is free all the same
+            self.admit()
+            return []
+        self.evictable.pop(message.object_id)  # do not try this one again and again
+        self.evictable[message.object_id] = entry
+        abandoned = []
         waiting, self.waiting_creates = self.waiting_creates, deque()
         for creator, wanted in waiting:
-            if wanted.state == CREATING and wanted.creator == creator and wanted.offset < 0:
+            if wanted.state == CREATING and wanted.creator == creator and not wanted.granted:
                 failed = CreateFailed(wanted.object_id, wanted.size, self.extents.capacity_bytes, message.detail)
-                self._forget_creator(wanted)
-                wanted.state = PENDING
+                self._abandon(wanted)
                 self.out.append((creator, failed))
+                abandoned.append(wanted)
+        return abandoned
 
     def _end_spill(self, object_id: bytes) -> ObjectEntry | None:
         """The entry whose spill ended, or ``None`` if the object was freed meanwhile."""
         self.spilling -= 1
-        entry = self.evictable.get(object_id)
-        if entry is not None:
+        gone = self.detached_spills.pop(object_id, None)
+        if gone is None:
+            entry = self.evictable[object_id]
             entry.spilling = False
             return entry
-        gone = self.detached_spills.pop(object_id)
         gone.spilling = False
         self._release_extent(gone)
         self.out.append((DISK, DeleteFile(object_id)))
@@ -444,14 +474,20 @@ class NodeStore:
             self.extents.free(entry.offset)
             entry.offset = -1
 
-    def client_gone(self, client: Address) -> None:
-        """A process is gone: it looks at nothing and finishes nothing any more."""
+    def client_gone(self, client: Address) -> list[ObjectEntry]:
+        """A process is gone: it looks at nothing and finishes nothing any more.
+
+        Returns:
+            the entries that nobody creates any more.
+        """
         for entries in self.mapped.pop(client, {}).values():
             for entry in entries:
                 self._unmap(entry)
-        for entry in list(self.creating.get(client, {}).values()):
+        abandoned = list(self.creating.get(client, {}).values())
+        for entry in abandoned:
             self._abandon(entry)
         self.admit()
+        return abandoned
 
     def check(self) -> None:
         """Walk everything (I10, I11)."""
@@ -468,3 +504,8 @@ class NodeStore:
             invariant(entry.state == SEALED or entry.maps == 0, "mapped before sealed", short(object_id))
         invariant(0 <= self.extents.used_bytes <= self.extents.capacity_bytes, "I11")
         self.extents.check()
+
+
+def _never_written(entry: ObjectEntry) -> Value:
+    """The value of an object that was reported as stored by a process that was given no room for it."""
+    return faults.fault_value(faults.OBJECT_LOST, short(entry.object_id), "its maker did not write it")

@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from zray.core.node_store import SEALED
 from zray.core.resources import amounts_of
 from zray.core.worker_pool import DEDICATED, IDLE, STARTING
+from zray.protocol.documents import encode_report
 
 if TYPE_CHECKING:
     from zray.core.node import Node
 
 ROWS_MAX = 10_000
 
-_encode = msgspec.json.encode
-
 
 def report(node: Node, what: str) -> bytes:
     """The JSON document for ``what``; an unknown name is answered with the known ones."""
     make = _REPORTS.get(what)
     if make is None:
-        return _encode({"error": f"no report {what!r}; there are {sorted(_REPORTS)}"})
-    return _encode(make(node))
+        return encode_report({"error": f"no report {what!r}; there are {sorted(_REPORTS)}"})
+    return encode_report(make(node))
 
 
 def _resources(node: Node) -> dict[str, Any]:

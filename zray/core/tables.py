@@ -13,15 +13,14 @@ from collections import OrderedDict, deque
 from collections.abc import Collection, Iterator
 from itertools import islice
 
-from msgspec import msgpack
 from msgspec.structs import replace
 
 from zray.core.machine import invariant
+from zray.protocol.documents import encode_value
 from zray.protocol.messages import TASK_PENDING, TaskRecord
 
 Entry = tuple[bytes, bytes]
 
-encode_value = msgpack.Encoder().encode
 """A message -> the bytes it has as the value of a key."""
 
 # Outcomes of TaskTable.record.

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zray import ids
-from zray.api import session
 from zray.config import Config
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.machine import Address
@@ -47,6 +46,7 @@ from zray.protocol.messages import (
     Unblocked,
     Value,
 )
+from zray.runtime import own_client
 from zray.runtime.client import ARGS_IN_LAST_DEP, Client
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import dump, dump_error, format_user_traceback, load
@@ -122,7 +122,7 @@ class WorkerProcess:
         client.after_waiting = self._take_back
         hello = Hello(PROTOCOL_VERSION, WORKER, os.getpid(), ids.NIL_ID, self.call_endpoint)
         client.connect(self.node_endpoint, hello, timeout_s=self.config.init_timeout_ns / 1e9)
-        session.adopt(client)
+        own_client.use(client, in_worker=True)
         while self._wait_for_work():
             if self.runs:
                 self._run_task(self.runs.popleft())

@@ -40,6 +40,7 @@ from zray.protocol.messages import (
 )
 from zray.runtime import session_dir
 from zray.runtime.loop import Loop
+from zray.runtime.node_options import NodeOptions
 from zray.runtime.processes import (
     Exited,
     WorkerProcesses,
@@ -54,7 +55,6 @@ from zray.runtime.transport import Transport
 from zray.runtime.worker import CELL_BYTES, WorkerProcess
 from zray.serialize.values import preload
 from zray.services import gcs
-from zray.services.node_options import NodeOptions
 from zray.store.arena import Arena, ArenaView
 from zray.store.spill import SPILL, DiskOutcome, SpillDirectory, SpillWorker
 

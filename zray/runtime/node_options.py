@@ -54,9 +54,7 @@ def memory_bytes() -> int:
 
 def command(options: Mapping[str, Any]) -> list[str]:
     """The command that starts a node with these options, with the ``zray`` of this process."""
-    import zray
-
-    here = os.path.dirname(os.path.dirname(os.path.abspath(zray.__file__)))
+    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     program = f"import sys; sys.path.append({here!r}); from zray.services.node import main; sys.exit(main())"
     document = msgspec.json.encode(msgspec.convert(options, NodeOptions)).decode()
     return [sys.executable, "-c", program, "--options", document]

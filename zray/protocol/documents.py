@@ -1,0 +1,14 @@
+"""Bytes that machines hand on without looking inside: values of GCS tables and reports for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+encode_value: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
+"""A message -> the value of a table entry."""
+
+encode_report: Callable[[Any], bytes] = msgspec.json.Encoder().encode
+"""Plain dicts and lists -> a JSON document."""
