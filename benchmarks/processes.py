@@ -17,6 +17,8 @@ MARKER = "ZRAY_BENCHMARK_RUN"
 """Name of the variable; its value is unique to one child of the harness."""
 
 PROC = Path("/proc")
+TRACKER_S = 2.0
+"""How long resource trackers have, after the others were killed, to clean up."""
 KILL_S = 5.0
 """How long killed processes may take to disappear."""
 
@@ -101,16 +103,36 @@ def cpu_share(run: str, seconds: float) -> float:
 
 
 def end_family(run: str, grace_s: float) -> int:
-    """Wait up to ``grace_s`` for the family to end by itself, then kill it. Returns how many were killed."""
-    deadline = time.monotonic() + grace_s
+    """Wait up to ``grace_s`` for the family to end by itself, then kill it. Returns how many were killed.
+
+    Python's resource trackers go last: they remove the semaphores of the others once those are gone.
+    """
+    left = _wait_for_end(run, grace_s)
+    _kill([pid for pid in left if not _is_tracker(pid)])
+    deadline = time.monotonic() + KILL_S
+    spare_s = TRACKER_S
+    while (still := _wait_for_end(run, spare_s)) and time.monotonic() < deadline:
+        _kill(still)  # again: a killed parent may have had a child meanwhile
+        spare_s = 0.05
+    return len(left)
+
+
+def _wait_for_end(run: str, seconds: float) -> list[int]:
+    """The family's pids, once it has ended (none) or ``seconds`` have passed."""
+    deadline = time.monotonic() + seconds
     while (left := family(run)) and time.monotonic() < deadline:
         time.sleep(0.05)
-    killed = len(left)
-    deadline += KILL_S
-    while left and time.monotonic() < deadline:  # again: a killed parent may have had a child meanwhile
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(0.02)
-        left = family(run)
-    return killed
+    return left
+
+
+def _kill(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def _is_tracker(pid: int) -> bool:
+    try:
+        return b"resource_tracker" in (PROC / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False

@@ -101,7 +101,8 @@ def init(
     Args:
         address: ``None`` starts a cluster of one node, unless ``ZRAY_ADDRESS`` is set; ``"local"`` always
             starts one; ``"auto"`` joins the newest cluster of this user on this machine; otherwise the
-            address that ``init`` or ``zray-node`` printed.
+            address of a node of this machine, as ``init`` or ``zray start`` gave it, or of the control
+            store (``"host:port"``) of a cluster that has a node on this machine.
         num_cpus, num_gpus: of the new node; default: the CPUs this process may use, and no GPU.
         resources: custom resources of the new node, amounts by name.
         object_store_memory: bytes of the new node's object store; default: 30 % of the memory.
@@ -153,13 +154,17 @@ def shutdown() -> None:
 def _start_local(started: dict[str, Any]) -> Context:
     options = _node_options(**started)
     config = Config.from_environment()
-    from zray.runtime.processes import spawn
     from zray.runtime.node_options import command
+    from zray.runtime.processes import end_process, spawn
 
     argv = command({**options, "parent_pid": os.getpid()})
     spawned = spawn(argv, config.init_timeout_ns / 1e9)
     ready = spawned.ready
-    return _connect(ready["address"], ready["node_id"], spawned.pid, spawned.pid, config)
+    try:
+        return _connect(ready["address"], ready["node_id"], spawned.pid, spawned.pid, config)
+    except BaseException:
+        end_process(spawned.pid, config.shutdown_timeout_ns / 1e9)
+        raise
 
 
 def _node_options(
@@ -198,41 +203,73 @@ def _node_options(
 def _join(address: str) -> Context:
     from zray.runtime import session_dir
 
-    started = time.monotonic()
     config = Config.from_environment()
     if address == "auto":
         session = session_dir.latest()
         if session is None:
-            raise ClusterUnavailableError("no cluster of this user runs on this machine (address='auto')", 0.0)
-    else:
-        session = next((s for s in session_dir.list_live() if s.info.address == address), None)
-        if session is None:
-            waited_s = time.monotonic() - started
             raise ClusterUnavailableError(
-                f"no node of this machine listens at {address!r}; running: "
-                f"{[s.info.address for s in session_dir.list_live()] or 'none'}",
-                waited_s,
+                "no cluster of this user runs on this machine (address='auto')", 0.0
             )
-    pid = session.info.processes[0].pid
-    return _connect(session.info.address, "", None, pid, config)
+        return _connect(session.info.address, "", None, session.info.processes[0].pid, config)
+    from zray.runtime.endpoints import endpoint_of, knock, why
+
+    endpoint = endpoint_of(address)
+    started = time.monotonic()
+    try:
+        pid = knock(endpoint)
+    except OSError as error:
+        waited_s = time.monotonic() - started
+        raise ClusterUnavailableError(f"nothing listens at {endpoint}: {why(error)}", waited_s) from None
+    for session in session_dir.list_live():
+        if session.info.address == endpoint:
+            return _connect(endpoint, "", None, session.info.processes[0].pid, config)
+    from zray.runtime.joining import node_of_control_store
+
+    node = node_of_control_store(endpoint, config)
+    if node is not None:
+        endpoint, pid = node.endpoint, node.pid
+    return _connect(endpoint, "", None, pid, config)
 
 
 def _connect(address: str, node_id: str, child_pid: int | None, node_pid: int, config: Config) -> Context:
     global _context
-    from zray.runtime.processes import watch_pid
-
     root = ids.root_task_id()
     client = Client(ids.random_id(), NODE_ALIAS, root_task=root, config=config)
     hello = Hello(
-        PROTOCOL_VERSION, DRIVER, os.getpid(), root, "", tuple(sys.path), os.getcwd(),
+        PROTOCOL_VERSION, DRIVER, os.getpid(), root, "", tuple(map(str, sys.path)), _working_dir(),
     )  # fmt: skip
     try:
-        client.watch_node(watch_pid(node_pid))
+        client.watch_node(_watch_node(node_pid, address))
         welcome = client.connect(address, hello, config.init_timeout_ns / 1e9)
     except BaseException:
         client.close()
         raise
     own_client.use(client)
     _context = Context(address, node_id or welcome.node_id.hex(), child_pid)
-    atexit.register(shutdown)
     return _context
+
+
+def _working_dir() -> str:
+    """Where this process is; empty if somebody removed that directory."""
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        return ""
+
+
+def _watch_node(pid: int, address: str) -> int:
+    from zray.runtime.processes import watch_pid
+
+    try:
+        return watch_pid(pid)
+    except ProcessLookupError:
+        raise ClusterUnavailableError(f"the node at {address} is gone", 0.0) from None
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have held it
+
+
+atexit.register(shutdown)
+os.register_at_fork(after_in_child=_after_fork_in_child)

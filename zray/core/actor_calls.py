@@ -40,12 +40,14 @@ class ActorCalls:
         self.node = node
         self.callees: dict[bytes, _Callee] = {}
         self.actor_of_call: dict[bytes, bytes] = {}
+        self.sequences: dict[bytes, int] = {}  # calls ever made to actors that were forgotten and may live
 
     def next_sequence(self, actor_id: bytes) -> int:
         """The number of the next call to an actor."""
         callee = self.callees.get(actor_id)
         if callee is None:
             callee = self.callees[actor_id] = _Callee(actor_id)
+            callee.sequence = self.sequences.pop(actor_id, 0)
             self.out.append((self.node, WatchActor(actor_id)))
         callee.sequence += 1
         return callee.sequence
@@ -67,6 +69,8 @@ class ActorCalls:
     def on_state(self, message: ActorState) -> list[tuple[Call, Value]]:
         """The node says where an actor is; returns the calls that end, with their fault."""
         callee = self.callees.get(message.actor_id)
+        if callee is None and message.state == ACTOR_DEAD:
+            self.sequences.pop(message.actor_id, None)
         if callee is None or (callee.state is not None and callee.state.state == ACTOR_DEAD):
             return []
         callee.state = message
@@ -104,7 +108,11 @@ class ActorCalls:
         if callee is None or callee.in_flight or callee.waiting:
             return None
         del self.callees[actor_id]
-        return callee.state.address if callee.state is not None and callee.state.address else None
+        if callee.state is None:
+            return None
+        if callee.state.state != ACTOR_DEAD:
+            self.sequences[actor_id] = callee.sequence
+        return callee.state.address or None
 
     def check(self) -> None:
         """Every unanswered call is in one place."""

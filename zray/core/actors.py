@@ -27,7 +27,7 @@ class ActorEntry:
         self.actor_id = actor_id
         self.job_id = job_id
         self.name = name
-        self.worker: Worker | None = None
+        self.worker: Worker | None = None  # from the start of the constructor until it is dead
         self.state = ActorState(actor_id, ACTOR_PENDING)
         self.watchers: dict[Address, None] = {}
         self.released = False
@@ -48,15 +48,24 @@ class Actors:
         self.dead: dict[bytes, None] = {}  # oldest first
 
     def submitted(self, actor_id: bytes, job_id: bytes, name: str) -> None:
-        """A creation task was submitted."""
-        entry = self.entries.get(actor_id)
-        if entry is None:
+        """A creation task was submitted; perhaps again, by a parent that ran again after the actor ended."""
+        former = self.entries.get(actor_id)
+        if former is None or former.state.state != ACTOR_PENDING:
+            if former is not None:
+                reason = "its creator ran again and makes it anew"
+                self.died(actor_id, faults.fault_value(faults.ACTOR_DIED, short(actor_id), reason))
+                self.dead.pop(actor_id, None)
             self.entries[actor_id] = ActorEntry(actor_id, job_id, name)
 
+    def dispatched(self, actor_id: bytes, worker: Worker) -> None:
+        """A worker starts to run the constructor."""
+        self.entries[actor_id].worker = worker
+
     def alive(self, actor_id: bytes, worker: Worker) -> None:
-        """The constructor returned."""
-        entry = self.entries[actor_id]
-        entry.worker = worker
+        """The constructor returned; of no interest if the actor was ended meanwhile."""
+        entry = self.entries.get(actor_id)
+        if entry is None or entry.worker is not worker:
+            return
         address = worker.worker_id + SERVER_SUFFIX
         self._change(entry, ActorState(actor_id, ACTOR_ALIVE, address, worker.endpoint))
         if entry.released:
@@ -68,7 +77,7 @@ class Actors:
         if entry is None or entry.state.state == ACTOR_DEAD:
             return
         entry.worker = None
-        self._change(entry, ActorState(actor_id, ACTOR_DEAD, cause=cause))
+        self._change(entry, ActorState(actor_id, ACTOR_DEAD, entry.state.address, cause=cause))
         self.dead[actor_id] = None
         if len(self.dead) > self.dead_max:
             oldest = next(iter(self.dead))
@@ -111,7 +120,8 @@ class Actors:
     def check(self) -> None:
         """States and owners agree."""
         for actor_id, entry in self.entries.items():
-            alive = entry.state.state == ACTOR_ALIVE
-            invariant(alive == (entry.worker is not None), "worker of actor", short(actor_id))
-            invariant((entry.state.state == ACTOR_DEAD) == (actor_id in self.dead), "dead", short(actor_id))
+            state = entry.state.state
+            invariant(state != ACTOR_ALIVE or entry.worker is not None, "no worker of", short(actor_id))
+            invariant(state != ACTOR_DEAD or entry.worker is None, "worker of dead actor", short(actor_id))
+            invariant((state == ACTOR_DEAD) == (actor_id in self.dead), "dead", short(actor_id))
         invariant(len(self.dead) <= self.dead_max, "I15: dead actors")

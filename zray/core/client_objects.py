@@ -20,6 +20,7 @@ from zray.protocol.messages import (
     FILE,
     Acquire,
     Get,
+    HoldFor,
     ObjectReady,
     Promise,
     Publish,
@@ -81,23 +82,40 @@ class ClientObjects:
     def expect(self, object_ids: Iterable[bytes]) -> None:
         """This process submits the task that returns these; it will be told when they are sealed."""
         for object_id in object_ids:
-            self.released.pop(object_id, None)
-            self.objects[object_id] = LocalObject(1, True, None, True)
+            local = self.objects.get(object_id)
+            if local is None:
+                self.released.pop(object_id, None)
+                self.objects[object_id] = LocalObject(1, True, None, True)
+            else:  # the submitting task runs again, and handles of its first run are left
+                local.refs += 1
 
     def expect_reply(self, object_ids: Iterable[bytes]) -> None:
         """This process makes the actor call that returns these; the call needs them until it ends."""
         for object_id in object_ids:
-            self.objects[object_id] = LocalObject(2, False, None, True)
+            self._made_here(object_id, None).refs += 1
 
     def keep(self, object_id: bytes, value: Value) -> None:
         """A value that this process made and that nobody else knows."""
-        local = self.objects[object_id] = LocalObject(1, False, value, True)
-        self._contain(local, value.contained)
+        local = self._made_here(object_id, value)
+        if local.value is value:
+            self._contain(local, value.contained)
 
     def stored(self, object_id: bytes) -> None:
         """A value that this process wrote to the node's store."""
-        self.released.pop(object_id, None)
-        self.objects[object_id] = LocalObject(1, True, Value(AT_NODE), True)
+        self._made_here(object_id, Value(AT_NODE)).known = True
+
+    def _made_here(self, object_id: bytes, value: Value | None) -> LocalObject:
+        """The object, with one handle more. The first value counts if its maker runs again (I1)."""
+        local = self.objects.get(object_id)
+        if local is None:
+            known = object_id in self.released  # then the node was not told yet that it was let go
+            if known:
+                del self.released[object_id]
+            local = self.objects[object_id] = LocalObject(0, known, value, True)
+        elif local.value is None:
+            local.value = value
+        local.refs += 1
+        return local
 
     def borrow(self, object_id: bytes) -> None:
         """One more handle, unpickled from somewhere; the node hears of the first."""
@@ -176,7 +194,12 @@ class ClientObjects:
         local = self.objects.get(object_id)
         if local is None:
             return
-        if value.kind == EXTENT:  # it is in the node's store, which counts us as a holder
+        if local.value is not None:  # its maker ran again: the first value stays (I1)
+            if value.contained and adopt and value.kind != EXTENT:
+                self._adopt(value.contained)
+                for inner in value.contained:
+                    self.drop(inner)
+        elif value.kind == EXTENT:  # it is in the node's store, which counts us as a holder
             local.known = True
             local.value = Value(AT_NODE, b"", 0, value.size)
         else:
@@ -190,12 +213,18 @@ class ClientObjects:
         self.drop(object_id)
 
     def _adopt(self, object_ids: tuple[bytes, ...]) -> None:
+        """Hold what the actor has handed to this process, and tell the node that it arrived.
+
+        Until then the node counts it apart: a ``Release`` of the same object may have crossed the reply.
+        """
+        self.out.append((self.node, HoldFor(b"", object_ids, 0)))
         for object_id in object_ids:
             local = self.objects.get(object_id)
             if local is None:
                 self.released.pop(object_id, None)
                 self.objects[object_id] = LocalObject(1, True, None, False)
             else:
+                local.known = True
                 local.refs += 1
 
     def _contain(self, local: LocalObject, object_ids: tuple[bytes, ...]) -> None:

@@ -18,12 +18,16 @@ from zray.ids import shard_of
 from zray.protocol.messages import Recorded, RecordTasks, ReleaseLineage, TaskRecord
 
 RESEND_NS = 1_000_000_000
+RESEND_NS_MAX = 60_000_000_000
+"""A shard that is away is asked after one pause, then after twice that, up to this."""
 
 
 class _ShardLink:
     """What is on its way to one shard."""
 
-    __slots__ = ("address", "pending", "released", "resend_at_ns", "sequence", "unacked")
+    __slots__ = (
+        "address", "patience_ns", "pending", "released", "resend_at_ns", "sequence", "silent", "unacked",
+    )  # fmt: skip
 
     def __init__(self, address: Address) -> None:
         self.address = address
@@ -32,6 +36,8 @@ class _ShardLink:
         self.sequence = 0
         self.unacked: deque[RecordTasks] = deque()
         self.resend_at_ns = 0
+        self.patience_ns = RESEND_NS
+        self.silent = False  # no answer in time: only the oldest batch is sent until one comes
 
 
 class Lineage:
@@ -72,7 +78,8 @@ class Lineage:
             return
         link = self.link_of(record.task_id)
         link.pending[record.task_id] = record
-        self.uncommitted[record.task_id] = None
+        if not record.released:  # nothing of a released task can be visible anywhere
+            self.uncommitted[record.task_id] = None
         if self.flush_at_ns is None:
             self.flush_at_ns = now_ns + self.config.lineage_flush_ns
         if len(link.pending) >= self.config.lineage_batch_max:
@@ -105,8 +112,25 @@ class Lineage:
                 self._send(now_ns, link)
         for link in self.links:
             if link.unacked and link.resend_at_ns <= now_ns:
-                link.resend_at_ns = now_ns + RESEND_NS
-                self.out.extend((link.address, batch) for batch in link.unacked)
+                self._probe(now_ns, link)
+
+    def _probe(self, now_ns: int, link: _ShardLink) -> None:
+        """Knock with the oldest batch. More would only pile up on the way to a shard that is away (I15)."""
+        link.silent = True
+        link.resend_at_ns = now_ns + link.patience_ns
+        link.patience_ns = min(2 * link.patience_ns, RESEND_NS_MAX)
+        self.out.append((link.address, link.unacked[0]))
+
+    def shard_is_back(self, now_ns: int, source: Address) -> None:
+        """A shard greets or answers after a silence: it may have missed anything that it did not confirm."""
+        link = self.by_address.get(source)
+        if link is None:
+            return
+        link.silent = False
+        link.patience_ns = RESEND_NS
+        link.resend_at_ns = now_ns + RESEND_NS
+        self.out.extend((link.address, batch) for batch in link.unacked)
+        self._send(now_ns, link)
 
     def _send(self, now_ns: int, link: _ShardLink) -> None:
         if link.pending:
@@ -117,9 +141,10 @@ class Lineage:
                 link.resend_at_ns = now_ns + RESEND_NS
             link.unacked.append(batch)
             self.unacked_records += len(batch.records)
-            self.out.append((link.address, batch))
+            if not link.silent:
+                self.out.append((link.address, batch))
             self._bound(link)
-        if link.released:
+        if link.released and not link.silent:
             self.out.append((link.address, ReleaseLineage(tuple(link.released))))
             link.released.clear()
 
@@ -129,6 +154,7 @@ class Lineage:
             lost = link.unacked.popleft()
             self.unacked_records -= len(lost.records)
             self.dropped += len(lost.records)
+        del link.released[: -self.config.lineage_unacked_max]
 
     def on_recorded(self, now_ns: int, source: Address, message: Recorded) -> None:
         """A shard has everything up to a sequence number."""
@@ -141,6 +167,8 @@ class Lineage:
             for record in batch.records:
                 if record.task_id not in link.pending:
                     self.uncommitted.pop(record.task_id, None)
+        if link.silent:
+            self.shard_is_back(now_ns, source)
         link.resend_at_ns = now_ns + RESEND_NS
 
     def check(self) -> None:

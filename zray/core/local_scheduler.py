@@ -12,13 +12,15 @@ in exactly one place: waiting for inputs, in its class's ``ready`` queue, in one
 
 from __future__ import annotations
 
+from collections import deque
+
 from zray.config import Config
 from zray.core.actors import Actors
 from zray.core.lineage import Lineage
 from zray.core.machine import Address, Effect, invariant
 from zray.core.node_store import SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
-from zray.core.worker_pool import DEDICATED, NO_JOB, TaskClass, TaskEntry, Worker, WorkerPool
+from zray.core.worker_pool import DEDICATED, TaskClass, TaskEntry, Worker, WorkerPool
 from zray.ids import first_return_id, producer_of, return_ids, short
 from zray.protocol import faults
 from zray.protocol.messages import (
@@ -26,6 +28,7 @@ from zray.protocol.messages import (
     ACTOR_DEAD,
     ERROR,
     FAULT,
+    RESOURCE_UNIT,
     TASK_FAILED,
     TASK_FINISHED,
     Describe,
@@ -41,6 +44,7 @@ from zray.protocol.messages import (
     TaskDone,
     TaskRecord,
     Value,
+    Withdraw,
     WorkerExited,
 )
 
@@ -90,6 +94,7 @@ class LocalScheduler:
         self.actors = actors
         self.lineage = lineage
         self.tasks: dict[bytes, TaskEntry] = {}
+        self.woken: deque[TaskEntry] = deque()  # their last input was sealed in this batch
         self.ready: dict[int, TaskClass] = {}  # classes with ready tasks, by number
         self.classes: dict[tuple[bytes, bytes], TaskClass] = {}  # (job, descriptor)
         self.classes_made = 0
@@ -120,7 +125,12 @@ class LocalScheduler:
         task_class = self.classes.get(key)
         if task_class is None:
             self.classes_made += 1
-            task_class = self.classes[key] = TaskClass(message, job_id, self.classes_made)
+            task_class = TaskClass(message, job_id, self.classes_made)
+            job = self.jobs.get(job_id)
+            if job is not None and job.ended:
+                task_class.ended = True
+            else:
+                self.classes[key] = task_class
         return task_class
 
     # --- submission ------------------------------------------------------------------------------
@@ -129,11 +139,15 @@ class LocalScheduler:
         """Take a task; ``source`` holds its return objects from now on.
 
         A task that is known already (its parent ran again) is not run twice: the submitter holds the
-        same objects and hears of them like the first time.
+        same objects and hears of them like the first time. A job that is over submits nothing.
         """
+        if task_class.ended:
+            return
         self.now_ns = now_ns
         returns = self._expect_returns(source, spec, task_class)
-        if spec.task_id in self.tasks or all(entry.state == SEALED for entry in returns):
+        if spec.task_id in self.tasks:
+            return
+        if returns and all(entry.state == SEALED for entry in returns):
             return
         task = TaskEntry(spec, task_class, source)
         self.tasks[spec.task_id] = task
@@ -172,10 +186,21 @@ class LocalScheduler:
         return entry
 
     def dependencies_sealed(self, tasks: list[TaskEntry]) -> None:
-        """An object was sealed that these tasks waited for (once per dependency)."""
+        """An object was sealed that these tasks waited for (once per dependency).
+
+        They are looked at in ``flush``: at once, an error would run down a long chain of tasks in as
+        many nested calls.
+        """
         for task in tasks:
             task.unmet -= 1
-            if not task.unmet and self.tasks.get(task.spec.task_id) is task:
+            if not task.unmet:
+                self.woken.append(task)
+
+    def _wake(self) -> None:
+        woken, tasks = self.woken, self.tasks
+        while woken:
+            task = woken.popleft()
+            if tasks.get(task.spec.task_id) is task:  # else it was dropped meanwhile
                 self._make_ready(task)
 
     def _make_ready(self, task: TaskEntry) -> None:
@@ -189,11 +214,20 @@ class LocalScheduler:
         if not self.pool.resources.feasible(task_class.demand) or self._overloaded(task):
             self._forward(task)
             return
-        task_class.ready.append(task)
-        self._note_ready(task_class)
+        self._queue(task)
 
-    def _note_ready(self, task_class: TaskClass) -> None:
-        self.ready.setdefault(task_class.number, task_class)
+    def _queue(self, task: TaskEntry, *, first: bool = False) -> None:
+        """Put a task into its class's queue, unless its job is over."""
+        task_class = task.task_class
+        if task_class.ended:
+            self._drop(task, self._job_over(task_class.job_id))
+            return
+        if first:
+            task_class.ready.appendleft(task)
+        else:
+            task_class.ready.append(task)
+        if task_class.number not in self.ready:
+            self.ready[task_class.number] = task_class
 
     # --- forwarding ------------------------------------------------------------------------------
 
@@ -206,11 +240,9 @@ class LocalScheduler:
 
     def _forward(self, task: TaskEntry) -> None:
         self.forwarded[task.spec.task_id] = task
-        inputs = []
-        for object_id in task.spec.deps:
-            inputs.append((object_id, self.store.objects[object_id].size, (self.node_id,)))
-        descriptor = task.task_class.descriptor
-        forward = Forward(task.spec, descriptor, task.hops, tuple(inputs))
+        objects, here = self.store.objects, (self.node_id,)
+        inputs = tuple((object_id, objects[object_id].size, here) for object_id in task.spec.deps)
+        forward = Forward(task.spec, task.task_class.descriptor, task.hops, inputs)
         self.out.append((self.global_scheduler, forward))
 
     def place(self, message: Place) -> bool:
@@ -219,8 +251,7 @@ class LocalScheduler:
         if task is None:
             return False
         task.hops = message.hops
-        task.task_class.ready.append(task)
-        self._note_ready(task.task_class)
+        self._queue(task)
         return True
 
     def resend_forwards(self) -> None:
@@ -233,6 +264,8 @@ class LocalScheduler:
     def flush(self, now_ns: int) -> None:
         """Dispatch what fits, once per batch."""
         self.now_ns = now_ns
+        if self.woken:
+            self._wake()
         if self.ready:
             self._dispatch(now_ns)
 
@@ -264,12 +297,14 @@ class LocalScheduler:
             worker
             for worker in self.pool.busy.values()
             if worker.task_class is task_class
-            and not worker.lent
+            and not worker.blocked
             and not worker.recalled
             and len(worker.queue) <= depth
             and not next(iter(worker.queue.values())).alone
             and worker.progress_ns > stalled_before_ns
         ]
+        if takers and self.stall_check_at_ns is None:
+            self.stall_check_at_ns = now_ns + config.run_stall_ns
         ready = task_class.ready
         for left, worker in zip(range(len(takers), 0, -1), takers, strict=True):
             share = min(-(-len(ready) // left), depth + 1 - len(worker.queue))
@@ -279,8 +314,6 @@ class LocalScheduler:
                 self._send(now_ns, worker, ready.popleft())
             if not ready:
                 break
-        if takers and self.stall_check_at_ns is None:
-            self.stall_check_at_ns = now_ns + config.run_stall_ns
 
     def _send(self, now_ns: int, worker: Worker, task: TaskEntry) -> None:
         """Dispatch a task, after what the worker must know to run it."""
@@ -298,6 +331,7 @@ class LocalScheduler:
         self.out.append((worker.worker_id, run))
         if descriptor.kind == ACTOR:
             self.pool.dedicate(worker, spec.task_id)
+            self.actors.dispatched(spec.task_id, worker)
 
     def _introduce(self, worker: Worker, task_class: TaskClass) -> None:
         known, descriptor = worker.known, task_class.descriptor
@@ -314,11 +348,9 @@ class LocalScheduler:
 
     def _start_workers(self, now_ns: int) -> None:
         wanted = self.pool.wanted(list(self.ready.values()))
-        if wanted <= 0 and len(self.pool.workers) >= self.config.workers_max:
-            self.pool.make_way(1)
-        for _ in range(wanted):
-            self.pool.start(now_ns)
-        if wanted > 0 and self.reap_at_ns is None:
+        if wanted:
+            self.pool.start_up_to(now_ns, wanted)
+        if self.reap_at_ns is None and self.pool.in_doubt(self._cpus()):
             self.reap_at_ns = now_ns + self.config.worker_idle_ns
 
     # --- what workers report ---------------------------------------------------------------------
@@ -332,8 +364,13 @@ class LocalScheduler:
         worker.progress_ns = now_ns
         worker.recalled = False
         self._learn_run_time(task.task_class, message.run_ns)
-        if message.failed and task.task_class.descriptor.retry_exceptions and task.retries_left:
+        descriptor = task.task_class.descriptor
+        if message.failed and descriptor.retry_exceptions and task.retries_left and descriptor.kind != ACTOR:
             self._try_again(task)
+        elif len(message.values) != descriptor.num_returns:
+            reason = f"its worker gave {len(message.values)} values, not {descriptor.num_returns}"
+            lost = faults.fault_value(faults.OBJECT_LOST, short(task.spec.task_id), reason)
+            self._finish_all(task, lost, TASK_FAILED)
         else:
             self._finish(task, message.values, TASK_FAILED if message.failed else TASK_FINISHED)
         if worker.state == DEDICATED:
@@ -361,8 +398,7 @@ class LocalScheduler:
         for task_id in reversed(message.task_ids):
             task = worker.queue.pop(task_id, None)
             if task is not None:
-                task.task_class.ready.appendleft(task)
-                self._note_ready(task.task_class)
+                self._queue(task, first=True)
         if not worker.queue and worker.worker_id in self.pool.busy:
             self.pool.vacate(self.now_ns, worker)
 
@@ -386,10 +422,13 @@ class LocalScheduler:
         self.stall_check_at_ns = now_ns + self.config.run_stall_ns if running_ahead else None
 
     def _reap(self, now_ns: int) -> None:
-        cpus = dict(self.pool.resources.total).get("CPU", 0) // 10_000
+        cpus = self._cpus()
         for worker in self.pool.surplus(now_ns, keep=max(1, cpus)) + self.pool.overdue(now_ns):
             self.pool.kill(worker)
-        self.reap_at_ns = now_ns + self.config.worker_idle_ns if len(self.pool.workers) > cpus else None
+        self.reap_at_ns = now_ns + self.config.worker_idle_ns if self.pool.in_doubt(cpus) else None
+
+    def _cpus(self) -> int:
+        return self.pool.resources.total.get("CPU", 0) // RESOURCE_UNIT
 
     # --- ends ------------------------------------------------------------------------------------
 
@@ -398,12 +437,16 @@ class LocalScheduler:
         spec = task.spec
         del self.tasks[spec.task_id]
         self.finished += 1
-        self._record(task, state)
         objects, references = self.store.objects, self.references
         ids = (first_return_id(spec.task_id),) if len(values) == 1 else return_ids(spec.task_id, len(values))
-        for object_id, value in zip(ids, values, strict=True):
-            entry = objects[object_id]
-            if value.contained and entry.state != SEALED:
+        # What is sealed, or was sealed and freed, is left of a former run of the same task.
+        entries = [objects.get(object_id) for object_id in ids]
+        fresh = [entry is not None and entry.state != SEALED for entry in entries]
+        self._record(task, state, sum(fresh))
+        for entry, is_fresh, value in zip(entries, fresh, values, strict=True):
+            if entry is None or not is_fresh:
+                continue
+            if value.contained:
                 references.contain(self.now_ns, value.contained)
             self.store.seal(entry, value)
             if not entry.holders:
@@ -419,15 +462,16 @@ class LocalScheduler:
         if task.task_class.descriptor.kind == ACTOR:
             self.actors.died(task.spec.task_id, value)
 
-    def _record(self, task: TaskEntry, state: int) -> None:
-        spec, descriptor = task.spec, task.task_class.descriptor
+    def _record(self, task: TaskEntry, state: int, new_outputs: int) -> None:
+        spec = task.spec
+        if new_outputs:
+            self.references.follow_lineage(spec.task_id, new_outputs, spec.deps)
+        needed = new_outputs > 0 or spec.task_id in self.references.lineage
         record = TaskRecord(
             spec.task_id, spec.parent_id, spec.descriptor_id, spec.args, spec.deps, self.node_id,
-            task.attempt, state, b"", descriptor.num_returns == 0,
+            task.attempt, state, b"", not needed,
         )  # fmt: skip
         self.lineage.record(self.now_ns, record)
-        if descriptor.num_returns:
-            self.references.follow_lineage(spec.task_id, descriptor.num_returns, spec.deps)
 
     def _try_again(self, task: TaskEntry) -> None:
         """One more attempt, charged to the task's retries."""
@@ -439,8 +483,7 @@ class LocalScheduler:
         task.attempt += 1
         task.alone = True
         self.retried += 1
-        task.task_class.ready.append(task)
-        self._note_ready(task.task_class)
+        self._queue(task)
 
     def worker_exited(self, now_ns: int, worker: Worker, message: WorkerExited) -> None:
         """A worker process is gone: run what it had somewhere else, or say why not.
@@ -452,24 +495,24 @@ class LocalScheduler:
         self.pool.remove(worker)
         queue = list(worker.queue.values())
         worker.queue.clear()
-        running = next((i for i, task in enumerate(queue) if task.spec.task_id == message.running), 0)
-        job = self.jobs.get(worker.job_id)
         if worker.state == DEDICATED:
             self._actor_exited(worker, queue, message)
-        elif job is not None and job.ended:
-            for task in queue:
-                self._finish_all(task, self._crash(task, message), TASK_FAILED)
+        elif queue:
+            self._rescue(queue, message)
+        self._forget_job(worker.job_id)
+
+    def _rescue(self, queue: list[TaskEntry], message: WorkerExited) -> None:
+        """Run the tasks of a lost worker again, or say why not."""
+        running = next((i for i, task in enumerate(queue) if task.spec.task_id == message.running), 0)
+        for task in reversed(queue[running + 1 :]):
+            self._queue(task, first=True)
+        for task in queue[:running]:
+            self._run_anew(task)
+        task = queue[running]
+        if task.retries_left and not task.task_class.ended:
+            self._try_again(task)
         else:
-            for position, task in enumerate(queue):
-                if position < running:
-                    self._run_anew(task)
-                elif position > running:
-                    task.task_class.ready.appendleft(task)
-                    self._note_ready(task.task_class)
-                elif task.retries_left:
-                    self._try_again(task)
-                else:
-                    self._finish_all(task, self._crash(task, message), TASK_FAILED)
+            self._finish_all(task, self._crash(task, message), TASK_FAILED)
 
     def _crash(self, task: TaskEntry, message: WorkerExited) -> Value:
         name = task.task_class.descriptor.name
@@ -483,11 +526,13 @@ class LocalScheduler:
             reason = f"its process was killed by signal {-message.exit_code}"
         else:
             reason = f"its process exited with code {message.exit_code}"
-        self.actors.died(worker.actor_id, faults.fault_value(faults.ACTOR_DIED, short(worker.actor_id), reason))
+        cause = faults.fault_value(faults.ACTOR_DIED, short(worker.actor_id), reason)
+        if entry is not None and entry.worker is worker:  # else it was ended before, or is made anew
+            self.actors.died(worker.actor_id, cause)
         for task in queue:  # it died in its constructor
-            state = self.actors.entries[worker.actor_id].state
-            assert state.cause is not None
-            self._finish_all(task, state.cause, TASK_FAILED)
+            if entry is not None and entry.state.cause is not None:
+                cause = entry.state.cause
+            self._finish_all(task, cause, TASK_FAILED)
 
     def kill_actor(self, now_ns: int, actor_id: bytes) -> None:
         """End an actor at once, whether or not it was created already."""
@@ -497,24 +542,19 @@ class LocalScheduler:
             return
         cause = faults.fault_value(faults.ACTOR_DIED, short(actor_id), "it was ended by zray.kill()")
         worker = entry.worker
-        if worker is None:
-            worker = next((w for w in self.pool.workers.values() if w.actor_id == actor_id), None)
         self.actors.died(actor_id, cause)
         if worker is not None:
             self.pool.kill(worker)
         elif actor_id in self.tasks:
-            self._drop_queued(self.tasks[actor_id], cause)
+            task = self.tasks[actor_id]
+            if task in task.task_class.ready:
+                task.task_class.ready.remove(task)
+            self._drop(task, cause)
 
-    def _drop_queued(self, task: TaskEntry, value: Value) -> None:
-        """End a task that no worker has."""
-        ready = task.task_class.ready
-        if task in ready:
-            ready.remove(task)
-        self.forwarded.pop(task.spec.task_id, None)
-        for object_id in task.spec.deps:
-            dependents = self.store.objects[object_id].dependents
-            if dependents and task in dependents:
-                dependents.remove(task)
+    def _drop(self, task: TaskEntry, value: Value) -> None:
+        """End a task that is in no queue; inputs that are still to come find it gone."""
+        if self.forwarded.pop(task.spec.task_id, None) is not None:
+            self.out.append((self.global_scheduler, Withdraw(task.spec.task_id)))
         self._finish_all(task, value, TASK_FAILED)
 
     def end_job(self, now_ns: int, job_id: bytes) -> None:
@@ -524,17 +564,31 @@ class LocalScheduler:
         if job is None:
             return
         job.ended = True
-        workers = [w for w in self.pool.workers.values() if w.job_id == job_id and job_id != NO_JOB]
+        for key in [key for key in self.classes if key[0] == job_id]:
+            task_class = self.classes.pop(key)
+            task_class.ended = True
+            task_class.ready.clear()
+            self.ready.pop(task_class.number, None)
+        workers = [worker for worker in self.pool.workers.values() if worker.job_id == job_id]
         running = {task_id: None for worker in workers for task_id in worker.queue}
-        lost = faults.fault_value(faults.OBJECT_LOST, short(job_id), "its job has ended")
-        for task in list(self.tasks.values()):
-            if task.task_class.job_id == job_id and task.spec.task_id not in running:
-                if task.spec.task_id in self.tasks:
-                    self._drop_queued(task, lost)
+        lost = self._job_over(job_id)
+        for task_id, task in list(self.tasks.items()):
+            if task.task_class.job_id == job_id and task_id not in running:
+                self._drop(task, lost)
         for worker in workers:
             self.pool.kill(worker)
-        for key in [key for key in self.classes if key[0] == job_id]:
-            self.ready.pop(self.classes.pop(key).number, None)
+        self._forget_job(job_id)
+
+    def _job_over(self, job_id: bytes) -> Value:
+        return faults.fault_value(faults.OBJECT_LOST, short(job_id), "its job has ended")
+
+    def _forget_job(self, job_id: bytes) -> None:
+        """Forget a job that has ended once its last worker is gone."""
+        job = self.jobs.get(job_id)
+        if job is None or not job.ended:
+            return
+        if all(worker.job_id != job_id for worker in self.pool.workers.values()):
+            del self.jobs[job_id]
 
     def backlog(self) -> int:
         """Tasks that are ready and not dispatched."""

@@ -16,16 +16,18 @@ from zray.core.extents import Extents
 from zray.core.lineage import Lineage
 from zray.core.local_scheduler import Job, LocalScheduler, actor_of
 from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
-from zray.core.node_store import NodeStore, ObjectEntry
+from zray.core.node_store import CREATING, SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
 from zray.core.resources import ResourcePool, amounts_of
 from zray.core.worker_pool import TaskClass, Worker, WorkerPool
-from zray.ids import short
+from zray.ids import is_put, short
 from zray.protocol import faults
 from zray.protocol.messages import (
     DRIVER,
+    ERROR,
     EXTENT,
-    FILE,
+    FAULT,
+    INLINE,
     PROTOCOL_VERSION,
     TABLE_FUNCTION,
     WORKER,
@@ -84,7 +86,9 @@ CREDIT_TASKS_MIN = 1024
 class NodeIdentity:
     """What a node tells others about itself. All fields are constant for its life."""
 
-    __slots__ = ("arena_bytes", "arena_path", "endpoint", "host", "incarnation", "node_id", "pid", "spill_dir")
+    __slots__ = (
+        "arena_bytes", "arena_path", "endpoint", "host", "incarnation", "node_id", "pid", "spill_dir",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -201,7 +205,8 @@ class Node:
         self.scheduler.on_tick(now_ns)
         self.lineage.flush_due(now_ns)
         if self.store.wake_at_ns is not None and self.store.wake_at_ns <= now_ns:
-            self.store.on_tick(now_ns)
+            for entry in self.store.on_tick(now_ns):
+                self.references.free_if_unneeded(entry)
         if self.report_at_ns is not None and self.report_at_ns <= now_ns:
             self._report(now_ns)
 
@@ -232,6 +237,7 @@ class Node:
         if message.version != PROTOCOL_VERSION:
             detail = f"node speaks protocol version {PROTOCOL_VERSION}, not {message.version}"
             self.out.append((source, Refused("version", detail)))
+            self.out.append((RUNTIME, Warn(f"refused process {message.pid}: {detail}")))
             return
         worker = self.pool.workers.get(source) if message.role == WORKER else None
         if message.role == WORKER and worker is None:
@@ -253,8 +259,9 @@ class Node:
             self.pool.introduced(now_ns, worker, message.endpoint)
 
     def on_goodbye(self, now_ns: int, source: Address, message: Goodbye) -> None:
-        """A driver leaves on purpose."""
-        self._client_gone(now_ns, source)
+        """A driver leaves on purpose. A worker is gone when its process is."""
+        if self._worker(source) is None:
+            self._client_gone(now_ns, source)
 
     def on_client_gone(self, now_ns: int, source: Address, message: ClientGone) -> None:
         """A driver process is gone."""
@@ -272,16 +279,21 @@ class Node:
             self.out.append((RUNTIME, ClientGone(address)))
         self._break_promises(client)
         self.actors.client_gone(address)
-        self.store.client_gone(address)
+        for entry in self.store.client_gone(address):
+            self._not_created(now_ns, entry)
         self.references.client_gone(address)
 
     def _break_promises(self, client: ClientEntry) -> None:
         for object_id in client.promised:
             entry = self.store.objects.get(object_id)
-            if entry is not None:
-                reason = "the process that waited for its actor call is gone"
-                self.store.seal(entry, faults.fault_value(faults.OBJECT_LOST, short(object_id), reason))
-                self.references.free_if_unneeded(entry)
+            if entry is None or entry.state == SEALED:
+                continue
+            if entry.state == CREATING:  # the actor is about to keep the promise itself
+                entry.known = False
+                continue
+            reason = "the process that waited for its actor call is gone"
+            self.store.seal(entry, faults.fault_value(faults.OBJECT_LOST, short(object_id), reason))
+            self.references.free_if_unneeded(entry)
 
     def on_worker_exited(self, now_ns: int, source: Address, message: WorkerExited) -> None:
         """A worker process is gone."""
@@ -371,8 +383,8 @@ class Node:
     def on_blocked(self, now_ns: int, source: Address, message: Blocked) -> None:
         """A worker's task waits in ``get``."""
         worker = self._worker(source)
-        if worker is not None and worker.task_class is not None:
-            self.pool.lend(worker, worker.task_class.cpus)
+        if worker is not None:
+            self.pool.lend(worker)
 
     def on_unblocked(self, now_ns: int, source: Address, message: Unblocked) -> None:
         """A worker's task goes on."""
@@ -401,10 +413,15 @@ class Node:
                 self.out.append((source, Acked(message.token)))
 
     def on_hold_for(self, now_ns: int, source: Address, message: HoldFor) -> None:
-        """A process passes objects on: the next one holds them before it lets go."""
-        if self._known(source) is not None:
-            if message.holder in self.clients:
-                self.references.acquire(now_ns, message.holder, message.object_ids)
+        """A process passes objects on, before it lets go of them; or took over what was passed to it."""
+        if self._known(source) is None:
+            return
+        self.now_ns = now_ns
+        if not message.holder:
+            self.references.take_over(now_ns, source, message.object_ids)
+        elif message.holder in self.clients:
+            self.references.hand(now_ns, message.holder, message.object_ids)
+        if message.token:
             self.out.append((source, Acked(message.token)))
 
     def on_release(self, now_ns: int, source: Address, message: Release) -> None:
@@ -419,7 +436,7 @@ class Node:
     def on_publish(self, now_ns: int, source: Address, message: Publish) -> None:
         """A value that lived in one process is shared from now on; that process holds it."""
         client = self._known(source)
-        if client is None or message.value.kind in (EXTENT, FILE):
+        if client is None or message.value.kind not in (INLINE, ERROR, FAULT):
             return
         self.now_ns = now_ns
         entry = self.store.announce(message.object_id)
@@ -445,25 +462,49 @@ class Node:
                 self.references.hold(source, self.store.announce(object_id))
 
     def on_create(self, now_ns: int, source: Address, message: Create) -> None:
-        """A process wants room for a large value."""
+        """A process wants room for a large value.
+
+        Whoever it is for holds it from now on, also if it was made before (its maker ran again). What a
+        task returns is held by its submitter and needs no other holder.
+        """
         if self._known(source) is None:
             return
-        holder = message.holder or source
+        self.now_ns = now_ns
         entry = self.store.on_create(now_ns, source, message)
-        if entry is not None and holder in self.clients:
+        if entry is None:
+            return
+        holder = message.holder or (source if is_put(message.object_id) else b"")
+        if holder in self.clients:
             self.references.hold(holder, entry)
+            entry.created_for = holder
 
     def on_seal(self, now_ns: int, source: Address, message: Seal) -> None:
         """A large value is written."""
         self.now_ns = now_ns
         entry = self.store.objects.get(message.object_id)
-        if entry is not None and entry.creator == source:
-            self._seal(now_ns, entry, Value(EXTENT, contained=message.contained))
+        if entry is None or entry.creator != source or not entry.granted:
+            return
+        receiver = None if entry.created_for is None else self.clients.get(entry.created_for)
+        if receiver is not None:  # if it had promised the object, the promise is kept
+            receiver.promised.pop(message.object_id, None)
+        self._seal(now_ns, entry, Value(EXTENT, contained=message.contained))
 
     def on_abort(self, now_ns: int, source: Address, message: Abort) -> None:
         """A process gives up on a value that it was to write."""
+        self.now_ns = now_ns
         entry = self.store.on_abort(now_ns, source, message)
         if entry is not None:
+            self._not_created(now_ns, entry)
+
+    def _not_created(self, now_ns: int, entry: ObjectEntry) -> None:
+        """Nobody writes the object any more. Unless a task or a promise makes it, it may be lost."""
+        holder, entry.created_for = entry.created_for, None
+        if entry.known:
+            return
+        self.store.watch_stranger(now_ns, entry)
+        if holder is not None and self.references.holds(holder, entry):
+            self.references.release(holder, (entry.object_id,))
+        else:
             self.references.free_if_unneeded(entry)
 
     # --- actors and reports ----------------------------------------------------------------------
@@ -492,7 +533,9 @@ class Node:
 
     def on_spill_failed(self, now_ns: int, source: Address, message: SpillFailed) -> None:
         """A spill file could not be written."""
-        self.store.on_spill_failed(now_ns, source, message)
+        self.now_ns = now_ns
+        for entry in self.store.on_spill_failed(now_ns, source, message):
+            self._not_created(now_ns, entry)
 
     # --- GCS and global scheduler ----------------------------------------------------------------
 
@@ -515,10 +558,20 @@ class Node:
         elif source in self.shards:
             self.out.append((source, self._introduction()))
             del self.welcomed[source]
+        if source in self.shards:
+            self.lineage.shard_is_back(now_ns, source)
+            self._check_place(source, message)
         if self.shards and source == self.shards[0]:
             self.reported = None
             self._report(now_ns)
             self.scheduler.resend_forwards()
+
+    def _check_place(self, shard: Address, message: ShardWelcome) -> None:
+        """Records sent to the wrong shard would not be found again."""
+        expected = self.shards.index(shard), len(self.shards)
+        if (message.shard, message.shard_count) != expected:
+            detail = f"shard {message.shard}/{message.shard_count} answers where {expected[0]}/{expected[1]} should"
+            self.out.append((RUNTIME, Refused("shard", detail)))
 
     def on_recorded(self, now_ns: int, source: Address, message: Recorded) -> None:
         """A shard has our records."""
@@ -529,7 +582,8 @@ class Node:
 
     def on_refused(self, now_ns: int, source: Address, message: Refused) -> None:
         """A shard does not accept us: the operator must know."""
-        self.out.append((RUNTIME, message))
+        if source in self.shards:
+            self.out.append((RUNTIME, message))
 
     def on_place(self, now_ns: int, source: Address, message: Place) -> None:
         """The global scheduler chose this node for a task."""

@@ -63,8 +63,8 @@ class ObjectEntry:
         "size",
         "spilling",
         "state",
-        "value",
         "subscribers",
+        "value",
         "waiters",
     )
 
@@ -210,11 +210,11 @@ class NodeStore:
         return Value(EXTENT, b"", entry.offset, entry.size, value.contained)
 
     def on_create(self, now_ns: int, source: Address, message: Create) -> ObjectEntry | None:
-        """Allocate room, at once or later; returns the entry if its creation begins with this request."""
+        """Allocate room, at once or later; returns the entry unless the object can never be stored."""
         entry = self.objects.get(message.object_id)
         if entry is not None and entry.state != PENDING:
             self._refuse_or_repeat(source, entry, message)
-            return None
+            return entry
         if message.size > self.extents.capacity_bytes:
             failed = CreateFailed(message.object_id, message.size, self.extents.capacity_bytes)
             self.out.append((source, failed))
@@ -349,7 +349,8 @@ class NodeStore:
         waiting, self.waiting_creates = self.waiting_creates, deque()
         for creator, wanted in waiting:
             if wanted.state == CREATING and wanted.creator == creator and not wanted.granted:
-                failed = CreateFailed(wanted.object_id, wanted.size, self.extents.capacity_bytes, message.detail)
+                capacity_bytes = self.extents.capacity_bytes
+                failed = CreateFailed(wanted.object_id, wanted.size, capacity_bytes, message.detail)
                 self._abandon(wanted)
                 self.out.append((creator, failed))
                 abandoned.append(wanted)

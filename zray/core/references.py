@@ -7,6 +7,9 @@ task that consumed one is, because rebuilding that one could mean running this o
 
 The one rule that keeps this right across processes: *an acquire is acknowledged before what it came out of
 is released*. On one link the order of messages does that; across links the sender waits for ``Acked``.
+
+What one process passes to another (``HoldFor``) is *handed*: counted apart from what the receiver holds until
+it takes it over. Its own ``Release`` of the same object may be on the way, and speaks only of its own hold.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ class References:
         self.on_actor_released = on_actor_released
         self.lineage_max = lineage_max
         self.held: dict[Address, dict[bytes, None]] = {}
+        self.handed: dict[Address, dict[bytes, int]] = {}  # receiver -> object -> times; each is a pin
         self.lineage: dict[bytes, tuple[list[int], tuple[bytes, ...]]] = {}  # task -> ([needs], deps)
         self.lineage_truncated = 0
 
@@ -55,12 +59,36 @@ class References:
             held[entry.object_id] = None
             entry.holders += 1
 
+    def holds(self, client: Address, entry: ObjectEntry) -> bool:
+        """Whether ``client`` holds the object."""
+        return entry.object_id in self.held.get(client, ())
+
     def acquire(self, now_ns: int, client: Address, object_ids: Iterable[bytes]) -> None:
         """``client`` holds these, known here or not yet."""
         for object_id in object_ids:
             entry = self.store.entry(object_id)
             self.store.watch_stranger(now_ns, entry)
             self.hold(client, entry)
+
+    def hand(self, now_ns: int, receiver: Address, object_ids: Iterable[bytes]) -> None:
+        """Keep these for ``receiver`` until it takes them over."""
+        handed = self.handed.setdefault(receiver, {})
+        self.contain(now_ns, object_ids)
+        for object_id in object_ids:
+            handed[object_id] = handed.get(object_id, 0) + 1
+
+    def take_over(self, now_ns: int, client: Address, object_ids: Iterable[bytes]) -> None:
+        """``client`` has received what was handed to it, and holds it itself from now on."""
+        handed = self.handed.get(client, {})
+        self.acquire(now_ns, client, object_ids)
+        for object_id in object_ids:
+            times = handed.pop(object_id, 0)
+            if times > 1:
+                handed[object_id] = times - 1
+            if times:
+                self.unpin(self.store.objects[object_id])
+        if not handed:
+            self.handed.pop(client, None)
 
     def release(self, client: Address, object_ids: Iterable[bytes]) -> None:
         """``client`` does not hold these any more; what it never held is ignored."""
@@ -79,11 +107,15 @@ class References:
             self.free_if_unneeded(entry)
 
     def client_gone(self, client: Address) -> None:
-        """Everything that a process held is released."""
+        """Everything that a process held, or was about to, is released."""
         held = self.held.get(client)
         if held is not None:
             self.release(client, list(held))
             del self.held[client]
+        for object_id, times in self.handed.pop(client, {}).items():
+            entry = self.store.objects[object_id]
+            entry.pins -= times - 1
+            self.unpin(entry)
 
     # --- tasks and containers --------------------------------------------------------------------
 
@@ -114,7 +146,7 @@ class References:
         objects = self.store.objects
         while unneeded:
             entry = unneeded.pop()
-            if entry.state != SEALED and (entry.known or entry.state != PENDING or entry.dependents):
+            if entry.state != SEALED and self._to_come(entry):
                 continue
             contained = self.store.free(entry)
             if entry.is_actor:
@@ -126,18 +158,30 @@ class References:
                 if not inner.holders and not inner.pins:
                     unneeded.append(inner)
 
+    @staticmethod
+    def _to_come(entry: ObjectEntry) -> bool:
+        """Whether somebody makes an object without a value, or waits for it until it counts as lost."""
+        return bool(
+            entry.known or entry.state != PENDING or entry.dependents or entry.waiters or entry.subscribers
+        )
+
     # --- lineage ---------------------------------------------------------------------------------
 
-    def follow_lineage(self, task_id: bytes, num_returns: int, deps: tuple[bytes, ...]) -> None:
-        """Keep a task's record until its outputs and its consumers' records are gone."""
+    def follow_lineage(self, task_id: bytes, new_outputs: int, deps: tuple[bytes, ...]) -> None:
+        """Keep a task's record until its outputs and its consumers' records are gone.
+
+        A task that ran again made only some of its outputs anew; the others are counted already.
+        """
         lineage = self.lineage
-        if task_id in lineage:
+        known = lineage.get(task_id)
+        if known is not None:
+            known[0][0] += new_outputs
             return
         producers = tuple(dict.fromkeys(producer_of(dep) for dep in deps)) if deps else ()
         followed = tuple(producer for producer in producers if producer in lineage)
         for producer in followed:
             lineage[producer][0][0] += 1
-        lineage[task_id] = ([num_returns], followed)
+        lineage[task_id] = ([new_outputs], followed)
         if len(lineage) > self.lineage_max:
             self._truncate()
 

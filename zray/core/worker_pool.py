@@ -21,7 +21,9 @@ NO_JOB = b""
 class TaskClass:
     """The tasks of one job with one descriptor: same code, same demand, same expected run time."""
 
-    __slots__ = ("cpus", "demand", "descriptor", "job_id", "may_run_ahead", "number", "ready", "run_ns")
+    __slots__ = (
+        "cpus", "demand", "descriptor", "ended", "job_id", "may_run_ahead", "number", "ready", "run_ns",
+    )  # fmt: skip
 
     def __init__(self, descriptor: Describe, job_id: bytes, number: int) -> None:
         self.number = number
@@ -31,6 +33,7 @@ class TaskClass:
         self.cpus = tuple(part for part in descriptor.demand if part[0] == "CPU")
         self.ready: deque[TaskEntry] = deque()
         self.run_ns = 0  # exponential average; 0: nothing ran yet
+        self.ended = False  # its job is over: nothing of it runs any more
         # Behind a task that must not run twice nobody queues: if the worker dies, what was not
         # reported might have run.
         self.may_run_ahead = descriptor.kind != ACTOR and descriptor.max_retries != 0
@@ -57,6 +60,8 @@ class Worker:
 
     __slots__ = (
         "actor_id",
+        "blocked",
+        "doomed",
         "endpoint",
         "held",
         "idle_since_ns",
@@ -80,18 +85,15 @@ class Worker:
         self.progress_ns = now_ns
         self.queue: dict[bytes, TaskEntry] = {}
         self.held: tuple[tuple[str, int], ...] = ()
+        self.blocked = False  # waits in ``get``
         self.lent: tuple[tuple[str, int], ...] = ()  # CPUs given back while it is blocked
+        self.doomed = False  # it is being killed: nothing new for it
         self.task_class: TaskClass | None = None
         self.recalled = False  # asked to give back its queue; no run-ahead until it makes progress
         self.job_id = NO_JOB
         self.actor_id = b""
         self.endpoint = ""
         self.known: dict[bytes, None] = {}  # descriptors, functions and jobs it was told about
-
-    @property
-    def blocked(self) -> bool:
-        """Whether its CPUs are lent out."""
-        return bool(self.lent)
 
 
 class WorkerPool:
@@ -106,6 +108,7 @@ class WorkerPool:
         self.idle: dict[bytes, dict[Address, Worker]] = {}  # job -> idle workers, oldest first
         self.busy: dict[Address, Worker] = {}
         self.starting = 0
+        self.doomed = 0  # being killed and not gone
         self.started = 0  # workers ever started; part of their ids
 
     def start(self, now_ns: int) -> Worker:
@@ -119,7 +122,7 @@ class WorkerPool:
 
     def introduced(self, now_ns: int, worker: Worker, endpoint: str) -> None:
         """A forked worker is ready."""
-        if worker.state == STARTING:
+        if worker.state == STARTING and not worker.doomed:
             self.starting -= 1
             worker.endpoint = endpoint
             self._to_idle(now_ns, worker)
@@ -161,7 +164,8 @@ class WorkerPool:
     def _to_idle(self, now_ns: int, worker: Worker) -> None:
         worker.state = IDLE
         worker.idle_since_ns = now_ns
-        self.idle.setdefault(worker.job_id, {})[worker.worker_id] = worker
+        if not worker.doomed:
+            self.idle.setdefault(worker.job_id, {})[worker.worker_id] = worker
 
     def _give_back(self, worker: Worker) -> None:
         if worker.lent:
@@ -171,15 +175,19 @@ class WorkerPool:
         else:
             self.resources.give(worker.held)
         worker.held = ()
+        worker.blocked = False
 
-    def lend(self, worker: Worker, cpus: tuple[tuple[str, int], ...]) -> None:
+    def lend(self, worker: Worker) -> None:
         """The worker waits in ``get``: its CPUs are free for others (never its GPUs)."""
-        if not worker.lent and cpus and worker.held:
-            worker.lent = cpus
-            self.resources.give(cpus)
+        if worker.task_class is None or worker.blocked:
+            return
+        worker.blocked = True
+        worker.lent = worker.task_class.cpus
+        self.resources.give(worker.lent)
 
     def take_back(self, worker: Worker) -> None:
         """The worker goes on, at once, even if its CPUs are in use: waiting could block for ever."""
+        worker.blocked = False
         if worker.lent:
             self.resources.oversubscribe(worker.lent)
             worker.lent = ()
@@ -187,6 +195,8 @@ class WorkerPool:
     def remove(self, worker: Worker) -> None:
         """A worker process is gone."""
         del self.workers[worker.worker_id]
+        if worker.doomed:
+            self.doomed -= 1
         if worker.state == STARTING:
             self.starting -= 1
         self._forget_idle(worker)
@@ -202,6 +212,10 @@ class WorkerPool:
 
     def kill(self, worker: Worker) -> None:
         """End a worker process; its end is reported like any other."""
+        if worker.doomed:
+            return
+        worker.doomed = True
+        self.doomed += 1
         self._forget_idle(worker)
         self.out.append((WORKER_POOL, KillWorker(worker.worker_id)))
 
@@ -214,12 +228,20 @@ class WorkerPool:
             for name, amount in task_class.demand:
                 room = min(room, max(0, free.get(name, 0)) // amount)
             for name, amount in task_class.demand:
-                free[name] -= room * amount
+                free[name] = free.get(name, 0) - room * amount
             count += room
-        return min(count - self.starting, self.config.workers_max - len(self.workers))
+        return max(0, count - self.starting)
 
-    def make_way(self, count: int) -> None:
-        """End idle workers of other jobs, so that a full pool can start ``count`` for this one."""
+    def start_up_to(self, now_ns: int, wanted: int) -> None:
+        """Fork as many workers as there is room for; a full pool ends idle ones of other jobs first."""
+        room = max(0, self.config.workers_max - len(self.workers))
+        for _ in range(min(wanted, room)):
+            self.start(now_ns)
+        if wanted > room:
+            self._make_way(wanted - room - self.doomed)
+
+    def _make_way(self, count: int) -> None:
+        """End idle workers: none of them may run what is ready."""
         for idle in list(self.idle.values()):
             for worker in list(idle.values()):
                 if count <= 0:
@@ -243,6 +265,10 @@ class WorkerPool:
             w for w in self.workers.values() if w.state == STARTING and w.started_ns + timeout_ns <= now_ns
         ]
 
+    def in_doubt(self, keep: int) -> bool:
+        """Whether time alone may make a worker superfluous or overdue."""
+        return self.starting > 0 or len(self.workers) > keep
+
     def check(self) -> None:
         """I4, and every worker is where its state says."""
         held = []
@@ -253,8 +279,13 @@ class WorkerPool:
             held.append(kept)
             in_idle = worker.worker_id in self.idle.get(worker.job_id, {})
             invariant(not in_idle or worker.state == IDLE, "idle worker in state", worker.state)
+            invariant(worker.state != IDLE or in_idle != worker.doomed, "idle worker is nowhere")
+            invariant(worker.state != BUSY or bool(worker.queue), "busy worker without a task")
             invariant((worker.worker_id in self.busy) == (worker.state == BUSY), "busy worker", worker.state)
             invariant(worker.state != IDLE or not worker.queue, "idle worker with a queue")
         self.resources.check(held)
         count = sum(worker.state == STARTING for worker in self.workers.values())
         invariant(count == self.starting, "starting", self.starting, "counted", count)
+        count = sum(worker.doomed for worker in self.workers.values())
+        invariant(count == self.doomed, "doomed", self.doomed, "counted", count)
+        invariant(len(self.workers) <= self.config.workers_max, "I15: workers", len(self.workers))

@@ -39,7 +39,6 @@ from zray.protocol.messages import (
     ERROR,
     EXTENT,
     FAULT,
-    FILE,
     INLINE,
     PROTOCOL_VERSION,
     Acked,
@@ -69,10 +68,9 @@ from zray.protocol.messages import (
     Welcome,
 )
 from zray.runtime.idle_duty import IdleDuty
+from zray.runtime.object_io import ObjectIO
 from zray.runtime.transport import Transport
 from zray.serialize.values import Serialized
-from zray.store.arena import ArenaView
-from zray.store.spill import SpillDirectory
 
 log = logging.getLogger("zray.client")
 
@@ -123,8 +121,7 @@ class Client:
         self._tokens = 0
         self._replies: dict[Any, Any] = {}
         self.welcome: Welcome | None = None
-        self._arena: ArenaView | None = None
-        self._spill: SpillDirectory | None = None
+        self._io: ObjectIO | None = None
         self._broken: Exception | None = None
         self._closed = False
         self._leading = threading.Lock()
@@ -171,22 +168,8 @@ class Client:
             waited_s = time.monotonic() - started
             raise ClusterUnavailableError(f"the node at {endpoint} does not answer", waited_s)
         assert self.welcome is not None
-        self._spill = SpillDirectory(self.welcome.spill_dir)
+        self._io = ObjectIO(self.welcome, self.unpinned.append)
         return self.welcome
-
-    @property
-    def arena(self) -> ArenaView:
-        """The node's shared memory, mapped at the first use."""
-        if self._arena is None:
-            assert self.welcome is not None
-            self._arena = ArenaView(self.welcome.arena_path, self.welcome.arena_bytes)
-        return self._arena
-
-    @property
-    def spill(self) -> SpillDirectory:
-        """The node's files of objects that do not fit its memory."""
-        assert self._spill is not None
-        return self._spill
 
     def watch_node(self, pid_fd: int) -> None:
         """Learn at once when the node is gone; ``pid_fd`` becomes readable then."""
@@ -208,8 +191,8 @@ class Client:
             self.transport.close()
             for server in self.servers:
                 server.close()
-            if self._arena is not None:
-                self._arena.close()
+            if self._io is not None:
+                self._io.close()
             for fd in (self._wake_read, self._wake_write, self._node_pid_fd):
                 if fd >= 0:
                     os.close(fd)
@@ -346,7 +329,10 @@ class Client:
         if self._closed:
             raise LocalProtocolError("this connection is closed")
         now_ns = time.monotonic_ns()
-        if len(self.out) >= self.config.submit_batch_max or now_ns - self._sent_ns > self.config.submit_linger_ns:
+        if (
+            len(self.out) >= self.config.submit_batch_max
+            or now_ns - self._sent_ns > self.config.submit_linger_ns
+        ):
             self._send_all(now_ns)
         self.duty.note_activity()
 
@@ -382,34 +368,17 @@ class Client:
             if size > answer.capacity_bytes > 0:
                 raise ObjectStoreFullError(size, answer.capacity_bytes)
             raise OutOfDiskError(size, answer.detail)
-        if answer.kind == FILE:
-            self._write_file(object_id, value)
-        elif size <= MAPPED_WRITE_MAX:
-            value.write_into(self.arena.write(answer.offset, size))
-        else:
-            offset = answer.offset
-            for segment in value.segments():
-                offset += self.arena.copy_in(offset, segment)
+        self.io.write(answer, value)
 
-    def _write_file(self, object_id: bytes, value: Serialized) -> None:
-        file = self.spill.create(object_id, value.total_bytes)
-        try:
-            offset = 0
-            for segment in value.segments():
-                offset += file.copy_in(offset, segment)
-            file.seal()
-        except BaseException:
-            file.abort()
-            raise
+    @property
+    def io(self) -> ObjectIO:
+        """The bytes of large objects."""
+        assert self._io is not None
+        return self._io
 
     def view(self, object_id: bytes, value: Value) -> bytes | memoryview:
         """The bytes of a value that was taken from ``objects`` or came with a task, without a copy."""
-        if value.kind == EXTENT:
-            unpinned = self.unpinned
-            return self.arena.read(value.offset, value.size, lambda: unpinned.append(object_id))
-        if value.kind == FILE:
-            return self.spill.open_view(object_id, value.size)
-        return value.data
+        return self.io.view(object_id, value)
 
     def fetch(self, object_ids: Sequence[bytes], timeout_s: float | None) -> dict[bytes, Value] | None:
         """The values of objects that this process refers to; ``None`` if the time is over.
@@ -455,7 +424,13 @@ class Client:
         self, object_ids: Sequence[bytes], needed: int, timeout_s: float | None, fetch: bool
     ) -> list[bool]:
         """Wait until ``needed`` of the objects are sealed or the time is over; which are, in order."""
+        known = self.objects.objects
         with self.lock:
+            self._send_all()
+            self._receive()
+            here = [known[object_id].value is not None for object_id in object_ids]
+            if sum(here) >= needed:
+                return here
             want = self.objects.want(object_ids, needed, False)
         try:
             self.wait_until(lambda: want.done, timeout_s)
@@ -676,7 +651,7 @@ class Client:
                         break
                 if self.out:
                     continue
-                if self._any_readable():
+                if self.any_readable():
                     continue
                 self._leader_sleeps = True
             try:
@@ -687,7 +662,8 @@ class Client:
             finally:
                 self._leader_sleeps = False
 
-    def _any_readable(self) -> bool:
+    def any_readable(self) -> bool:
+        """Whether something has arrived; to be asked before every :meth:`sleep`. Lock held."""
         if self.transport.readable():
             return True
         return any(server.readable() for server in self.servers)
@@ -726,10 +702,6 @@ class Client:
         self._wake_leader()
 
 
-MAPPED_WRITE_MAX = 256 * 1024
-"""Up to this size a value is written through the mapping without a thought (see ``ArenaView.copy_in``)."""
-
-
 def error_of(value: Value, load_error: Callable[[bytes], BaseException]) -> BaseException | None:
     """The exception that a value stands for, or ``None`` for a plain value."""
     if value.kind == ERROR:
@@ -748,4 +720,3 @@ def _left_s(deadline: float | None) -> float | None:
 def _first_number(text: str) -> int:
     digits = next((word.strip(",.") for word in text.split() if word.strip(",.").isdigit()), "0")
     return int(digits)
-

@@ -64,7 +64,7 @@ class IdleDuty:
                 if self._closed or client._closed:
                     return
                 client.do_idle_duty()
-                self.leads = quiet and client._broken is None
+                self.leads = quiet and client._broken is None and not client.any_readable()
             if self.leads:
                 client.sleep(None)
         finally:

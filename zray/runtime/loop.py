@@ -7,6 +7,7 @@ to its log is on disk before anybody is told.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -55,16 +56,12 @@ class Loop:
 
     def wake(self) -> None:
         """End the current wait; from any thread or signal handler."""
-        try:
+        with contextlib.suppress(OSError):  # the pipe is full of wakes already, or closed
             os.write(self._wake_write, b"\0")
-        except BlockingIOError:
-            pass  # the pipe is full of wakes already
 
     def _drain_wakes(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass
 
     def watch_fd(self, fd: int, callback: Callable[[], None]) -> None:
         """Call ``callback`` in the loop's thread whenever ``fd`` is readable."""
@@ -85,8 +82,14 @@ class Loop:
         """Turn until stopped."""
         while self._running:
             self.turn()
-        os.close(self._wake_read)
-        os.close(self._wake_write)
+
+    def close(self) -> None:
+        """Let go of the descriptors of :meth:`wake`, which does nothing from now on."""
+        wake_read, wake_write = self._wake_read, self._wake_write
+        self._wake_read = self._wake_write = -1  # first: a signal handler may want to wake in between
+        self.unwatch_fd(wake_read)
+        os.close(wake_read)
+        os.close(wake_write)
 
     def turn(self) -> None:
         """One turn: wait if there is nothing to do, then drain, pump and act."""

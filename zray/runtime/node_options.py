@@ -26,6 +26,8 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     """Endpoints of running shards, by number."""
     parent_pid: int | None = None
     """End when this process does."""
+    detached: bool = False
+    """Write the output of the node, its shards and its workers into files of the session."""
     log_level: str = "WARNING"
 
     def total(self) -> Demand:
@@ -54,7 +56,12 @@ def memory_bytes() -> int:
 
 def command(options: Mapping[str, Any]) -> list[str]:
     """The command that starts a node with these options, with the ``zray`` of this process."""
-    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = f"import sys; sys.path.append({here!r}); from zray.services.node import main; sys.exit(main())"
     document = msgspec.json.encode(msgspec.convert(options, NodeOptions)).decode()
-    return [sys.executable, "-c", program, "--options", document]
+    return python_command("zray.services.node", "--options", document)
+
+
+def python_command(module: str, *arguments: str) -> list[str]:
+    """The command that runs ``main`` of a module with the interpreter and the ``zray`` of this process."""
+    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = f"import sys; sys.path.append({here!r}); from {module} import main; sys.exit(main())"
+    return [sys.executable, "-c", program, *arguments]

@@ -252,6 +252,21 @@ def _close_when_gone(process: session_dir.ProcessStamp, write_end: int) -> None:
     os.close(write_end)
 
 
+def signal_process(process: session_dir.ProcessStamp, number: int) -> bool:
+    """Send a signal to this very process, whoever's child it is; false if it is gone."""
+    try:
+        watch = watch_pid(process.pid)
+    except ProcessLookupError:
+        return False
+    try:  # the descriptor keeps the pid from being used again between the look and the signal
+        if not session_dir.is_alive(process):
+            return False
+        _send_signal(process.pid, number)
+        return True
+    finally:
+        os.close(watch)
+
+
 def wait_for_exit(pid: int, timeout_s: float) -> int | None:
     """Wait for a child of this process and reap it.
 
@@ -341,8 +356,8 @@ def spawn(
     """Start a program of the cluster and wait until it is ready.
 
     It gets a session of its own, default signals and no standard input. Its output is appended to
-    ``log_path``; without one it goes to an unnamed temporary file that is read if the start fails, and a
-    program that lives on should point its output elsewhere (``zygote.open_output``).
+    ``log_path``; without one it shares the output of this process. Sharing the open file, and not opening
+    it once more, keeps both from writing over each other where it is a regular file.
 
     Args:
         argv: the program, found along ``$PATH``, and its arguments.
@@ -350,23 +365,38 @@ def spawn(
         environment: all of its environment; ``None``: that of this process.
     Raises:
         ClusterUnavailableError: if it does not start, reports an error, dies or is not ready in time. It
-            is ended then, and the end of its output is in the message.
+            is ended then, and the end of ``log_path`` is in the message.
     """
     started = time.monotonic()
     with contextlib.ExitStack() as files:
-        output = _own_high(files, _open_log(log_path))
-        output_start = os.lseek(output, 0, os.SEEK_END)
+        output, output_start = -1, 0
+        if log_path is not None:
+            log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+            output = _own_high(files, log)
+            output_start = os.lseek(output, 0, os.SEEK_END)
         pid, ready_end = _launch(argv, dict(os.environ if environment is None else environment), output)
         files.callback(os.close, ready_end)
         try:
             return Spawned(pid, _await_ready(ready_end, pid, started + ready_timeout_s))
         except NotReadyError as problem:
             code = end_process(pid, EXIT_GRACE_S, signal.SIGTERM if problem.still_runs else None)
-            what = f"{_command(argv)} {problem} (exit code {code}){_tail(output, output_start)}"
+            tail = _tail(output, output_start) if log_path is not None else ""
+            what = f"{_command(argv)} {problem} (exit code {code}){tail}"
             raise ClusterUnavailableError(what, time.monotonic() - started) from None
         except BaseException:  # Ctrl-C while it starts
             end_process(pid, EXIT_GRACE_S)
             raise
+
+
+def launch(argv: Sequence[str]) -> int:
+    """Start a program as :func:`spawn` does, without waiting for it; its pid.
+
+    Raises:
+        ClusterUnavailableError: if it cannot be started.
+    """
+    pid, ready_end = _launch(argv, dict(os.environ), -1)
+    os.close(ready_end)
+    return pid
 
 
 def take_ready_fd() -> int | None:
@@ -390,17 +420,6 @@ def announce(ready_fd: int | None, ready: Mapping[str, Any]) -> None:
     os.close(ready_fd)
 
 
-def _open_log(path: str | None) -> int:
-    """A descriptor, open for reading and appending."""
-    if path is not None:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    import tempfile  # 3 ms, and only needed here
-
-    descriptor, path = tempfile.mkstemp(prefix="zray-")
-    os.unlink(path)
-    return descriptor
-
-
 def _own_high(files: contextlib.ExitStack, descriptor: int) -> int:
     """Move a descriptor above those that a spawned program gets at fixed numbers; ``files`` closes it."""
     high: int = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _READY_FD + 1)
@@ -422,8 +441,7 @@ def _launch(argv: Sequence[str], environment: dict[str, str], output: int) -> tu
                 environment,
                 file_actions=(
                     (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                    (os.POSIX_SPAWN_DUP2, output, 1),
-                    (os.POSIX_SPAWN_DUP2, output, 2),
+                    *(_output_action(descriptor, output) for descriptor in (1, 2)),
                     (os.POSIX_SPAWN_DUP2, high_write_end, _READY_FD),
                 ),
                 setsid=True,
@@ -434,6 +452,17 @@ def _launch(argv: Sequence[str], environment: dict[str, str], output: int) -> tu
             os.close(read_end)
             raise ClusterUnavailableError(f"cannot start {_command(argv)}: {error.strerror}", 0.0) from error
     return pid, read_end
+
+
+def _output_action(descriptor: int, output: int) -> tuple[Any, ...]:
+    """What a spawned program gets as ``descriptor``: ``output``, or this process's own if that is -1."""
+    if output >= 0:
+        return os.POSIX_SPAWN_DUP2, output, descriptor
+    try:
+        os.fstat(descriptor)
+    except OSError:  # closed: the next file that the program opens must not be taken for its output
+        return os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_WRONLY, 0
+    return os.POSIX_SPAWN_DUP2, descriptor, descriptor
 
 
 def _await_ready(ready_end: int, pid: int, deadline: float) -> dict[str, Any]:

@@ -107,6 +107,11 @@ class Session:
             self.info.processes.append(ProcessStamp(pid, start))
             _write_info(self.path, self.info)
 
+    def drop_process(self, pid: int) -> None:
+        """Take :meth:`add_process` back: the process is gone."""
+        self.info.processes = [process for process in self.info.processes if process.pid != pid]
+        _write_info(self.path, self.info)
+
 
 def base_dir() -> str:
     """The directory of this user's sessions; not created and not verified.

@@ -11,6 +11,7 @@ call except :meth:`wait`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import select
@@ -29,6 +30,7 @@ from zray.protocol.messages import Refused
 log = logging.getLogger("zray.transport")
 
 SEND_FRAMES_MAX = 10_000  # high-water marks, frames per peer; beyond them frames wait in the backlog
+DROPPABLE_FRAMES_MAX = 1_000  # frames in the backlog of a peer that may lose some
 BACKLOG_RETRY_MS = 5
 
 Decoder = Callable[[bytes], list[Any]]
@@ -47,6 +49,7 @@ class Transport:
         self._socket = self._open(identity, config)
         self._backlog: dict[Address, deque[bytes]] = {}
         self._endpoints: dict[Address, str] = {}
+        self._may_drop: dict[Address, None] = {}
         self._bound: list[str] = []
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
@@ -73,14 +76,20 @@ class Transport:
         self._bound.append(actual)
         return actual
 
-    def connect(self, address: Address, endpoint: str) -> None:
-        """Make ``address`` reachable at ``endpoint``; frames wait until the peer is there."""
+    def connect(self, address: Address, endpoint: str, *, may_drop: bool = False) -> None:
+        """Make ``address`` reachable at ``endpoint``; frames wait until the peer is there.
+
+        ``may_drop``: a peer that is away for very long may lose frames, because the sender of what matters
+        sends it again; otherwise they all wait, in memory.
+        """
         if self._endpoints.get(address) == endpoint:
             return
         self.disconnect(address)
         self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, address)
         self._socket.connect(endpoint)
         self._endpoints[address] = endpoint
+        if may_drop:
+            self._may_drop[address] = None
 
     def disconnect(self, address: Address) -> None:
         """Forget a peer: its link, and frames that still wait for it."""
@@ -88,6 +97,7 @@ class Transport:
         if endpoint is not None:
             self._socket.disconnect(endpoint)
         self._backlog.pop(address, None)
+        self._may_drop.pop(address, None)
         self.unreachable.pop(address, None)
 
     def send(self, address: Address, messages: list[Any]) -> None:
@@ -100,7 +110,10 @@ class Transport:
     def _send_frame(self, address: Address, frame: bytes) -> None:
         waiting = self._backlog.get(address)
         if waiting:
-            waiting.append(frame)
+            if len(waiting) >= DROPPABLE_FRAMES_MAX and address in self._may_drop:
+                self.unreachable[address] = self.unreachable.get(address, 0) + 1
+            else:
+                waiting.append(frame)
         elif not self._try_send(address, frame):
             self._backlog.setdefault(address, deque()).append(frame)
 
@@ -200,7 +213,5 @@ class Transport:
 
 def remove_socket_file(endpoint: str) -> None:
     """Delete the file of an ``ipc://`` endpoint, if it is still there."""
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(endpoint.removeprefix("ipc://"))
-    except FileNotFoundError:
-        pass

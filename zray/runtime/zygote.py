@@ -162,7 +162,7 @@ class Zygote:
 
     def _detach(self) -> None:
         gc.collect()  # finalizers first: later they might close a descriptor that is not theirs any more
-        _close_inherited_files(self._channel.fileno())
+        close_inherited_files(self._channel.fileno())
         _read_nothing()
         with contextlib.suppress(PermissionError):  # already leads a session
             os.setsid()
@@ -347,7 +347,7 @@ def _ignore_signal(_number: int, _frame: object) -> None:
     pass
 
 
-def _close_inherited_files(keep: int) -> None:
+def close_inherited_files(keep: int = -1) -> None:
     """Close every descriptor above 2 but ``keep``: a pipe's end kept here would hide the node's end."""
     listing = "/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"
     for name in os.listdir(listing):
@@ -385,7 +385,7 @@ def open_output(stdout: str | None, stderr: str | None) -> None:
     """
     for descriptor, path in ((1, stdout), (2, stderr)):
         if path is not None:
-            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY, 0o600)
             os.dup2(target, descriptor)
             os.close(target)
     sys.stdout = open(1, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115

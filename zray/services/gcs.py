@@ -58,6 +58,20 @@ class GcsOptions(NamedTuple):
     """End when this process does."""
 
 
+def arguments_of(options: GcsOptions, log_level: str) -> list[str]:
+    """The command line that :func:`main` reads as these options."""
+    arguments = ["--listen", options.listen, "--shard", f"{options.shard}/{options.shard_count}"]
+    if options.data_dir is not None:
+        arguments += ["--data-dir", options.data_dir]
+    if options.cluster_id is not None:
+        arguments += ["--cluster-id", options.cluster_id.hex()]
+    if options.sync:
+        arguments += ["--sync", "group"]
+    if options.parent_pid is not None:
+        arguments += ["--parent-pid", str(options.parent_pid)]
+    return [*arguments, "--log-level", log_level]
+
+
 def shard_address(shard: int) -> Address:
     """The routing id of a shard."""
     return b"gcs-%04d" % shard
@@ -229,6 +243,7 @@ def _listen(
     except zmq.ZMQError as error:
         raise OSError(error.errno, f"cannot listen on {options.listen}: {error.strerror}") from None
     loop = Loop(machines, transport, {LOG: journal or _forget, RUNTIME: _tell_operator})
+    stack.callback(loop.close)
     log.info(
         "shard %d/%d of cluster %s listens on %s (%s)",
         options.shard, options.shard_count, machine.cluster_id.hex(), endpoint, _durability(options),

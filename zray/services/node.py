@@ -6,7 +6,7 @@ store, zygote) comes before the first thread and the first ZeroMQ context.
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import logging
 import mmap
 import os
@@ -18,15 +18,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
+import zmq
 
 from zray import ids
 from zray.config import Config
 from zray.core.machine import DISK, RUNTIME, WORKER_POOL
-from zray.core.node import Node, NodeIdentity, exit_workers
-from zray.errors import ZrayError
+from zray.core.node import Node, NodeIdentity
+from zray.errors import ClusterUnavailableError, ZrayError
 from zray.protocol.codec import decode_for_node
 from zray.protocol.messages import (
     DRIVER,
+    RESOURCE_UNIT,
     ClientGone,
     DeleteFile,
     Hello,
@@ -36,38 +38,55 @@ from zray.protocol.messages import (
     Spilled,
     SpillFailed,
     StartWorker,
+    Warn,
     WorkerExited,
 )
 from zray.runtime import session_dir
-from zray.runtime.loop import Loop
-from zray.runtime.node_options import NodeOptions
+from zray.runtime.endpoints import await_listener, why
+from zray.runtime.loop import Loop, Service
+from zray.runtime.node_options import NodeOptions, usable_cpus
 from zray.runtime.processes import (
     Exited,
     WorkerProcesses,
     ZygoteGone,
     announce,
-    end_process,
     fork_zygote,
     take_ready_fd,
     watch_pid,
 )
 from zray.runtime.transport import Transport
 from zray.runtime.worker import CELL_BYTES, WorkerProcess
+from zray.runtime.zygote import open_output
 from zray.serialize.values import preload
-from zray.services import gcs
+from zray.services.gcs import shard_address
+from zray.services.shards import LocalShards
 from zray.store.arena import Arena, ArenaView
 from zray.store.spill import SPILL, DiskOutcome, SpillDirectory, SpillWorker
 
 log = logging.getLogger("zray.node")
 
 SLOT_VARIABLE = "ZRAY_WORKER_SLOT"
-ORPHAN_DESCRIPTOR = "ZRAY_PARENT_OUTPUT"
+FATAL_REFUSALS = ("version", "shard", "stale")
+"""Reasons of a control store for which a node is of no use to its cluster."""
 
 
 class NodeProcess:
-    """The parts of one running node and what connects them."""
+    """The parts of one running node and what connects them.
 
-    def __init__(self, options: NodeOptions, session: session_dir.Session, config: Config) -> None:
+    Args:
+        stack: closes, at the end, what is opened here.
+    Raises:
+        ClusterUnavailableError: if nobody listens where the control store should be.
+        OutOfDiskError, OSError: if the object store or the session cannot be made.
+    """
+
+    def __init__(
+        self,
+        options: NodeOptions,
+        session: session_dir.Session,
+        config: Config,
+        stack: contextlib.ExitStack,
+    ) -> None:
         self.options = options
         self.session = session
         self.config = config
@@ -76,38 +95,34 @@ class NodeProcess:
         self.cells = mmap.mmap(-1, config.workers_max * CELL_BYTES)
         self.free_slots = list(range(config.workers_max - 1, -1, -1))
         self.slots: dict[bytes, int] = {}
-        self.shard_pids: list[int] = []
-        self.shards = self._start_shards() if not options.gcs else options.gcs
+        self.exit_code = 0
+        self.drivers: dict[bytes, int] = {}  # address -> descriptor that tells the end of the process
         self.arena = Arena(options.arena_bytes())
+        stack.callback(self.arena.close)
+        self.local_shards: LocalShards | None = None
+        if options.gcs:
+            self.shards = options.gcs
+            self._await_shards()
+        else:
+            self.local_shards = LocalShards(session, options.gcs_shards, options.log_level)
+            self.shards = self.local_shards.endpoints
+            stack.callback(self.local_shards.close, config.shutdown_timeout_ns / 1e9)
+            self.local_shards.fork()
         preload()
         self.workers: WorkerProcesses = fork_zygote(self._worker_main, session)
-        self.drivers: dict[int, bytes] = {}
+        stack.callback(self.workers.close, config.shutdown_timeout_ns / 1e9)
+        self._open(stack)
 
     # --- before the first thread -------------------------------------------------------------------
 
-    def _start_shards(self) -> tuple[str, ...]:
-        """Fork the control store of a cluster that begins with this node."""
-        cluster_id = ids.random_id()
-        count = self.options.gcs_shards
-        endpoints = []
-        for shard in range(count):
-            endpoint = f"ipc://{self.session.socket_path(f'gcs{shard}')}"
-            data_dir = os.path.join(self.session.path, f"gcs{shard}.log")
-            settings = gcs.GcsOptions(
-                listen=endpoint,
-                shard=shard,
-                shard_count=count,
-                data_dir=data_dir,
-                cluster_id=cluster_id,
-                parent_pid=os.getpid(),
-            )
-            pid = os.fork()
-            if pid == 0:
-                _be_shard(settings)
-            self.shard_pids.append(pid)
-            self.session.add_process(pid)
-            endpoints.append(endpoint)
-        return tuple(endpoints)
+    def _await_shards(self) -> None:
+        timeout_s = self.config.init_timeout_ns / 1e9
+        for endpoint in self.shards:
+            try:
+                await_listener(endpoint, timeout_s)
+            except OSError as error:
+                what = f"no control store listens at {endpoint}: {why(error)}"
+                raise ClusterUnavailableError(what, timeout_s) from None
 
     def _worker_main(self, worker_id: bytes, session_path: str) -> int:
         """Runs in a freshly forked worker."""
@@ -126,12 +141,50 @@ class NodeProcess:
 
     # --- running ---------------------------------------------------------------------------------
 
+    def _open(self, stack: contextlib.ExitStack) -> None:
+        """Make the machine and what drives it. From here on there are threads."""
+        options = self.options
+        addresses = tuple(shard_address(shard) for shard in range(len(self.shards)))
+        self.node = Node(self._identity(), total=options.total(), shards=addresses, config=self.config)
+        transport = Transport(self.node_id, decode_for_node, self.config)
+        stack.callback(transport.close)
+        transport.bind(self.endpoint)
+        for address, endpoint in zip(addresses, self.shards, strict=True):
+            transport.connect(address, endpoint, may_drop=True)
+        self.view = ArenaView(self.arena.path, options.arena_bytes())
+        stack.callback(self.view.close)
+        services: dict[bytes, Service] = {
+            WORKER_POOL: self._manage_workers, DISK: self._use_disk, RUNTIME: self._note,
+        }  # fmt: skip
+        self.loop = Loop([self.node], transport, services)
+        stack.callback(self.loop.close)
+        self.spiller = SpillWorker(SpillDirectory(self.session.spill_dir), self._disk_done)
+        stack.callback(self.spiller.close)
+
     def serve(self, ready_fd: int | None) -> int:
-        """Run until a signal, or the end of the process that started it."""
-        config, options = self.config, self.options
-        identity = NodeIdentity(
+        """Run until a signal, or the end of the process that started it; the exit code."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: self.loop.stop())
+        self._watch_processes()
+        self.node.introduce()
+        self._start_first_workers()
+        self.session.set_address(self.endpoint)
+        announce(
+            ready_fd,
+            {"address": self.endpoint, "node_id": self.node_id.hex(), "session": self.session.path},
+        )
+        log.info(
+            "node %s listens on %s (control store: %s)",
+            self.node_id.hex(), self.endpoint, ", ".join(self.shards),
+        )  # fmt: skip
+        self.loop.run()
+        log.info("ending")
+        return self.exit_code
+
+    def _identity(self) -> NodeIdentity:
+        return NodeIdentity(
             node_id=self.node_id,
-            arena_bytes=options.arena_bytes(),
+            arena_bytes=self.options.arena_bytes(),
             incarnation=time.time_ns(),
             pid=os.getpid(),
             host=socket.gethostname(),
@@ -139,69 +192,48 @@ class NodeProcess:
             arena_path=self.arena.path,
             spill_dir=self.session.spill_dir,
         )
-        addresses = tuple(gcs.shard_address(shard) for shard in range(len(self.shards)))
-        node = Node(identity, total=options.total(), shards=addresses, config=config)
-        transport = Transport(self.node_id, decode_for_node, config)
-        transport.bind(self.endpoint)
-        for address, endpoint in zip(addresses, self.shards, strict=True):
-            transport.connect(address, endpoint)
-        self.node = node
-        self.view = ArenaView(self.arena.path, options.arena_bytes())
-        self.spill_directory = SpillDirectory(self.session.spill_dir)
-        self.loop = loop = Loop(
-            [node], transport, {WORKER_POOL: self._manage_workers, DISK: self._use_disk, RUNTIME: self._note}
-        )
-        self.spiller = SpillWorker(self.spill_directory, self._disk_done)
-        loop.watch_fd(self.workers.fileno(), self._workers_changed)
-        if options.parent_pid is not None:
-            loop.watch_fd(watch_pid(options.parent_pid), loop.stop)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: loop.stop())
-        node.introduce()
-        cpus = dict(options.total()).get("CPU", 0) // 10_000
-        for _ in range(max(1, cpus)):
-            node.pool.start(time.monotonic_ns())
-        self.session.set_address(self.endpoint)
-        ready = {"address": self.endpoint, "node_id": self.node_id.hex(), "session": self.session.path}
-        announce(ready_fd, ready)
-        log.info("node %s listens on %s (control store: %s)", self.node_id.hex(), self.endpoint, self.shards)
-        try:
-            loop.run()
-        finally:
-            self._close(transport)
-        return 0
 
-    def _close(self, transport: Transport) -> None:
-        log.info("ending")
-        exit_workers(self.node, "the node ends")
-        self.spiller.close()
-        transport.close()
-        self.workers.close(self.config.shutdown_timeout_ns / 1e9)
-        for pid in self.shard_pids:
-            end_process(pid, self.config.shutdown_timeout_ns / 1e9)
-        self.view.close()
-        self.arena.close()
-        session_dir.remove(self.session.path)
+    def _watch_processes(self) -> None:
+        """Hear of the end of workers, of shards and of the process that started this one."""
+        loop, parent_pid = self.loop, self.options.parent_pid
+        loop.watch_fd(self.workers.fileno(), self._workers_changed)
+        if self.local_shards is not None:
+            self.local_shards.watch(loop)
+        if parent_pid is not None:
+            try:
+                loop.watch_fd(watch_pid(parent_pid), loop.stop)
+            except ProcessLookupError:
+                loop.stop()
+
+    def _start_first_workers(self) -> None:
+        """As many as can run at once; more are started when tasks ask for them."""
+        cpus = dict(self.options.total()).get("CPU", 0) // RESOURCE_UNIT
+        for _ in range(max(1, min(cpus, usable_cpus(), self.config.workers_max))):
+            self.node.pool.start(time.monotonic_ns())
 
     # --- local services of the machine -------------------------------------------------------------
 
     def _manage_workers(self, messages: list[Any]) -> None:
-        for message in messages:
-            if isinstance(message, StartWorker):
-                slot = self.free_slots.pop()
-                self.slots[message.worker_id] = slot
-                stdout, stderr = self._worker_output()
-                self.workers.start(message.worker_id, {SLOT_VARIABLE: str(slot)}, stdout, stderr)
-            elif isinstance(message, KillWorker):
-                self.workers.kill(message.worker_id)
+        try:
+            for message in messages:
+                if isinstance(message, StartWorker):
+                    self._start_worker(message.worker_id)
+                elif isinstance(message, KillWorker):
+                    self.workers.kill(message.worker_id)
+        except ClusterUnavailableError as error:
+            self._fail("the node cannot start workers any more: %s", error)
 
-    def _worker_output(self) -> tuple[str | None, str | None]:
-        """Where prints of workers go: to the driver's own output, where it started this node."""
-        parent = self.options.parent_pid
-        if parent is None:
-            return None, None
-        paths = [f"/proc/{parent}/fd/1", f"/proc/{parent}/fd/2"]
-        return tuple(path if os.access(path, os.W_OK) else None for path in paths)  # type: ignore[return-value]
+    def _start_worker(self, worker_id: bytes) -> None:
+        slot = self.free_slots.pop()
+        self.slots[worker_id] = slot
+        output = os.path.join(self.session.logs_dir, "workers.log") if self.options.detached else None
+        self.workers.start(worker_id, {SLOT_VARIABLE: str(slot)}, output, output)
+
+    def _fail(self, text: str, *values: object) -> None:
+        """Nothing good can come of this node any more: end it."""
+        log.error(text, *values)
+        self.exit_code = 1
+        self.loop.stop()
 
     def _workers_changed(self) -> None:
         for event in self.workers.receive():
@@ -211,9 +243,8 @@ class NodeProcess:
                 self.free_slots.append(slot)
                 self.loop.post(RUNTIME, WorkerExited(event.worker_id, event.exit_code, running))
             elif isinstance(event, ZygoteGone):
-                log.error("the process that starts workers is gone; the node ends")
                 self.loop.unwatch_fd(self.workers.fileno())
-                self.loop.stop()
+                self._fail("the process that starts workers is gone; the node ends")
 
     def _use_disk(self, messages: list[Any]) -> None:
         for message in messages:
@@ -238,75 +269,90 @@ class NodeProcess:
     def _note(self, messages: list[Any]) -> None:
         """What the operator, or this process, must know."""
         for message in messages:
-            if isinstance(message, Hello) and message.role == DRIVER:
-                self._watch_driver(message)
+            if isinstance(message, Hello):
+                if message.role == DRIVER:
+                    self._watch_driver(message)
+            elif isinstance(message, ClientGone):
+                self._forget_driver(message.client)
+            elif isinstance(message, Warn):
+                log.warning("%s", message.text)
             elif isinstance(message, Refused):
-                log.error("the control store refuses this node: %s: %s", message.reason, message.detail)
+                self._be_refused(message)
+
+    def _be_refused(self, message: Refused) -> None:
+        if message.reason in FATAL_REFUSALS:
+            self._fail("the control store refuses this node, which ends: %s", message.detail)
+        else:
+            log.error("the control store refuses a message: %s: %s", message.reason, message.detail)
 
     def _watch_driver(self, hello: Hello) -> None:
-        fd = watch_pid(hello.pid)
-        address = next(c.address for c in self.node.clients.values() if c.job_id == hello.job_id)
+        clients = reversed(self.node.clients.values())
+        address = next(client.address for client in clients if client.job_id == hello.job_id)
+        try:
+            fd = watch_pid(hello.pid)
+        except (ProcessLookupError, OverflowError):  # gone already, or never there
+            self.loop.post(RUNTIME, ClientGone(address))
+            return
+        self.drivers[address] = fd
+        self.loop.watch_fd(fd, lambda: self.loop.post(RUNTIME, ClientGone(address)))
 
-        def gone() -> None:
+    def _forget_driver(self, address: bytes) -> None:
+        fd = self.drivers.pop(address, None)
+        if fd is not None:
             self.loop.unwatch_fd(fd)
             os.close(fd)
-            self.loop.post(RUNTIME, ClientGone(address))
-
-        self.loop.watch_fd(fd, gone)
 
 
 def _nothing() -> None:
     pass
 
 
-def _be_shard(settings: gcs.GcsOptions) -> None:
-    code = 1
-    try:
-        code = gcs.serve(settings)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(code)
-
-
 def run(options: NodeOptions, ready_fd: int | None) -> int:
     """Be a node until it ends; the process's exit code."""
-    logging.basicConfig(
-        level=options.log_level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
-    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until there is a loop that it can stop
+    with contextlib.ExitStack() as stack:
+        try:
+            node = _start(options, stack)
+        except KeyboardInterrupt:
+            log.info("interrupted before it listened")
+            return 0
+        except (ZrayError, zmq.ZMQError, OSError, ValueError, OverflowError) as error:
+            log.error("the node cannot start: %s", error)
+            announce(ready_fd, {"error": str(error)})
+            return 1
+        return node.serve(ready_fd)
+
+
+def _start(options: NodeOptions, stack: contextlib.ExitStack) -> NodeProcess:
     session_dir.sweep()
     session = session_dir.create("node")
-    try:
-        process = NodeProcess(options, session, Config.from_environment())
-    except (ZrayError, OSError, ValueError) as error:
-        session_dir.remove(session.path)
-        announce(ready_fd, {"error": f"the node cannot start: {error}"})
-        log.error("the node cannot start: %s", error)
-        return 1
-    return process.serve(ready_fd)
+    stack.callback(session_dir.remove, session.path)
+    if options.detached:
+        log_path = os.path.join(session.logs_dir, "node.log")
+        open_output(log_path, log_path)
+    _log_to_stderr(options.log_level)
+    return NodeProcess(options, session, Config.from_environment(), stack)
+
+
+def _log_to_stderr(level: str) -> None:
+    format_ = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=level, format=format_, stream=sys.stderr)
 
 
 def _parse(argv: Sequence[str]) -> NodeOptions:
     if len(argv) == 2 and argv[0] == "--options":
         return msgspec.json.decode(argv[1], type=NodeOptions)
+    import argparse  # 8 ms that a node started by a program need not pay
+
+    from zray.services.node_arguments import add_gcs_argument, add_node_arguments, options_of
+
     parser = argparse.ArgumentParser(prog="zray-node", description="One node of a zray cluster.")
-    parser.add_argument("--num-cpus", type=float, help="default: the CPUs this process may use")
-    parser.add_argument("--num-gpus", type=float, default=0)
-    parser.add_argument("--resources", type=_resources, default={}, help='JSON, such as \'{"disk": 2}\'')
-    parser.add_argument("--object-store-memory", type=int, metavar="BYTES", help="default: 30%% of memory")
-    parser.add_argument("--gcs", action="append", default=[], metavar="ENDPOINT",
-                        help="a running shard, by number; repeat it. Default: start --gcs-shards here")  # fmt: skip
-    parser.add_argument("--gcs-shards", type=int, default=1)
-    parser.add_argument("--log-level", default="INFO", choices=("DEBUG", "INFO", "WARNING", "ERROR"))
-    given = vars(parser.parse_args(argv))
-    return msgspec.convert({**given, "gcs": tuple(given["gcs"])}, NodeOptions)
-
-
-def _resources(text: str) -> dict[str, float]:
-    try:
-        return msgspec.json.decode(text, type=dict[str, float])
-    except msgspec.DecodeError as error:
-        raise argparse.ArgumentTypeError(f"not a JSON object of amounts by name: {error}") from None
+    add_node_arguments(parser)
+    add_gcs_argument(parser, "--gcs")
+    levels = ("DEBUG", "INFO", "WARNING", "ERROR")
+    parser.add_argument("--log-level", default="INFO", type=str.upper, choices=levels, help="default: INFO")
+    given = parser.parse_args(argv)
+    return options_of(parser, given, log_level=given.log_level)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,270 @@
+"""The command ``zray``: run a script, start and stop a cluster on this machine, look at one.
+
+Every subcommand imports what it needs when it runs, so ``zray --help`` costs no more than the interpreter.
+Exit codes: 0, or that of the script; 1 for what failed; 2 for a command line that makes no sense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from zray.runtime.session_dir import Session
+
+STOP_TIMEOUT_S = 10.0
+"""How long ``zray stop`` waits for a cluster before it kills its processes."""
+POLL_INTERVAL_S = 0.02
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console command; the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments, script_arguments = _split_run(arguments)
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.command == "run":
+        return _run(given.script, script_arguments, given.address)
+    try:
+        code: int = given.function(given, parser)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter flushes it once more
+        return 1
+    except Exception as error:
+        if _is_expected(error):
+            print(f"zray: {error}", file=sys.stderr)
+            return 1
+        raise
+
+
+def _is_expected(error: Exception) -> bool:
+    from zray.errors import ZrayError
+
+    return isinstance(error, ZrayError | OSError | ValueError)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="zray", description="Run Python tasks and actors on every core.")
+    parser.add_argument("--version", action="version", version=_version_text())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    run = commands.add_parser("run", help="run a Python script as a driver", usage=_RUN_USAGE)
+    run.add_argument("--address", help="what zray.init() joins in the script (default: $ZRAY_ADDRESS)")
+    run.add_argument("script", metavar="SCRIPT", help="a file, as python takes it")
+
+    start = commands.add_parser("start", help="start a node that outlives this command")
+    start.set_defaults(function=_start)
+    _add_start_arguments(start)
+
+    stop = commands.add_parser("stop", help="end the clusters of this user on this machine")
+    stop.add_argument("--address", help="only the one whose node is there")
+    stop.set_defaults(function=_stop)
+
+    status = commands.add_parser("status", help="show what a running cluster has and does")
+    status.add_argument("--address", help="of which cluster (default: $ZRAY_ADDRESS, or the newest one)")
+    status.add_argument("--json", action="store_true", help="for programs")
+    status.set_defaults(function=_status)
+
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(function=_version)
+    return parser
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+_RUN_USAGE = "zray run [-h] [--address ADDRESS] SCRIPT [ARGUMENT ...]"
+
+
+def _split_run(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Our part of the command line, and what belongs to the script, untouched."""
+    if not arguments or arguments[0] != "run":
+        return arguments, []
+    position = 1
+    while position < len(arguments) and arguments[position].startswith("-") and arguments[position] != "-":
+        position += 2 if arguments[position] == "--address" else 1
+    return arguments[: position + 1], arguments[position + 1 :]
+
+
+def _run(script: str, arguments: list[str], address: str | None) -> int:
+    """Become the interpreter that runs the script: so all is as with python, down to signals."""
+    if address is not None:
+        os.environ["ZRAY_ADDRESS"] = address
+    _keep_importable()
+    try:
+        os.execv(sys.executable, [sys.executable, script, *arguments])
+    except OSError as error:
+        print(f"zray: cannot run {sys.executable}: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _keep_importable() -> None:
+    """Let the script import this zray, if it was found only next to the command or in this directory."""
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if os.path.abspath(sys.path[0] or os.curdir) == home:
+        before = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = home + os.pathsep + before if before else home
+
+
+# --- start ---------------------------------------------------------------------------------------
+
+
+def _add_start_arguments(parser: argparse.ArgumentParser) -> None:
+    if "start" not in sys.argv:  # it costs an import, and only this command shows or reads them
+        return
+    from zray.services.node_arguments import add_gcs_argument, add_node_arguments
+
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--head", action="store_true", help="begin a cluster")
+    add_gcs_argument(where, "--address")
+    add_node_arguments(parser)
+    parser.set_defaults(subparser=parser)
+
+
+def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    import msgspec
+
+    from zray.config import Config
+    from zray.runtime.node_options import command
+    from zray.runtime.processes import spawn
+    from zray.services.node_arguments import options_of
+
+    options = options_of(given.subparser, given, log_level="INFO", detached=True)
+    timeout_s = Config.from_environment().init_timeout_ns / 1e9
+    spawned = spawn(command(msgspec.structs.asdict(options)), timeout_s)
+    address, session = spawned.ready["address"], spawned.ready["session"]
+    print(f"node {spawned.ready['node_id']} runs at {address} (process {spawned.pid})")
+    print(f"  join it from Python    zray.init(address={address!r}), or address='auto'")
+    print(f"  run a script in it     zray run --address {address} SCRIPT")
+    print("  look at it             zray status")
+    print(f"  read its logs          {os.path.join(session, 'logs')}")
+    print(f"  end it                 zray stop --address {address}")
+    return 0
+
+
+# --- stop ----------------------------------------------------------------------------------------
+
+
+def _stop(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from zray.runtime import session_dir
+
+    sessions = session_dir.list_live()
+    if given.address is not None:
+        sessions = [session for session in sessions if session.info.address == given.address]
+        if not sessions:
+            print(f"zray: no cluster of this user has a node at {given.address}", file=sys.stderr)
+            return 1
+    if not sessions:
+        print("no cluster of this user runs on this machine")
+    for session in sessions:
+        _ask_to_end(session)
+    for session in sessions:
+        print(_await_end(session), flush=True)
+    session_dir.sweep()
+    return 0
+
+
+def _ask_to_end(session: Session) -> None:
+    import signal
+
+    from zray.runtime.processes import signal_process
+
+    signal_process(session.info.processes[0], signal.SIGTERM)
+
+
+def _await_end(session: Session) -> str:
+    """Wait until every process of the session is gone; a sentence about it."""
+    import signal
+    import time
+
+    from zray.runtime import session_dir
+    from zray.runtime.processes import signal_process
+
+    started = time.monotonic()
+    name = f"the node at {session.info.address or session.path} (process {session.info.processes[0].pid})"
+    while any(session_dir.is_alive(process) for process in session.info.processes):
+        if time.monotonic() - started > STOP_TIMEOUT_S:
+            for process in session.info.processes:
+                signal_process(process, signal.SIGKILL)
+            return f"killed {name}, which did not end within {STOP_TIMEOUT_S:g} s"
+        time.sleep(POLL_INTERVAL_S)
+    return f"ended {name}"
+
+
+# --- status --------------------------------------------------------------------------------------
+
+
+def _status(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    import zray
+    from zray.api.cluster import report
+
+    with zray.init(address=given.address or os.environ.get("ZRAY_ADDRESS") or "auto"):
+        found = {what: report(what) for what in ("node", "workers", "tasks", "actors")}
+    if given.json:
+        import json
+
+        print(json.dumps(found, indent=2))
+    else:
+        print("\n".join(_status_lines(**found)))
+    return 0
+
+
+def _status_lines(
+    node: dict[str, Any], workers: list[dict[str, Any]], tasks: list[dict[str, Any]], actors: list[dict[str, Any]]
+) -> list[str]:
+    store, counts = node["store"], node["tasks"]
+    free, total = node["available"], node["total"]
+    resources = ", ".join(f"{free.get(name, 0):g} of {total[name]:g} {name}" for name in total if name != "memory")
+    states = _count(row["state"] for row in tasks)
+    return [
+        f"node {node['node_id']} on {node['host']}, process {node['pid']}, at {node['endpoint']}",
+        f"  resources  {resources or 'none'} free",
+        f"  store      {_size(store['used_bytes'])} of {_size(store['capacity_bytes'])} used, "
+        f"{_size(store['spilled_bytes'])} on disk, {store['objects']} objects",
+        f"  tasks      {counts['unfinished']} unfinished{states}, {counts['finished']} finished, "
+        f"{counts['retried']} run again",
+        f"  workers    {len(workers)}{_count(row['state'] for row in workers)}",
+        f"  actors     {len(actors)}{_count(row['state'] for row in actors)}",
+    ]
+
+
+def _count(states: Any) -> str:
+    """Such as `` (2 running, 1 ready)``; empty for nothing."""
+    counts: dict[str, int] = {}
+    for state in states:
+        counts[state] = counts.get(state, 0) + 1
+    return f" ({', '.join(f'{number} {state}' for state, number in counts.items())})" if counts else ""
+
+
+def _size(size_bytes: float) -> str:
+    for unit in ("bytes", "KiB", "MiB"):
+        if size_bytes < 1024:
+            return f"{size_bytes:.4g} {unit}"
+        size_bytes /= 1024
+    return f"{size_bytes:.4g} GiB"
+
+
+# --- version -------------------------------------------------------------------------------------
+
+
+def _version_text() -> str:
+    from zray._version import __version__
+
+    return f"zray {__version__}"
+
+
+def _version(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    print(_version_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

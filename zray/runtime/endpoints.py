@@ -1,0 +1,79 @@
+"""Addresses as people write them, and whether a process listens there.
+
+These look at an endpoint with a plain socket: they need no ZeroMQ context and no thread, so a node can
+use them before it forks.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import time
+
+CONNECT_TIMEOUT_S = 5.0
+RETRY_INTERVAL_S = 0.05
+
+_TCP, _IPC = "tcp://", "ipc://"
+
+
+def endpoint_of(text: str) -> str:
+    """``tcp://HOST:PORT`` or ``ipc://PATH``; ``HOST:PORT`` is short for the former.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if text.startswith(_IPC) and len(text) > len(_IPC):
+        return text
+    endpoint = text if "://" in text else _TCP + text
+    host, colon, port = endpoint.removeprefix(_TCP).rpartition(":")
+    if endpoint.startswith(_TCP) and host and colon and port.isascii() and port.isdigit():
+        number = int(port)
+        if 0 < number < 65_536:
+            return endpoint
+    raise ValueError(f"{text!r} is neither HOST:PORT nor tcp://HOST:PORT nor ipc://PATH")
+
+
+def knock(endpoint: str, timeout_s: float = CONNECT_TIMEOUT_S) -> int:
+    """Connect and hang up.
+
+    Returns:
+        int, the pid of the process that listens, where the system tells it; else 0.
+    Raises:
+        OSError: if nobody takes the connection within ``timeout_s``.
+    """
+    import socket  # 5 ms that the way of a local driver need not pay
+
+    if endpoint.startswith(_IPC):
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(timeout_s)
+            probe.connect(endpoint.removeprefix(_IPC))
+            if not hasattr(socket, "SO_PEERCRED"):
+                return 0
+            credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            pid: int = struct.unpack("3i", credentials)[0]
+            return pid
+    host, _, port = endpoint.removeprefix(_TCP).rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+    return 0
+
+
+def await_listener(endpoint: str, timeout_s: float) -> None:
+    """Return once somebody listens; a process that starts at the same time may take a while.
+
+    Raises:
+        OSError: the last failure, once the time is over.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            knock(endpoint, max(0.1, deadline - time.monotonic()))
+            return
+        except OSError:
+            if time.monotonic() + RETRY_INTERVAL_S > deadline:
+                raise
+        time.sleep(RETRY_INTERVAL_S)
+
+
+def why(error: OSError) -> str:
+    """The reason without the number: ``Connection refused``."""
+    return os.strerror(error.errno) if error.errno else str(error)

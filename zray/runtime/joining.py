@@ -1,0 +1,74 @@
+"""How a driver finds the node of this machine when it is told where the control store is."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import msgspec
+
+from zray.config import Config
+from zray.errors import ClusterUnavailableError
+from zray.ids import random_id
+from zray.protocol.codec import batch_decoder
+from zray.protocol.messages import TABLE_NODE, FromGlobal, FromShard, NodeHello, TablePage, TableScan
+from zray.runtime.endpoints import knock
+from zray.runtime.transport import Transport
+
+NODES_MAX = 10_000
+_PEER = b"peer"
+
+
+def node_of_control_store(endpoint: str, config: Config) -> NodeHello | None:
+    """The newest living node of this machine in the cluster of the control store at ``endpoint``.
+
+    Returns:
+        ``None`` if who answers there speaks for zray and is no control store, so it must be a node.
+    Raises:
+        ClusterUnavailableError: if what listens there does not answer like zray, or the cluster has no
+            node on this machine.
+    """
+    answer = _ask(endpoint, TableScan(1, TABLE_NODE, b"", NODES_MAX), config)
+    if not isinstance(answer, TablePage):
+        return None
+    decode = msgspec.msgpack.Decoder(NodeHello).decode
+    nodes = [decode(value) for _, value in answer.entries]
+    nodes.sort(key=lambda node: node.incarnation, reverse=True)
+    for node in nodes:
+        if _is_here(node):
+            return node
+    raise ClusterUnavailableError(
+        f"the control store at {endpoint} answers, but its cluster has no node on this machine; start one "
+        f"with: zray start --address {endpoint}",
+        0.0,
+    )
+
+
+def _is_here(node: NodeHello) -> bool:
+    if not node.endpoint.startswith("ipc://"):
+        return False
+    try:
+        return knock(node.endpoint) in (node.pid, 0)
+    except OSError:
+        return False
+
+
+def _ask(endpoint: str, question: TableScan, config: Config) -> Any:
+    """The first message that comes back."""
+    timeout_s = config.init_timeout_ns / 1e9
+    deadline = time.monotonic() + timeout_s
+    transport = Transport(random_id(), batch_decoder(FromShard | FromGlobal), config)
+    try:
+        transport.connect(_PEER, endpoint)
+        transport.send(_PEER, [question])
+        while True:
+            for _, message in transport.receive(1):
+                return message
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                what = f"something listens at {endpoint}, but it does not answer like zray"
+                raise ClusterUnavailableError(what, timeout_s)
+            if not transport.readable():
+                transport.wait(max(1, int(left_s * 1000)))
+    finally:
+        transport.close(linger_ms=0)

@@ -1,0 +1,84 @@
+"""The command line of a node, for ``zray-node`` and ``zray start``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from zray.runtime.endpoints import endpoint_of
+from zray.runtime.node_options import NodeOptions
+
+
+def add_node_arguments(parser: argparse.ArgumentParser) -> None:
+    """What both commands take."""
+    add = parser.add_argument
+    add("--num-cpus", type=float, metavar="N", help="default: the CPUs this process may use")
+    add("--num-gpus", type=float, default=0, metavar="N", help="default: 0")
+    add(
+        "--resources", type=_resources, default={}, metavar="JSON",
+        help='custom resources, amounts by name, such as \'{"disk": 2}\'',
+    )  # fmt: skip
+    add(
+        "--object-store-memory", type=_positive, metavar="BYTES",
+        help="size of the object store (default: 30%% of the memory)",
+    )  # fmt: skip
+    add(
+        "--gcs-shards", type=_positive, default=1, metavar="N",
+        help="processes of the control store of a new cluster (default: 1)",
+    )  # fmt: skip
+
+
+def add_gcs_argument(parser: argparse._ActionsContainer, flag: str) -> None:
+    """Where the control store of a running cluster is."""
+    parser.add_argument(
+        flag, dest="gcs", action="append", type=_endpoint, metavar="ENDPOINT",
+        help="join the cluster of this zray-gcs (HOST:PORT, tcp://HOST:PORT or ipc://PATH); once for each "
+        "shard, shard 0 first",
+    )  # fmt: skip
+
+
+def options_of(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, *, log_level: str, detached: bool = False
+) -> NodeOptions:
+    """The options that were given; what makes no sense ends the program with code 2."""
+    options = NodeOptions(
+        num_cpus=given.num_cpus,
+        num_gpus=given.num_gpus,
+        resources=given.resources,
+        object_store_memory=given.object_store_memory,
+        gcs_shards=given.gcs_shards,
+        gcs=tuple(given.gcs or ()),
+        detached=detached,
+        log_level=log_level,
+    )
+    try:
+        options.total()
+    except (TypeError, ValueError, OverflowError) as error:
+        parser.error(str(error))
+    return options
+
+
+def _resources(text: str) -> dict[str, float]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not a JSON object of amounts by name: {error}") from None
+    if not isinstance(found, dict) or not all(type(amount) in (int, float) for amount in found.values()):
+        raise argparse.ArgumentTypeError(f"not a JSON object of amounts by name: {text}")
+    for reserved, flag in (("CPU", "--num-cpus"), ("GPU", "--num-gpus")):
+        if reserved in found:
+            raise argparse.ArgumentTypeError(f"give {reserved} as {flag}")
+    return found
+
+
+def _endpoint(text: str) -> str:
+    try:
+        return endpoint_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)

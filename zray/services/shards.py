@@ -1,0 +1,158 @@
+"""The control store of a cluster that begins with this node: its shards, one process each.
+
+They are forked before the node has a thread. One that dies is started again, from its log, as a program of
+its own; meanwhile the node goes on and keeps what the shard has not confirmed. The one invariant: no shard
+outlives its node, because each watches the node's pid.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from typing import NoReturn
+
+from zray.errors import ClusterUnavailableError
+from zray.ids import random_id
+from zray.runtime.loop import Loop
+from zray.runtime.node_options import python_command
+from zray.runtime.processes import end_process, launch, watch_pid
+from zray.runtime.session_dir import Session
+from zray.runtime.zygote import close_inherited_files
+from zray.services import gcs
+
+log = logging.getLogger("zray.node")
+
+LIFE_MIN_S = 1.0
+"""A shard that ends sooner after its start is not started again: its log or its disk is at fault."""
+
+
+class LocalShard:
+    """One shard: what it was told, its newest process, and when that was started."""
+
+    __slots__ = ("options", "pid", "started_s", "watch_fd")
+
+    def __init__(self, options: gcs.GcsOptions) -> None:
+        self.options = options
+        self.pid = 0
+        self.started_s = 0.0
+        self.watch_fd = -1
+
+
+class LocalShards:
+    """The shards of one node, for its loop's thread.
+
+    Args:
+        session: the node's; sockets and logs go there.
+        count: how many shards.
+        log_level: of processes that are started later; a forked one has the node's.
+    """
+
+    def __init__(self, session: Session, count: int, log_level: str) -> None:
+        self._session = session
+        self._log_level = log_level
+        self._loop: Loop | None = None
+        cluster_id = random_id()
+        self._shards = [
+            LocalShard(
+                gcs.GcsOptions(
+                    listen=f"ipc://{session.socket_path(f'gcs{shard}')}",
+                    shard=shard,
+                    shard_count=count,
+                    data_dir=os.path.join(session.path, f"gcs{shard}.log"),
+                    cluster_id=cluster_id,
+                    parent_pid=os.getpid(),
+                )
+            )
+            for shard in range(count)
+        ]
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Where the shards listen, by number."""
+        return tuple(shard.options.listen for shard in self._shards)
+
+    def fork(self) -> None:
+        """Start all of them; only while this process has a single thread."""
+        for shard in self._shards:
+            pid = os.fork()
+            if pid == 0:
+                _be_shard(shard.options)
+            self._note_start(shard, pid)
+
+    def watch(self, loop: Loop) -> None:
+        """From now on start again what dies."""
+        self._loop = loop
+        for shard in self._shards:
+            self._watch(shard)
+
+    def close(self, timeout_s: float) -> None:
+        """End all of them."""
+        for shard in self._shards:
+            if shard.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(shard.pid, signal.SIGTERM)  # all at once; each is waited for below
+        for shard in self._shards:
+            self._unwatch(shard)
+            if shard.pid:
+                end_process(shard.pid, timeout_s, first_signal=None)
+
+    def _note_start(self, shard: LocalShard, pid: int) -> None:
+        shard.pid = pid
+        shard.started_s = time.monotonic()
+        with contextlib.suppress(OSError):  # a full disk, or a session that was cleaned away
+            self._session.add_process(pid)
+
+    def _watch(self, shard: LocalShard) -> None:
+        assert self._loop is not None
+        try:
+            shard.watch_fd = watch_pid(shard.pid)
+        except ProcessLookupError:
+            self._ended(shard)
+            return
+        self._loop.watch_fd(shard.watch_fd, lambda: self._ended(shard))
+
+    def _unwatch(self, shard: LocalShard) -> None:
+        if self._loop is not None and shard.watch_fd >= 0:
+            self._loop.unwatch_fd(shard.watch_fd)
+            os.close(shard.watch_fd)
+            shard.watch_fd = -1
+
+    def _ended(self, shard: LocalShard) -> None:
+        """Reap it and start the next one."""
+        self._unwatch(shard)
+        code = end_process(shard.pid, 0.0, first_signal=None)
+        lived_s = time.monotonic() - shard.started_s
+        with contextlib.suppress(OSError):
+            self._session.drop_process(shard.pid)
+        shard.pid = 0
+        name = f"shard {shard.options.shard} of the control store"
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        if lived_s < LIFE_MIN_S:
+            log.error("%s %s after %.1f s and is given up; tasks run on, without lineage", name, how, lived_s)
+            return
+        log.warning("%s %s; it starts again from its log", name, how)
+        try:
+            arguments = gcs.arguments_of(shard.options, self._log_level)
+            pid = launch(python_command("zray.services.gcs", *arguments))
+        except ClusterUnavailableError as error:
+            log.error("%s cannot be started again: %s", name, error)
+            return
+        self._note_start(shard, pid)
+        self._watch(shard)
+
+
+def _be_shard(options: gcs.GcsOptions) -> NoReturn:
+    """In the forked child."""
+    code = 1
+    try:
+        os.setsid()  # Ctrl-C at the node's terminal is for the node, which ends its shards last
+        close_inherited_files()
+        code = gcs.serve(options)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
