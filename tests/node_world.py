@@ -169,12 +169,14 @@ class Process:
         returns = ids.return_ids(task_id, kind.num_returns)
         self.held.update(dict.fromkeys(returns))
         self.submitted.update(dict.fromkeys(returns))
-        self.say(Submit(task_id, self.root, kind.descriptor_id, b"", deps, borrowed))
+        spec = self.world.specs[task_id] = Submit(task_id, self.root, kind.descriptor_id, b"", deps, borrowed)
+        self.say(spec)
         return returns
 
     def publish(self, contained: tuple[bytes, ...] = ()) -> bytes:
         object_id = self.new_put_id()
         self.held[object_id] = None
+        self.world.contents[object_id] = contained
         self.say(Publish(object_id, Value(INLINE, object_id, 0, 0, contained)))
         return object_id
 
@@ -191,6 +193,7 @@ class Process:
 
     def create(self, object_id: bytes, size: int, contained: tuple[bytes, ...] = ()) -> None:
         self.creating[object_id] = size, contained
+        self.world.contents[object_id] = contained
         self.say(Create(object_id, size))
 
     def get(self, object_id: bytes, *, fetch: bool = True) -> None:
@@ -406,6 +409,8 @@ class PlayedWorker(Process):
         assert self.running is not None
         kind = self.described[self.running.descriptor_id]
         code = ERROR if failed else INLINE
+        for object_id in ids.return_ids(self.running.task_id, kind.num_returns):
+            self.world.contents[object_id] = contained
         values = tuple(
             Value(code, object_id, 0, 0, () if failed else contained)
             for object_id in ids.return_ids(self.running.task_id, kind.num_returns)
@@ -450,7 +455,7 @@ class World:
 
     def __init__(self, *, arena_bytes: int = 16 * GRANULE, total: Demand | None = None, **limits: int) -> None:
         config = Config(
-            run_ahead_tasks_max=3, workers_max=12, lineage_batch_max=4, submit_batch_max=8, **limits
+            run_ahead_tasks_max=3, workers_max=40, lineage_batch_max=4, submit_batch_max=8, **limits
         )
         total = (("CPU", 20_000), ("GPU", 10_000)) if total is None else total
         identity = NodeIdentity(node_id=NODE_ID, arena_bytes=arena_bytes)
@@ -466,6 +471,7 @@ class World:
         self.memory: dict[int, bytes] = {}
         self.files: dict[bytes, bytes] = {}
         self.specs: dict[bytes, Submit] = {}
+        self.contents: dict[bytes, tuple[bytes, ...]] = {}  # object -> what it contains
         self.started: Counter[tuple[bytes, int]] = Counter()
         self.told_jobs: dict[bytes, dict[bytes, None]] = {}
         self.lost = 0
@@ -476,6 +482,20 @@ class World:
     def write(self, object_id: bytes, offset: int, size: int) -> None:
         for granule in range(offset, offset + size, GRANULE):
             self.memory[granule] = object_id
+
+    def ancestry(self, object_id: bytes) -> dict[bytes, None]:
+        """Every task that the value of an object needs or contains: nobody may wait for itself."""
+        found: dict[bytes, None] = {}
+        open_ids = [object_id]
+        while open_ids:
+            task_id = ids.producer_of(object_id := open_ids.pop())
+            if object_id in found:
+                continue
+            found[object_id] = found[task_id] = None
+            if task_id in self.specs:
+                open_ids += [*self.specs[task_id].deps, *self.specs[task_id].borrowed]
+            open_ids += self.contents.get(object_id, ())
+        return found
 
     def look(self, object_id: bytes, offset: int, size: int) -> None:
         for granule in range(offset, offset + size, GRANULE):
@@ -514,7 +534,6 @@ class World:
         if isinstance(message, Submit):
             kind = process.described[message.descriptor_id]
             named = ids.return_ids(message.task_id, kind.num_returns)
-            self.specs[message.task_id] = message
         elif isinstance(message, Publish):
             named = (message.object_id,)
         elif isinstance(message, Promise):

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     arguments, script_arguments = _split_run(arguments)
-    parser = _parser()
+    parser = _parser(wants_start=arguments[:1] == ["start"])
     given = parser.parse_args(arguments)
     if given.command == "run":
         return _run(given.script, script_arguments, given.address)
@@ -52,7 +52,7 @@ def _is_expected(error: Exception) -> bool:
     return isinstance(error, ZrayError | OSError | ValueError)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="zray", description="Run Python tasks and actors on every core.")
     parser.add_argument("--version", action="version", version=_version_text())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -63,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
 
     start = commands.add_parser("start", help="start a node that outlives this command")
     start.set_defaults(function=_start)
-    _add_start_arguments(start)
+    if wants_start:  # it costs an import, and only this command shows or reads them
+        _add_start_arguments(start)
 
     stop = commands.add_parser("stop", help="end the clusters of this user on this machine")
     stop.add_argument("--address", help="only the one whose node is there")
@@ -118,8 +119,6 @@ def _keep_importable() -> None:
 
 
 def _add_start_arguments(parser: argparse.ArgumentParser) -> None:
-    if "start" not in sys.argv:  # it costs an import, and only this command shows or reads them
-        return
     from zray.services.node_arguments import add_gcs_argument, add_node_arguments
 
     where = parser.add_mutually_exclusive_group(required=True)
@@ -218,11 +217,15 @@ def _status(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _status_lines(
-    node: dict[str, Any], workers: list[dict[str, Any]], tasks: list[dict[str, Any]], actors: list[dict[str, Any]]
+    node: dict[str, Any],
+    workers: list[dict[str, Any]],
+    tasks: list[dict[str, Any]],
+    actors: list[dict[str, Any]],
 ) -> list[str]:
     store, counts = node["store"], node["tasks"]
     free, total = node["available"], node["total"]
-    resources = ", ".join(f"{free.get(name, 0):g} of {total[name]:g} {name}" for name in total if name != "memory")
+    names = [name for name in total if name != "memory"]
+    resources = ", ".join(f"{free.get(name, 0):g} of {total[name]:g} {name}" for name in names)
     states = _count(row["state"] for row in tasks)
     return [
         f"node {node['node_id']} on {node['host']}, process {node['pid']}, at {node['endpoint']}",

@@ -22,7 +22,7 @@ class Config(NamedTuple):
     """Tasks a client puts in one frame before it sends on its own."""
     submit_linger_ns: int = 300_000
     """A link unused for this long is idle: the next task leaves at once; otherwise tasks gather."""
-    submit_window_max: int = 16_384
+    submit_window_max: int = 8_192
     """Tasks sent and not yet credited by the node; beyond it ``remote()`` slows down."""
     submit_delay_ns: int = 50_000_000
     """How long ``remote()`` waits for credit before it sends one more batch without."""

@@ -15,6 +15,7 @@ from zray.protocol.messages import ACTOR, EXTENT, KillActor, WatchActor
 NUMBER = st.integers(0, 1 << 16)
 SIZES = (GRANULE, 3 * GRANULE, 6 * GRANULE, 16 * GRANULE, 17 * GRANULE)
 HANDLE = KINDS[ACTOR_KIND].descriptor_id
+GPU = KINDS[3].descriptor_id
 TURNS_MAX = 300
 
 
@@ -161,7 +162,8 @@ class Chaos:
     def finish(self, a: int, b: int, c: int) -> None:
         worker = self.worker(a, busy=True)
         if worker is not None:
-            worker.finish(failed=b % 4 == 0, contained=self.some(worker, c))
+            inner = [o for o in self.some(worker, c) if worker.cell not in self.world.ancestry(o)]
+            worker.finish(failed=b % 4 == 0, contained=tuple(inner))
 
     def finish_large(self, a: int, b: int, c: int) -> None:
         worker = self.worker(a, busy=True)
@@ -177,8 +179,10 @@ class Chaos:
 
     def block(self, a: int, b: int, c: int) -> None:
         worker = self.worker(a, busy=True)
-        if worker is not None:
-            for object_id in self.finite(self.some(worker, b))[:1]:
+        if worker is None or worker.running is None or worker.running.descriptor_id == GPU:
+            return  # a GPU is never lent: tasks that wait for each other's would wait for ever
+        for object_id in self.finite(self.some(worker, b))[:1]:
+            if worker.cell not in self.world.ancestry(object_id):
                 worker.block_on(object_id)
 
     def let_go(self, a: int, b: int, c: int) -> None:

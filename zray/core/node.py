@@ -366,12 +366,16 @@ class Node:
 
         A client without credit slows down and never stops: what is ready may wait for what it does next.
         """
-        if self.scheduler.backlog() >= self.config.ready_backlog_max:
-            return
-        for address, client in self.credited.items():
-            self.out.append((address, Credit(client.absorbed)))
-            client.absorbed = 0
-        self.credited.clear()
+        room = self.config.ready_backlog_max - self.scheduler.backlog()
+        for address, client in list(self.credited.items()):
+            if room < CREDIT_TASKS_MIN:
+                return
+            tasks = min(room, client.absorbed)
+            room -= tasks
+            client.absorbed -= tasks
+            self.out.append((address, Credit(tasks)))
+            if client.absorbed < CREDIT_TASKS_MIN:
+                del self.credited[address]
 
     def on_task_done(self, now_ns: int, source: Address, message: TaskDone) -> None:
         """A worker reports the end of an attempt."""

@@ -116,6 +116,7 @@ class Client:
         self._described: dict[bytes, None] = {}
         self._exported: dict[bytes, None] = {}
         self._window = config.submit_window_max
+        self._window_floor = 0  # how far below zero it may go for now
         self._sent_ns = 0
         self._call_needs: dict[bytes, tuple[bytes, ...]] = {}
         self._tokens = 0
@@ -267,7 +268,7 @@ class Client:
                 self.objects.drop(stored_args)
             self._window -= 1
             self._after_append()
-        if self._window <= 0:
+        if self._window <= self._window_floor:
             self._wait_for_credit()
         return task_id, returns
 
@@ -276,9 +277,10 @@ class Client:
 
         Only a delay, never a stop: the tasks that fill the node may wait for what this thread does next.
         """
-        if not self.wait_until(lambda: self._window > 0, self.config.submit_delay_ns / 1e9):
-            with self.lock:
-                self._window += self.config.submit_batch_max
+        if self.wait_until(lambda: self._window > 0, self.config.submit_delay_ns / 1e9):
+            self._window_floor = 0
+        else:
+            self._window_floor = self._window - self.config.submit_batch_max
 
     def call_actor(
         self, actor_id: bytes, handle: bytes, method: str, num_returns: int, args: Serialized | bytes,

@@ -458,11 +458,19 @@ def _output_action(descriptor: int, output: int) -> tuple[Any, ...]:
     """What a spawned program gets as ``descriptor``: ``output``, or this process's own if that is -1."""
     if output >= 0:
         return os.POSIX_SPAWN_DUP2, output, descriptor
-    try:
-        os.fstat(descriptor)
-    except OSError:  # closed: the next file that the program opens must not be taken for its output
+    # Closed since the start: whatever file has the number now is not meant for output. The program gets an
+    # open one, so that this cannot happen to it.
+    if (sys.__stdout__ if descriptor == 1 else sys.__stderr__) is None or not _is_open(descriptor):
         return os.POSIX_SPAWN_OPEN, descriptor, os.devnull, os.O_WRONLY, 0
     return os.POSIX_SPAWN_DUP2, descriptor, descriptor
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _await_ready(ready_end: int, pid: int, deadline: float) -> dict[str, Any]:

@@ -1,0 +1,543 @@
+"""Drivers and clusters as real processes: how they begin, end, and what is left of them (I14)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clusters import Place, finish, line_of, place, tell
+from tests.support import eventually
+
+pytestmark = pytest.mark.slow
+
+BUSY = """
+import os, signal, sys, time
+import zray
+zray.init(num_cpus=2)
+
+@zray.remote
+def sleep():
+    time.sleep(1000)
+
+@zray.remote
+class Actor:
+    def answer(self):
+        return 42
+
+actor = Actor.remote()
+assert zray.get(actor.answer.remote()) == 42
+big = zray.put(b"x" * 5_000_000)
+refs = [sleep.remote() for _ in range(10)]
+print("ready")
+"""
+PIDS = """
+from zray.runtime import session_dir
+pids = [process.pid for process in session_dir.latest().info.processes]
+node, shard, zygote = pids[0], pids[1], pids[-1]
+"""
+
+
+@pytest.fixture
+def here() -> Iterator[Place]:
+    with place() as found:
+        yield found
+
+
+# --- ends of a driver ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"),
+    [
+        ("pass", 0),
+        ("zray.shutdown()", 0),
+        ("raise ValueError('mine')", 1),
+        ("sys.exit(3)", 3),
+        ("os._exit(4)", 4),
+        ("os.kill(os.getpid(), signal.SIGTERM)", -signal.SIGTERM),
+        ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
+        ("os.kill(os.getpid(), signal.SIGHUP)", -signal.SIGHUP),
+    ],
+)
+def test_nothing_is_left_however_the_driver_ends(here: Place, ending: str, code: int) -> None:
+    done = here.run(BUSY + ending)
+    assert (done.returncode, done.stdout) == (code, "ready\n")
+    assert ("mine" in done.stderr) == ("mine" in ending)
+    here.assert_empty()
+
+
+def test_init_and_shutdown_twenty_times_leak_nothing(here: Place) -> None:
+    done = here.run("""
+        import os, threading, zray
+
+        @zray.remote
+        def double(x):
+            return 2 * x
+
+        def count():
+            return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+        for turn in range(21):
+            zray.init(num_cpus=1)
+            assert zray.get(double.remote(21)) == 42
+            assert len(zray.get(zray.put(b"x" * 1_000_000))) == 1_000_000
+            zray.shutdown()
+            if turn == 0:
+                before = count()
+        print(before == count(), before, count())
+    """)
+    assert done.stdout.startswith("True"), (done.stdout, done.stderr)
+
+
+def test_shutdown_twice_and_without_init(here: Place) -> None:
+    done = here.run("""
+        import zray
+        zray.shutdown()
+        zray.init(num_cpus=1)
+        zray.shutdown()
+        zray.shutdown()
+        assert not zray.is_initialized()
+        try:
+            with zray.init(num_cpus=1):
+                zray.init(num_cpus=1)
+        except RuntimeError as error:
+            print(error)
+        print(zray.is_initialized())
+    """)
+    assert done.stdout == "zray.init() was called twice; call zray.shutdown() first\nFalse\n", done.stderr
+
+
+def test_interrupt_of_the_terminal_reaches_only_the_driver(here: Place) -> None:
+    """Ctrl-C goes to the whole process group: the driver decides, its cluster goes on."""
+    driver = here.start(
+        """
+        import time, zray
+        zray.init(num_cpus=1)
+
+        @zray.remote
+        def pid():
+            import os
+            return os.getpid()
+
+        @zray.remote
+        def nap():
+            time.sleep(1.0)
+            return "slept"
+
+        before = zray.get(pid.remote())
+        ref = nap.remote()
+        print("ready")
+        try:
+            zray.get(ref)
+        except KeyboardInterrupt:
+            print("interrupted")
+        print(zray.get(ref), zray.get(pid.remote()) == before)
+        """,
+        start_new_session=True,
+    )
+    assert line_of(driver) == "ready"
+    os.killpg(driver.pid, signal.SIGINT)
+    done = finish(driver)
+    assert (done.stdout, done.returncode) == ("interrupted\nslept True\n", 0), done.stderr
+
+
+# --- output ------------------------------------------------------------------------------------------
+
+
+PRINTING = """
+import sys, zray
+zray.init(num_cpus=2)
+
+@zray.remote
+def say(i):
+    print("worker says", i)
+    print("worker warns", i, file=sys.stderr)
+
+print("driver says first")
+zray.get([say.remote(i) for i in range(3)])
+print("driver says last")
+"""
+
+
+def test_prints_of_workers_are_on_the_output_of_the_driver(here: Place) -> None:
+    done = here.run(PRINTING)
+    lines = done.stdout.splitlines()
+    assert (lines[0], lines[-1]) == ("driver says first", "driver says last")
+    assert sorted(lines[1:-1]) == [f"worker says {i}" for i in range(3)]
+    assert sorted(done.stderr.splitlines()) == [f"worker warns {i}" for i in range(3)]
+
+
+def test_prints_of_workers_and_driver_share_one_file(here: Place) -> None:
+    path = here.folder / "output"
+    with path.open("w") as output:
+        finish(here.start(PRINTING, stdout=output))
+    assert len(path.read_text().splitlines()) == 5, path.read_text()
+
+
+def test_output_of_a_driver_may_be_a_socket_or_closed(here: Place) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        driver = here.start(PRINTING, stdout=theirs)
+        theirs.close()
+        assert finish(driver).returncode == 0
+        assert len(ours.recv(10_000).splitlines()) == 5
+    closed = here.command("sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", PRINTING)
+    assert closed.returncode == 0, closed.stderr
+
+
+def test_infeasible_request_warns_a_driver_without_logging_setup_once(here: Place) -> None:
+    done = here.run(
+        """
+        import time, zray
+        zray.init(num_cpus=1, resources={"disk": 1})
+
+        @zray.remote
+        def one():
+            return 1
+
+        @zray.remote(num_gpus=1)
+        def on_gpu():
+            return 2
+
+        @zray.remote(resources={"disk": 2, "tape": 1})
+        def on_tape():
+            return 3
+
+        refs = [on_gpu.remote() for _ in range(5)] + [on_tape.remote()]
+        started = time.monotonic()
+        try:
+            zray.get(refs[0], timeout=1.5)
+        except zray.exceptions.GetTimeoutError:
+            print("timed out", round(time.monotonic() - started, 1))
+        print(zray.get([one.remote() for _ in range(10)]) == [1] * 10)
+        print(zray.wait(refs, num_returns=1, timeout=0.5)[0])
+        """,
+        environment={"ZRAY_INFEASIBLE_GRACE_NS": "200000000"},
+    )
+    assert done.stdout == "timed out 1.5\nTrue\n[]\n", done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 2, done.stderr
+    gpu, tape = sorted(lines)
+    assert "on_gpu() asks for 1 CPU, 1 GPU, which no node can provide" in gpu
+    assert "has 0 of 1 GPU" in gpu
+    assert "has 1 of 2 disk" in tape
+    assert "has 0 of 1 tape" in tape
+
+
+# --- several drivers, several clusters ---------------------------------------------------------------
+
+
+def test_two_clusters_of_one_user_at_once(here: Place) -> None:
+    program = BUSY + "input(); print(zray.get(actor.answer.remote()))"
+    first, second = here.start(program), here.start(program)
+    assert [line_of(first), line_of(second)] == ["ready", "ready"]
+    assert len(here.sessions()) == 2
+    assert finish(second, "\n").stdout == "42\n"
+    eventually(lambda: len(here.sessions()) == 1)
+    assert finish(first, "\n").stdout == "42\n"
+
+
+def test_second_driver_joins_and_leaves_alone(here: Place) -> None:
+    first = here.start("""
+        import time, zray
+        context = zray.init(num_cpus=2)
+        print(context.address)
+
+        @zray.remote
+        class Counter:
+            count = 0
+            def add(self):
+                self.count += 1
+                return self.count
+
+        counter = Counter.remote()
+        assert zray.get(counter.add.remote()) == 1
+        input()
+        print(zray.get(counter.add.remote()), zray.available_resources()["CPU"])
+        from zray.api.cluster import report
+        print(sorted(row["name"] + " " + row["state"] for row in report("actors")))
+        print(len(report("tasks")), len(report("objects")))
+    """)
+    address = line_of(first)
+    joined = here.run(
+        BUSY.replace("zray.init(num_cpus=2)", "zray.init(address=sys.argv[1])".replace("sys.argv[1]", repr(address)))
+    )
+    assert joined.stdout == "ready\n", joined.stderr
+    by_auto = here.run("""
+        import zray
+        print(zray.init(address="auto").address)
+        try:
+            zray.shutdown()
+            zray.init(address="auto", num_cpus=3)
+        except ValueError as error:
+            print(error)
+    """)
+    assert by_auto.stdout.splitlines() == [
+        address, "num_cpus belongs to the node that is joined; leave it out with address=",
+    ], by_auto.stderr  # fmt: skip
+    killed = here.start(BUSY.replace("num_cpus=2", f"address={address!r}") + "input()")
+    assert line_of(killed) == "ready"
+    killed.kill()
+    finish(killed)
+    tell(first)
+    done = finish(first)
+    assert done.stdout.splitlines() == ["2 1.0", "['Actor dead', 'Actor dead', 'Counter alive']", "0 1"], done
+"""A second driver's tasks and actors end with it; what the first one has stays."""
+
+
+def test_joining_again_and_again_leaks_nothing_in_the_node(here: Place) -> None:
+    done = here.run("""
+        import os, zray
+        context = zray.init(num_cpus=1)
+        node = context.pid
+
+        import subprocess, sys
+        program = f'''
+        import zray
+        @zray.remote
+        def f(): return 1
+        for _ in range(10):
+            zray.init(address={context.address!r})
+            assert zray.get(f.remote()) == 1
+            zray.shutdown()
+        '''
+        import textwrap
+        def join():
+            subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=True)
+            return len(os.listdir(f"/proc/{node}/fd"))
+        print(join(), join())
+    """)
+    before, after = map(int, done.stdout.split())
+    assert after <= before + 2, (done.stdout, done.stderr)
+
+
+@pytest.mark.parametrize("address", ["ipc:///tmp/no/such/socket", "127.0.0.1:1", "tcp://localhost:1"])
+def test_dead_address_is_named_at_once(here: Place, address: str) -> None:
+    done = here.run(f"""
+        import time, zray
+        started = time.monotonic()
+        try:
+            zray.init(address={address!r})
+        except zray.exceptions.ClusterUnavailableError as error:
+            print(error, time.monotonic() - started < 1)
+    """)
+    assert "nothing listens at" in done.stdout, done.stderr
+    assert address in done.stdout
+    assert done.stdout.endswith("True\n")
+
+
+def test_nonsense_address_is_a_value_error(here: Place) -> None:
+    done = here.run("""
+        import zray
+        for address in ("nonsense", "http://x:1", "host:port", "host:70000"):
+            try:
+                zray.init(address=address)
+            except ValueError as error:
+                print(error)
+    """)
+    assert done.stdout.count("is neither HOST:PORT nor tcp://HOST:PORT nor ipc://PATH") == 4, done.stderr
+
+
+@pytest.mark.parametrize("family", ["tcp", "ipc"])
+def test_listener_that_is_not_zray_fails_within_the_timeout(here: Place, family: str) -> None:
+    path = here.folder / "s"
+    with socket.socket(socket.AF_INET if family == "tcp" else socket.AF_UNIX) as listener:
+        listener.bind(("127.0.0.1", 0) if family == "tcp" else str(path))
+        listener.listen()
+        address = f"127.0.0.1:{listener.getsockname()[1]}" if family == "tcp" else f"ipc://{path}"
+        done = here.run(
+            f"""
+            import zray
+            try:
+                zray.init(address={address!r})
+            except zray.exceptions.ClusterUnavailableError as error:
+                print(error)
+            """,
+            environment={"ZRAY_INIT_TIMEOUT_NS": "500000000"},
+        )
+    path.unlink(missing_ok=True)
+    assert f"something listens at {'tcp://' if family == 'tcp' else ''}{address}" in done.stdout, done.stderr
+    assert "does not answer like zray (waited 0.5 s)" in done.stdout
+
+
+# --- forks of a driver -------------------------------------------------------------------------------
+
+
+def test_forked_child_is_told_and_its_end_disturbs_nobody(here: Place) -> None:
+    done = here.run("""
+        import multiprocessing, os, sys, zray
+        context = zray.init(num_cpus=2)
+
+        @zray.remote
+        def double(x):
+            return 2 * x
+
+        ref = double.remote(4)
+        assert zray.get(ref) == 8
+
+        def try_in_child(what):
+            child = os.fork()
+            if child == 0:
+                try:
+                    what()
+                except zray.exceptions.ZrayError as error:
+                    print(type(error).__name__, error, flush=True)
+                sys.exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            assert zray.get(double.remote(1)) == 2
+
+        try_in_child(lambda: None)
+        try_in_child(lambda: zray.get(ref))
+        try_in_child(lambda: double.remote(1))
+        try_in_child(lambda: zray.put(1))
+        try_in_child(zray.shutdown)
+
+        def join():
+            zray.init(address=context.address)
+            print("child", zray.get(double.remote(10)), flush=True)
+        try_in_child(join)
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            print(pool.map(abs, [-1, -2]), flush=True)
+        print("parent", zray.get(ref))
+    """)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    forked = "NotInitializedError this process was forked from one that uses zray; call zray.init(address=...)"
+    assert [line.startswith(forked) for line in lines] == [True] * 3 + [False] * 3, (lines, done.stderr)
+    assert lines[3:] == ["child 20", "[1, 2]", "parent 8"]
+    assert done.stderr == ""
+
+
+# --- ends of a cluster -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("victim", ["node", "zygote"])
+def test_death_of_the_node_is_an_error_at_once_and_a_new_one_can_be_made(here: Place, victim: str) -> None:
+    done = here.run(
+        BUSY
+        + PIDS
+        + textwrap.dedent(f"""
+        import threading
+        def kill():
+            global killed
+            time.sleep(0.3)
+            killed = time.monotonic()
+            os.kill({victim}, signal.SIGKILL)
+        threading.Thread(target=kill).start()
+        for what in (lambda: zray.get(refs), lambda: zray.wait(refs), lambda: sleep.remote(),
+                     lambda: zray.get(actor.answer.remote()), lambda: zray.put(b"x" * 5_000_000)):
+            try:
+                what()
+            except zray.exceptions.ClusterUnavailableError as error:
+                print(time.monotonic() - killed < 1, error)
+        zray.shutdown()
+        zray.init(num_cpus=1)
+        print(zray.get(Actor.remote().answer.remote()))
+        """)
+    )
+    lines = done.stdout.splitlines()
+    assert lines[1:6] == ["True the node of this process is gone (waited 0.0 s)"] * 5, (lines, done.stderr)
+    assert lines[6] == "42"
+
+
+def test_death_of_a_shard_is_mended_and_no_record_is_lost(here: Place) -> None:
+    done = here.run(
+        BUSY
+        + PIDS
+        + textwrap.dedent("""
+        from zray.api.cluster import report
+        @zray.remote
+        def double(x):
+            return 2 * x
+        for turn in range(3):
+            shard = session_dir.latest().info.processes[-1 if turn else 1].pid
+            time.sleep(1.1)
+            os.kill(shard, signal.SIGKILL)
+            assert zray.get([double.remote(i) for i in range(200)]) == [2 * i for i in range(200)]
+            deadline = time.monotonic() + 10
+            while report("node")["lineage"]["unacknowledged"]:
+                assert time.monotonic() < deadline, report("node")
+                time.sleep(0.02)
+        print(report("node")["lineage"]["dropped"])
+        """)
+    )
+    assert done.stdout == "ready\n0\n", done.stderr
+    assert done.stderr.count("was killed by signal 9; it starts again from its log") == 3, done.stderr
+
+
+def test_everything_killed_in_one_go_is_swept_by_the_next_init(here: Place) -> None:
+    driver = here.start(BUSY + "input()")
+    assert line_of(driver) == "ready"
+    processes = here.processes()
+    assert len(processes) >= 6
+    for process in processes:  # nobody has time to clean up after another
+        process.send_signal(signal.SIGSTOP)
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+    finish(driver)
+    eventually(lambda: not here.processes())
+    [old] = here.sessions()
+    assert here.run("import zray; zray.init(num_cpus=1); print('ok')").stdout == "ok\n"
+    assert not old.exists()
+
+
+def test_interrupt_and_end_while_init_waits(here: Place) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+        driver = here.start("import zray; print('go'); zray.init(num_cpus=1); print('done'); input()")
+        assert line_of(driver) == "go"
+        time.sleep(0.05)  # somewhere in the middle of the start
+        driver.send_signal(number)
+        finish(driver, "")
+        here.assert_empty()
+
+
+def test_node_that_cannot_start_says_why(here: Place) -> None:
+    (here.folder / f"zray-{os.getuid()}").touch()
+    done = here.run("""
+        import zray
+        try:
+            zray.init(num_cpus=1)
+        except zray.exceptions.ClusterUnavailableError as error:
+            print(error)
+        import threading
+        print(threading.active_count(), zray.is_initialized())
+    """)
+    assert "is not safe to use: it is not a directory" in done.stdout, done.stderr
+    assert done.stdout.endswith("1 False\n")
+    (here.folder / f"zray-{os.getuid()}").unlink()
+
+
+def test_driver_in_a_directory_that_is_gone_and_a_sys_path_of_path_objects(here: Place) -> None:
+    done = here.run("""
+        import os, pathlib, sys, tempfile
+        folder = tempfile.mkdtemp()
+        import zray
+        os.chdir(folder)
+        os.rmdir(folder)
+        sys.path.append(pathlib.Path("/somewhere"))
+        zray.init(num_cpus=1)
+
+        @zray.remote
+        def one():
+            return 1
+        print(zray.get(one.remote()))
+    """)
+    assert done.stdout == "1\n", done.stderr
+
+
+def test_many_cpus_on_a_small_machine(here: Place) -> None:
+    done = here.run("""
+        import zray
+        zray.init(num_cpus=2000)
+        print(zray.cluster_resources()["CPU"], len(zray.nodes()))
+    """)
+    assert done.stdout.split()[1] == "1", done.stderr
+    assert subprocess.run(["true"], check=True).returncode == 0
