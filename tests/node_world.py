@@ -11,7 +11,7 @@ so any interleaving between links can happen. After every step the world judges 
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -388,8 +388,8 @@ class PlayedWorker(Process):
     def start(self) -> None:
         run = self.running = self.runs.popleft()
         self.cell = run.task_id
-        self.world.started[run.task_id, run.attempt] += 1
-        assert self.world.started[run.task_id, run.attempt] == 1, "an attempt ran twice"
+        assert run.attempt not in self.world.started[run.task_id], "an attempt ran twice"
+        self.world.started[run.task_id].append(run.attempt)
         self.root, self.prefix, self.counter = run.task_id, ids.child_prefix(run.task_id), 0
         self.children = []
         for object_id in self.world.specs[run.task_id].borrowed:
@@ -472,7 +472,7 @@ class World:
         self.files: dict[bytes, bytes] = {}
         self.specs: dict[bytes, Submit] = {}
         self.contents: dict[bytes, tuple[bytes, ...]] = {}  # object -> what it contains
-        self.started: Counter[tuple[bytes, int]] = Counter()
+        self.started: dict[bytes, list[int]] = defaultdict(list)  # unfinished task -> attempts
         self.told_jobs: dict[bytes, dict[bytes, None]] = {}
         self.lost = 0
         self.pump([])
@@ -518,10 +518,13 @@ class World:
         """Feed the node, judge it, and pass on what it says."""
         for source, message in batch:
             self._note_sent(self.processes.get(source), message)
-        before = list(self.node.store.objects)
+        before, tasks = list(self.node.store.objects), list(self.node.scheduler.tasks)
         pump(self.node, batch, self.now_ns)
         self.node.check()
         self._judge(before)
+        for task_id in tasks:
+            if task_id not in self.node.scheduler.tasks:
+                self.started.pop(task_id, None)  # a parent that runs again may make it anew
         out, self.node.out[:] = list(self.node.out), []
         for destination, message in out:
             self._pass_on(destination, message)

@@ -138,7 +138,7 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     options = options_of(given.subparser, given, log_level="INFO", detached=True)
     timeout_s = Config.from_environment().init_timeout_ns / 1e9
-    spawned = spawn(command(msgspec.structs.asdict(options)), timeout_s)
+    spawned = spawn(command(msgspec.structs.asdict(options)), timeout_s, name="the node")
     address, session = spawned.ready["address"], spawned.ready["session"]
     print(f"node {spawned.ready['node_id']} runs at {address} (process {spawned.pid})")
     print(f"  join it from Python    zray.init(address={address!r}), or address='auto'")

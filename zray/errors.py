@@ -7,6 +7,8 @@ it is a bug of zray, and ends the process with its story.
 
 from __future__ import annotations
 
+from contextlib import suppress
+from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any
 
 
@@ -50,14 +52,16 @@ class TaskError(ZrayError):
         cause = self.cause
         while isinstance(cause, TaskError):  # it failed because another task did: that one's cause counts
             cause = cause.cause
-        if cause is None:
+        if not isinstance(cause, Exception):  # SystemExit of a task must not end the driver without a word
             return self
         dual = _dual_class(type(cause))
         if dual is None:
             return self
-        error = dual.__new__(dual)
-        error.args = cause.args
-        error.__dict__.update(getattr(cause, "__dict__", {}))
+        try:
+            error = dual.__new__(dual, *cause.args)
+        except Exception:  # the class wants something else than its ``args``
+            return self
+        _copy_fields(cause, error)
         error.__dict__.update(self.__dict__)
         error.__cause__ = self.cause
         return error
@@ -69,6 +73,17 @@ class TaskError(ZrayError):
             (self.function_name, self.traceback_text),
             {"function_name": self.function_name, "traceback_text": self.traceback_text, "cause": self.cause},
         )
+
+
+def _copy_fields(source: BaseException, target: BaseException) -> None:
+    """Also what builtin exceptions keep in fields of their own, such as ``OSError.errno``."""
+    target.args = source.args
+    for cls in type(source).__mro__:
+        for name, field in vars(cls).items():
+            if isinstance(field, MemberDescriptorType | GetSetDescriptorType) and not name.startswith("__"):
+                with suppress(AttributeError, TypeError):
+                    setattr(target, name, getattr(source, name))
+    target.__dict__.update(getattr(source, "__dict__", {}))
 
 
 _dual_classes: dict[type[BaseException], type[TaskError] | None] = {}

@@ -14,7 +14,7 @@ from zray.protocol.messages import ACTOR, EXTENT, KillActor, WatchActor
 
 NUMBER = st.integers(0, 1 << 16)
 SIZES = (GRANULE, 3 * GRANULE, 6 * GRANULE, 16 * GRANULE, 17 * GRANULE)
-HANDLE = KINDS[ACTOR_KIND].descriptor_id
+
 GPU = KINDS[3].descriptor_id
 TURNS_MAX = 300
 
@@ -143,7 +143,7 @@ class Chaos:
 
     def actor(self, a: int, b: int, c: int) -> None:
         driver = self.drivers[a % 2]
-        actors = [spec.task_id for spec in self.world.specs.values() if spec.descriptor_id == HANDLE]
+        actors = list(self.world.node.actors.entries)
         if actors and driver.alive:
             driver.say((WatchActor, WatchActor, KillActor)[c % 3](actors[b % len(actors)]))
 
@@ -244,6 +244,8 @@ def heal(world: World) -> None:
         world.leave(driver)
     for _ in range(10):
         turn(world)
+    world.now_ns += world.node.config.stranger_patience_ns  # what a dying worker asked for in vain
+    world.pump([])
     assert_empty(world)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray.api import options as option_rules
 from zray.api import session
 from zray.api.refs import ObjectRef
+from zray.errors import ActorDiedError
 from zray.ids import short
 from zray.serialize.functions import captured_refs, dump_args, export
+
+if TYPE_CHECKING:
+    from zray.runtime.client import Client
 
 _METHOD_OPTIONS = "__zray_method_options__"
 
@@ -109,8 +113,11 @@ class ActorHandle:
         num_returns = self._methods.get(name)
         if num_returns is None:
             raise AttributeError(f"actor class {self._name} has no method {name!r}")
-        made = ActorMethod(self, name, num_returns)
-        return made
+        return ActorMethod(self, name, num_returns)
+
+    def _check_session(self, client: Client) -> None:
+        if self._creation._client is not client:
+            raise ActorDiedError(short(self._actor_id), "its session has ended")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError("actor methods cannot be called directly; use handle.method.remote()")
@@ -151,9 +158,12 @@ class ActorMethod:
 
         Returns:
             an ``ObjectRef``; a list of them for ``num_returns`` above one; ``None`` for zero.
+        Raises:
+            ActorDiedError: if the handle is of a session that was shut down.
         """
         client = session.current()
         handle = self._handle
+        handle._check_session(client)
         blob, deps = dump_args(args, kwargs, ObjectRef, f"{handle._name}.{self._name}")
         returns = client.call_actor(
             handle._actor_id, handle._creation.id, self._name, self._num_returns, blob, deps
@@ -171,4 +181,6 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
     """
     if not isinstance(actor, ActorHandle):
         raise TypeError(f"zray.kill takes an actor handle, not {actor!r}")
-    session.current().kill_actor(actor._actor_id)
+    client = session.current()
+    actor._check_session(client)
+    client.kill_actor(actor._actor_id)

@@ -7,8 +7,9 @@ from typing import Any
 
 from zray.api import session
 from zray.api.refs import ObjectRef
-from zray.errors import GetTimeoutError, TaskError
-from zray.protocol.messages import INLINE, Value
+from zray.errors import GetTimeoutError, ObjectLostError, TaskError
+from zray.ids import short
+from zray.protocol.messages import ERROR, FAULT, INLINE, Value
 from zray.runtime.client import Client, error_of
 from zray.serialize.values import dump, load, load_error
 
@@ -22,15 +23,17 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     Raises:
         TaskError: if the task raised; the error is also an instance of what it raised.
         GetTimeoutError: if a value is not there in time.
+        ObjectLostError: for a ref of a session that was shut down.
         TypeError: for anything that is not a ref.
     """
     _check_timeout(timeout)
     client = session.current()
     if type(refs) is ObjectRef:
+        _check_refs((refs,), client, "zray.get")
         return _get_many(client, (refs,), timeout)[0]
     if isinstance(refs, str | bytes) or not isinstance(refs, Sequence):
         raise TypeError(f"zray.get takes an ObjectRef or a list of them, not {refs!r}")
-    _check_refs(refs, "zray.get")
+    _check_refs(refs, client, "zray.get")
     return _get_many(client, refs, timeout)
 
 
@@ -43,13 +46,19 @@ def _get_many(client: Client, refs: Sequence[ObjectRef[Any]], timeout: float | N
         raise GetTimeoutError(len(object_ids) - ready, len(object_ids), timeout)
     for object_id in object_ids:
         value = values[object_id]
-        if value.kind != INLINE:
-            error = error_of(value, load_error)
-            if error is not None:
-                client.give_back(values)
-                raise error.as_cause() if isinstance(error, TaskError) else error
+        if value.kind == ERROR or value.kind == FAULT:
+            client.give_back(values)
+            raise _error_of(value)
     loaded = {object_id: _load(client, object_id, value) for object_id, value in values.items()}
     return [loaded[object_id] for object_id in object_ids]
+
+
+def _error_of(value: Value) -> BaseException:
+    # A function of its own: a frame that both raises an error and names it would live until the collector
+    # comes by, and so would the refs that its caller was given.
+    error = error_of(value, load_error)
+    assert error is not None
+    return error.as_cause() if isinstance(error, TaskError) else error
 
 
 def _load(client: Client, object_id: bytes, value: Value) -> Any:
@@ -91,7 +100,8 @@ def wait(
     """
     if isinstance(refs, ObjectRef) or not isinstance(refs, Sequence):
         raise TypeError(f"zray.wait takes a list of ObjectRefs, not {refs!r}")
-    _check_refs(refs, "zray.wait")
+    client = session.current()
+    _check_refs(refs, client, "zray.wait")
     object_ids = [ref.id for ref in refs]
     if len(dict.fromkeys(object_ids)) != len(object_ids):
         raise ValueError("zray.wait takes each ref once; this list repeats some")
@@ -102,7 +112,7 @@ def wait(
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns is between 1 and the number of refs ({len(refs)}), not {num_returns}")
     _check_timeout(timeout)
-    here = session.current().wait_ready(object_ids, num_returns, timeout, fetch_local)
+    here = client.wait_ready(object_ids, num_returns, timeout, fetch_local)
     ready: list[ObjectRef[Any]] = []
     not_ready: list[ObjectRef[Any]] = []
     for ref, is_here in zip(refs, here, strict=True):
@@ -110,10 +120,12 @@ def wait(
     return ready, not_ready
 
 
-def _check_refs(refs: Sequence[Any], what: str) -> None:
+def _check_refs(refs: Sequence[Any], client: Client, what: str) -> None:
     for ref in refs:
         if type(ref) is not ObjectRef:
             raise TypeError(f"{what} takes ObjectRefs; this list has {ref!r}")
+        if ref._client is not client:
+            raise ObjectLostError(short(ref.id), "its session has ended")
 
 
 def _check_timeout(timeout: float | None) -> None:

@@ -47,8 +47,7 @@ class ObjectRef(Generic[T]):
         return _unpickled_ref, (self.id,)
 
     def __del__(self) -> None:
-        # May run inside the collector, in any thread: only append.
-        self._client.dropped.append(self.id)
+        self._client.note_dropped(self.id)
 
 
 def _unpickled_ref(object_id: bytes) -> ObjectRef[Any]:

@@ -24,7 +24,7 @@ class RemoteFunction:
         self._name = getattr(function, "__qualname__", type(function).__name__)
         self._described: tuple[Describe, bytes, tuple[bytes, ...]] | None = None
         self._simple_arity = _simple_arity(function)
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, updated=())  # its attributes must not hide ours
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(

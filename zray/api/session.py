@@ -12,15 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zray import ids
 from zray.config import Config
-from zray.core.resources import demand_from
 from zray.errors import ClusterUnavailableError, NotInitializedError
-from zray.protocol.messages import DRIVER, PROTOCOL_VERSION, Hello
 from zray.runtime import own_client
-from zray.runtime.client import Client
+
+if TYPE_CHECKING:  # imported while the node starts
+    from zray.runtime.client import Client
 
 NODE_ALIAS = b"node"
 """What every client calls its node on its own socket."""
@@ -155,10 +154,16 @@ def _start_local(started: dict[str, Any]) -> Context:
     options = _node_options(**started)
     config = Config.from_environment()
     from zray.runtime.node_options import command
-    from zray.runtime.processes import end_process, spawn
+    from zray.runtime.processes import Spawning, end_process
 
     argv = command({**options, "parent_pid": os.getpid()})
-    spawned = spawn(argv, config.init_timeout_ns / 1e9)
+    spawning = Spawning(argv, name="the node")
+    try:
+        import zray.runtime.client  # noqa: F401  the node starts meanwhile, on another core
+    except BaseException:
+        spawning.give_up()
+        raise
+    spawned = spawning.wait(config.init_timeout_ns / 1e9)
     ready = spawned.ready
     try:
         return _connect(ready["address"], ready["node_id"], spawned.pid, spawned.pid, config)
@@ -185,6 +190,8 @@ def _node_options(
             raise TypeError(f"resources is a dict of amounts by name, not {resources!r}")
         if "CPU" in resources or "GPU" in resources:
             raise ValueError("give CPUs and GPUs as num_cpus and num_gpus, not inside resources")
+        from zray.core.resources import demand_from
+
         demand_from(resources)
     for name, value in (("object_store_memory", object_store_memory), ("gcs_shards", gcs_shards)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -233,6 +240,10 @@ def _join(address: str) -> Context:
 
 def _connect(address: str, node_id: str, child_pid: int | None, node_pid: int, config: Config) -> Context:
     global _context
+    from zray import ids
+    from zray.protocol.messages import DRIVER, PROTOCOL_VERSION, Hello
+    from zray.runtime.client import Client
+
     root = ids.root_task_id()
     client = Client(ids.random_id(), NODE_ALIAS, root_task=root, config=config)
     hello = Hello(

@@ -26,6 +26,7 @@ from zray.protocol import faults
 from zray.protocol.messages import (
     ACTOR,
     ACTOR_DEAD,
+    AT_NODE,
     ERROR,
     FAULT,
     RESOURCE_UNIT,
@@ -47,6 +48,9 @@ from zray.protocol.messages import (
     Withdraw,
     WorkerExited,
 )
+
+RUN_BYTES_MAX = 8 << 20
+"""Small inputs of one task that travel inside its ``Run`` message, in bytes."""
 
 
 class Job:
@@ -145,7 +149,9 @@ class LocalScheduler:
             return
         self.now_ns = now_ns
         returns = self._expect_returns(source, spec, task_class)
-        if spec.task_id in self.tasks:
+        known = self.tasks.get(spec.task_id)
+        if known is not None:
+            self._disown(known, returns)
             return
         if returns and all(entry.state == SEALED for entry in returns):
             return
@@ -166,6 +172,12 @@ class LocalScheduler:
                     entry.dependents.append(task)
         if not task.unmet:
             self._make_ready(task)
+
+    def _disown(self, known: TaskEntry, returns: list[ObjectEntry]) -> None:
+        """A parent that ran again submitted something else under a known id: what is not to come is lost."""
+        for entry in returns[known.task_class.descriptor.num_returns :]:
+            reason = "the task that submitted its maker did something else when it ran again"
+            self.store.seal(entry, faults.fault_value(faults.OBJECT_LOST, short(entry.object_id), reason))
 
     def _expect_returns(self, source: Address, spec: Submit, task_class: TaskClass) -> list[ObjectEntry]:
         count = task_class.descriptor.num_returns
@@ -320,10 +332,7 @@ class LocalScheduler:
         spec, descriptor = task.spec, task.task_class.descriptor
         if descriptor.descriptor_id not in worker.known:
             self._introduce(worker, task.task_class)
-        deps: tuple[ObjectReady, ...] = ()
-        if spec.deps:
-            store = self.store
-            deps = tuple(store.ready(worker.worker_id, store.objects[dep]) for dep in spec.deps)
+        deps = self._inputs(worker, spec.deps) if spec.deps else ()
         if not worker.queue:
             worker.progress_ns = now_ns
         worker.queue[spec.task_id] = task
@@ -332,6 +341,21 @@ class LocalScheduler:
         if descriptor.kind == ACTOR:
             self.pool.dedicate(worker, spec.task_id)
             self.actors.dispatched(spec.task_id, worker)
+
+    def _inputs(self, worker: Worker, deps: tuple[bytes, ...]) -> tuple[ObjectReady, ...]:
+        """The inputs as the worker is shown them; what is too much for one message it has to get itself."""
+        store = self.store
+        shown = []
+        bytes_left = RUN_BYTES_MAX
+        for object_id in deps:
+            entry = store.objects[object_id]
+            if bytes_left > 0:
+                ready = store.ready(worker.worker_id, entry)
+                bytes_left -= len(ready.value.data)
+            else:
+                ready = ObjectReady(object_id, Value(AT_NODE))
+            shown.append(ready)
+        return tuple(shown)
 
     def _introduce(self, worker: Worker, task_class: TaskClass) -> None:
         known, descriptor = worker.known, task_class.descriptor

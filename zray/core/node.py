@@ -326,16 +326,11 @@ class Node:
         if client is not None:
             task_class = self.scheduler.describe(self._job_of(client), message)
             client.classes[message.descriptor_id] = task_class
-            if client.worker is not None:
-                client.worker.known[message.descriptor_id] = None
 
     def on_export_function(self, now_ns: int, source: Address, message: ExportFunction) -> None:
         """A client ships code; it is kept here and in the function table."""
-        client = self._known(source)
-        if client is None:
+        if self._known(source) is None:
             return
-        if client.worker is not None:
-            client.worker.known[message.function_id] = None
         if message.function_id not in self.scheduler.functions:
             self.scheduler.functions[message.function_id] = message.code
             self._to_table(TABLE_FUNCTION, message.function_id, message.code)

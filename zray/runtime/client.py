@@ -12,6 +12,8 @@ is full, when any thread waits, or when the background thread comes by.
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import logging
 import os
 import threading
@@ -28,6 +30,7 @@ from zray.core.machine import Address, Effect
 from zray.errors import (
     ClusterUnavailableError,
     LocalProtocolError,
+    ObjectLostError,
     ObjectStoreFullError,
     OutOfDiskError,
     VersionMismatchError,
@@ -41,6 +44,7 @@ from zray.protocol.messages import (
     FAULT,
     INLINE,
     PROTOCOL_VERSION,
+    Abort,
     Acked,
     Acquire,
     ActorState,
@@ -129,6 +133,7 @@ class Client:
         self._followers = threading.Condition(self.lock)
         self._followers_waiting = 0
         self._leader_sleeps = False
+        self._sleeper_woken = False  # for what died; one wake is enough
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
@@ -169,7 +174,7 @@ class Client:
             waited_s = time.monotonic() - started
             raise ClusterUnavailableError(f"the node at {endpoint} does not answer", waited_s)
         assert self.welcome is not None
-        self._io = ObjectIO(self.welcome, self.unpinned.append)
+        self._io = ObjectIO(self.welcome, self.note_unpinned)
         return self.welcome
 
     def watch_node(self, pid_fd: int) -> None:
@@ -194,7 +199,9 @@ class Client:
                 server.close()
             if self._io is not None:
                 self._io.close()
-            for fd in (self._wake_read, self._wake_write, self._node_pid_fd):
+            fds = (self._wake_read, self._wake_write, self._node_pid_fd)
+            self._wake_read = self._wake_write = self._node_pid_fd = -1
+            for fd in fds:
                 if fd >= 0:
                     os.close(fd)
 
@@ -222,9 +229,15 @@ class Client:
     def describe(self, descriptor: Describe, code: bytes, captured: Sequence[bytes]) -> None:
         """Tell the node of code and descriptor, once per link. Lock held."""
         if descriptor.function_id not in self._exported:
+            if len(code) > self.config.frame_bytes_max // 2:
+                raise ValueError(
+                    f"{descriptor.name} takes {len(code)} bytes with all that it refers to, which is too "
+                    "much; give large values as arguments, or put() them once and give the refs"
+                )
+            if captured:
+                self._share(captured)
             self._exported[descriptor.function_id] = None
             if captured:
-                self.objects.share(captured)
                 for object_id in captured:  # code is never forgotten, nor what it refers to
                     self.objects.hold(object_id)
             self.out.append((self.node, ExportFunction(descriptor.function_id, code)))
@@ -258,9 +271,9 @@ class Client:
             count = descriptor.num_returns
             returns = (ids.first_return_id(task_id),) if count == 1 else ids.return_ids(task_id, count)
             if deps:
-                self.objects.share(deps)
+                self._share(deps)
             if borrowed:
-                self.objects.share(borrowed)
+                self._share(borrowed)
             self.objects.expect(returns)
             spec = Submit(task_id, self.context_task, descriptor.descriptor_id, data, deps, borrowed)
             self.out.append((self.node, spec))
@@ -302,8 +315,7 @@ class Client:
             task_id = ids.task_id(prefix, self._counter)
             returns = ids.return_ids(task_id, num_returns)
             needs = (handle, *deps, *borrowed)
-            if len(needs) > 1:
-                self.objects.share(needs)
+            self._share(needs)
             for object_id in needs:
                 self.objects.hold(object_id)
             self.objects.expect_reply(returns)
@@ -324,12 +336,22 @@ class Client:
             self.out.append((self.node, KillActor(actor_id)))
             self._send_all()
 
+    def _share(self, object_ids: Sequence[bytes]) -> None:
+        """Refs to these leave the process. Lock held.
+
+        Raises:
+            ObjectLostError: if this connection does not know one.
+        """
+        known = self.objects.objects
+        for object_id in object_ids:
+            if object_id not in known:
+                raise ObjectLostError(ids.short(object_id), "its session has ended")
+        self.objects.share(object_ids)
+
     def _after_append(self) -> None:
         """Send if the batch is full or the link was idle. Lock held."""
-        if self._broken is not None:
-            raise self._broken
-        if self._closed:
-            raise LocalProtocolError("this connection is closed")
+        if self._broken is not None or self._closed:
+            self._check_usable()
         now_ns = time.monotonic_ns()
         if (
             len(self.out) >= self.config.submit_batch_max
@@ -347,30 +369,45 @@ class Client:
             if value.total_bytes <= self.config.inline_bytes_max:
                 self.objects.keep(object_id, Value(INLINE, value.to_bytes(), 0, 0, value.contained))
                 return object_id
-        self.store(object_id, value)
+        written = self.store(object_id, value)
+        if not written:  # an earlier attempt of this task put it: hold that, then see if it is there still
+            with self.lock:
+                self.out.append((self.node, Acquire((object_id,))))
+            written = self.store(object_id, value)
         with self.lock:
-            self.objects.share(value.contained)
-            self.out.append((self.node, Seal(object_id, value.contained)))
+            if written:
+                self._share(value.contained)
+                self.out.append((self.node, Seal(object_id, value.contained)))
             self.objects.stored(object_id)
             self._after_append()
         return object_id
 
-    def store(self, object_id: bytes, value: Serialized, holder: bytes = b"") -> None:
+    def store(self, object_id: bytes, value: Serialized, holder: bytes = b"") -> bool:
         """Write a large value into the node's store, not sealed yet.
 
+        Returns:
+            False if nothing was written, because the object has a value already (I1).
         Raises:
             ObjectStoreFullError: if it can never fit.
             OutOfDiskError: if there is no room, in memory or on disk.
         """
         size = value.total_bytes
         with self.lock:
-            self.out.append((self.node, Create(object_id, size, holder)))
-        answer = self._await_answer(object_id)
-        if isinstance(answer, CreateFailed):
-            if size > answer.capacity_bytes > 0:
-                raise ObjectStoreFullError(size, answer.capacity_bytes)
-            raise OutOfDiskError(size, answer.detail)
-        self.io.write(answer, value)
+            self._expect_answer(object_id, Create(object_id, size, holder))
+        try:
+            answer = self._await_answer(object_id)
+            if isinstance(answer, CreateFailed):
+                if answer.capacity_bytes == 0:
+                    return False
+                if size > answer.capacity_bytes:
+                    raise ObjectStoreFullError(size, answer.capacity_bytes)
+                raise OutOfDiskError(size, answer.detail)
+            self.io.write(answer, value)
+        except BaseException:
+            with self.lock:
+                self.out.append((self.node, Abort(object_id)))
+            raise
+        return True
 
     @property
     def io(self) -> ObjectIO:
@@ -420,7 +457,7 @@ class Client:
         """Values of :meth:`fetch` that nobody looked at."""
         for object_id, value in taken.items():
             if value.kind == EXTENT:
-                self.unpinned.append(object_id)
+                self.note_unpinned(object_id)
 
     def wait_ready(
         self, object_ids: Sequence[bytes], needed: int, timeout_s: float | None, fetch: bool
@@ -444,16 +481,16 @@ class Client:
     def acquire_for(self, holder: Address, object_ids: tuple[bytes, ...]) -> None:
         """Let another process hold objects, acknowledged, before this one lets go of them."""
         with self.lock:
-            self.objects.share(object_ids)
+            self._share(object_ids)
             token = self._next_token()
-            self.out.append((self.node, HoldFor(holder, object_ids, token)))
+            self._expect_answer(token, HoldFor(holder, object_ids, token))
         self._await_answer(token)
 
     def confirm_acquired(self) -> None:
         """Return once the node counts every ref that this process has taken up so far."""
         with self.lock:
             token = self._next_token()
-            self.out.append((self.node, Acquire((), token)))
+            self._expect_answer(token, Acquire((), token))
         self._await_answer(token)
 
     def serve(self, identity: Address, endpoint: str) -> None:
@@ -468,7 +505,7 @@ class Client:
         """A report of the node, as JSON."""
         with self.lock:
             token = self._next_token()
-            self.out.append((self.node, Query(token, what)))
+            self._expect_answer(token, Query(token, what))
         answer: Answer = self._await_answer(token, timeout_s)
         return answer.body
 
@@ -476,12 +513,16 @@ class Client:
         self._tokens += 1
         return self._tokens
 
+    def _expect_answer(self, key: Any, request: Any) -> None:
+        """Ask the node; :meth:`_await_answer` must follow. Lock held: the answer may come to any thread."""
+        self._replies[key] = None
+        self.out.append((self.node, request))
+
     def _answer(self, key: Any, message: Any) -> None:
         if key in self._replies:
             self._replies[key] = message
 
     def _await_answer(self, key: Any, timeout_s: float | None = None) -> Any:
-        self._replies[key] = None
         try:
             if not self.wait_until(lambda: self._replies[key] is not None, timeout_s):
                 raise ClusterUnavailableError("the node does not answer", timeout_s or 0.0)
@@ -529,6 +570,20 @@ class Client:
 
     # --- sending and receiving; the lock is held in all of these -----------------------------------
 
+    def note_dropped(self, object_id: bytes) -> None:
+        """A ref is gone. In any thread, also inside the collector: it only appends, and wakes a sleeper."""
+        self.dropped.append(object_id)
+        if self._leader_sleeps and not self._sleeper_woken:
+            self._sleeper_woken = True
+            self._wake_leader()
+
+    def note_unpinned(self, object_id: bytes) -> None:
+        """Nobody looks at an extent any more; otherwise like :meth:`note_dropped`."""
+        self.unpinned.append(object_id)
+        if self._leader_sleeps and not self._sleeper_woken:
+            self._sleeper_woken = True
+            self._wake_leader()
+
     def settle(self) -> None:
         """Count what died since the last time."""
         dropped, objects = self.dropped, self.objects
@@ -560,8 +615,8 @@ class Client:
         for destination, messages in by_peer.items():
             self.routes.get(destination, self.transport).send(destination, messages)
         self._sent_ns = now_ns or time.monotonic_ns()
-        if self._leader_sleeps and self.transport.readable() and self._receive():
-            self._wake_leader()
+        if self._leader_sleeps and self.transport.readable():  # the send may have swallowed its signal
+            self._receive()
 
     def _receive(self) -> bool:
         """Handle what has arrived; whether anything had."""
@@ -573,6 +628,8 @@ class Client:
             handlers.get(type(message), self._on_unexpected)(source, message)
         if batch and self._followers_waiting:
             self._followers.notify_all()
+        if batch and self._leader_sleeps:  # what it waits for may be among this
+            self._wake_leader()
         return bool(batch)
 
     def _on_unexpected(self, source: Address, message: Any) -> None:
@@ -651,30 +708,38 @@ class Client:
                         return True
                     if not self._receive():
                         break
-                if self.out:
+                if not self.may_sleep():
                     continue
-                if self.any_readable():
-                    continue
-                self._leader_sleeps = True
             try:
                 left_s = _left_s(deadline)
                 if left_s is not None and left_s <= 0:
                     return False
                 self.sleep(None if left_s is None else -int(-left_s * 1000 // 1))
             finally:
-                self._leader_sleeps = False
+                self.end_sleep()
 
-    def any_readable(self) -> bool:
-        """Whether something has arrived; to be asked before every :meth:`sleep`. Lock held."""
+    def may_sleep(self) -> bool:
+        """Whether nothing is to be done. Then :meth:`sleep` follows; who makes work wakes it. Lock held."""
+        self._sleeper_woken = False
+        self._leader_sleeps = True  # before the look: what comes after it wakes the sleeper
+        if self.out or self.dropped or self.unpinned or self._any_readable():
+            self._leader_sleeps = False
+        return self._leader_sleeps
+
+    def end_sleep(self) -> None:
+        """Take :meth:`may_sleep` back."""
+        self._leader_sleeps = False
+
+    def _any_readable(self) -> bool:
         if self.transport.readable():
             return True
         return any(server.readable() for server in self.servers)
 
     def _check_usable(self) -> None:
         if self._broken is not None:
-            raise self._broken
+            raise copy.copy(self._broken)  # each thread its own: an error collects tracebacks
         if self._closed:
-            raise LocalProtocolError("zray was shut down while this thread waited")
+            raise LocalProtocolError("this connection is closed: zray was shut down")
 
     def sleep(self, timeout_ms: int | None) -> None:
         """Block until something may have arrived. For the thread that leads; the lock is free."""
@@ -688,16 +753,12 @@ class Client:
                     self.transport.unwatch(fd)
 
     def _drain_wakes(self) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             os.read(self._wake_read, 4096)
-        except BlockingIOError:
-            pass
 
     def _wake_leader(self) -> None:
-        try:
+        with contextlib.suppress(OSError):  # full of wakes already, or closed
             os.write(self._wake_write, b"\0")
-        except (BlockingIOError, OSError):
-            pass  # full of wakes already, or closed
 
     def wake(self) -> None:
         """Make the thread that leads look at the world again."""

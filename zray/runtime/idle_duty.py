@@ -64,11 +64,12 @@ class IdleDuty:
                 if self._closed or client._closed:
                     return
                 client.do_idle_duty()
-                self.leads = quiet and client._broken is None and not client.any_readable()
+                self.leads = quiet and client._broken is None and client.may_sleep()
             if self.leads:
                 client.sleep(None)
         finally:
             self.leads = False
+            client.end_sleep()
             with client.lock:
                 client._leading.release()
                 if client._followers_waiting:

@@ -346,14 +346,8 @@ class NotReadyError(Exception):
         self.still_runs = still_runs
 
 
-def spawn(
-    argv: Sequence[str],
-    ready_timeout_s: float,
-    *,
-    environment: Mapping[str, str] | None = None,
-    log_path: str | None = None,
-) -> Spawned:
-    """Start a program of the cluster and wait until it is ready.
+class Spawning:
+    """A program of the cluster on its way up. End the wait with :meth:`wait` or :meth:`give_up`.
 
     It gets a session of its own, default signals and no standard input. Its output is appended to
     ``log_path``; without one it shares the output of this process. Sharing the open file, and not opening
@@ -361,31 +355,78 @@ def spawn(
 
     Args:
         argv: the program, found along ``$PATH``, and its arguments.
-        ready_timeout_s: how long it may take until it calls :func:`announce`.
+        name: how messages call it; ``None``: its command line.
         environment: all of its environment; ``None``: that of this process.
     Raises:
-        ClusterUnavailableError: if it does not start, reports an error, dies or is not ready in time. It
-            is ended then, and the end of ``log_path`` is in the message.
+        ClusterUnavailableError: if there is no such program.
     """
-    started = time.monotonic()
-    with contextlib.ExitStack() as files:
-        output, output_start = -1, 0
-        if log_path is not None:
-            log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            output = _own_high(files, log)
-            output_start = os.lseek(output, 0, os.SEEK_END)
-        pid, ready_end = _launch(argv, dict(os.environ if environment is None else environment), output)
-        files.callback(os.close, ready_end)
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        *,
+        name: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        log_path: str | None = None,
+    ) -> None:
+        self._name = name or _command(argv)
+        self._started = time.monotonic()
+        self._files = contextlib.ExitStack()
+        self._log = -1
+        self._log_start = 0
+        with contextlib.ExitStack() as files:
+            if log_path is not None:
+                log = os.open(log_path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+                self._log = _own_high(files, log)
+                self._log_start = os.lseek(self._log, 0, os.SEEK_END)
+            every = dict(os.environ if environment is None else environment)
+            self.pid, self._ready_end = _launch(argv, every, self._log)
+            files.callback(os.close, self._ready_end)
+            self._files = files.pop_all()
+
+    def wait(self, timeout_s: float) -> Spawned:
+        """Wait until it calls :func:`announce`.
+
+        Args:
+            timeout_s: counted from its start.
+        Raises:
+            ClusterUnavailableError: if it reports an error, dies or is not ready in time. It is ended then,
+                and the end of ``log_path`` is in the message.
+        """
         try:
-            return Spawned(pid, _await_ready(ready_end, pid, started + ready_timeout_s))
+            ready = _await_ready(self._ready_end, self.pid, self._started + timeout_s)
+            self._files.close()
+            return Spawned(self.pid, ready)
         except NotReadyError as problem:
-            code = end_process(pid, EXIT_GRACE_S, signal.SIGTERM if problem.still_runs else None)
-            tail = _tail(output, output_start) if log_path is not None else ""
-            what = f"{_command(argv)} {problem} (exit code {code}){tail}"
-            raise ClusterUnavailableError(what, time.monotonic() - started) from None
+            code = end_process(self.pid, EXIT_GRACE_S, signal.SIGTERM if problem.still_runs else None)
+            tail = _tail(self._log, self._log_start) if self._log >= 0 else ""
+            what = f"{self._name} {problem} (exit code {code}){tail}"
+            self._files.close()
+            raise ClusterUnavailableError(what, time.monotonic() - self._started) from None
         except BaseException:  # Ctrl-C while it starts
-            end_process(pid, EXIT_GRACE_S)
+            self.give_up()
             raise
+
+    def give_up(self) -> None:
+        """End it."""
+        end_process(self.pid, EXIT_GRACE_S)
+        self._files.close()
+
+
+def spawn(
+    argv: Sequence[str],
+    ready_timeout_s: float,
+    *,
+    name: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    log_path: str | None = None,
+) -> Spawned:
+    """Start a program of the cluster and wait until it is ready; see :class:`Spawning`.
+
+    Raises:
+        ClusterUnavailableError: if it does not start, reports an error, dies or is not ready in time.
+    """
+    return Spawning(argv, name=name, environment=environment, log_path=log_path).wait(ready_timeout_s)
 
 
 def launch(argv: Sequence[str]) -> int:

@@ -315,7 +315,7 @@ def _entries(base: str) -> list[os.DirEntry[str]]:
     try:
         with os.scandir(base) as entries:
             return [entry for entry in islice(entries, ENTRIES_MAX) if entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # the latter: ``create`` says what is wrong
         return []
 
 

@@ -46,6 +46,7 @@ class Transport:
         self.context = zmq.Context() if context is None else context
         self._owns_context = context is None
         self._decode = decode
+        self._frame_bytes_max = config.frame_bytes_max
         self._socket = self._open(identity, config)
         self._backlog: dict[Address, deque[bytes]] = {}
         self._endpoints: dict[Address, str] = {}
@@ -105,7 +106,20 @@ class Transport:
         for start in range(0, len(messages), BATCH_MESSAGES_MAX):
             whole = len(messages) <= BATCH_MESSAGES_MAX
             part = messages if whole else messages[start : start + BATCH_MESSAGES_MAX]
-            self._send_frame(address, encode_batch(part))
+            self._send_part(address, part)
+
+    def _send_part(self, address: Address, messages: list[Any]) -> None:
+        """One frame, or several if the peer would refuse it for its size."""
+        frame = encode_batch(messages)
+        if len(frame) <= self._frame_bytes_max:
+            self._send_frame(address, frame)
+        elif len(messages) > 1:
+            middle = len(messages) // 2
+            self._send_part(address, messages[:middle])
+            self._send_part(address, messages[middle:])
+        else:
+            kind = type(messages[0]).__name__
+            log.error("a %s of %d bytes is too large for any frame and is dropped", kind, len(frame))
 
     def _send_frame(self, address: Address, frame: bytes) -> None:
         waiting = self._backlog.get(address)

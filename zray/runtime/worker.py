@@ -21,15 +21,18 @@ from zray import ids
 from zray.config import Config
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.machine import Address
-from zray.errors import TaskError
+from zray.errors import ActorDiedError, TaskError, ZrayError
 from zray.protocol.messages import (
     ACTOR,
+    AT_NODE,
     ERROR,
     EXTENT,
     FAULT,
     INLINE,
     PROTOCOL_VERSION,
+    TASK,
     WORKER,
+    Abort,
     Blocked,
     Call,
     Describe,
@@ -54,6 +57,8 @@ from zray.serialize.values import dump, dump_error, format_user_traceback, load
 log = logging.getLogger("zray.worker")
 
 CELL_BYTES = ids.ID_BYTES
+RESULT_BYTES_MAX = 8 << 20
+"""What the small results of one task, or copies of its error, take together in one message."""
 
 
 class InputFailedError(Exception):
@@ -182,7 +187,11 @@ class WorkerProcess:
     def _return_queued(self) -> None:
         given_back = []
         while self.runs:
-            given_back.append(self.runs.popleft().task_id)
+            run = self.runs.popleft()
+            given_back.append(run.task_id)
+            for ready in run.deps:
+                if ready.value.kind == EXTENT:
+                    self.client.note_unpinned(ready.object_id)
         if given_back:
             self.client.out.append((self.client.node, Returned(tuple(given_back))))
 
@@ -216,7 +225,9 @@ class WorkerProcess:
             result, values = self._execute(run, descriptor)
         except BaseException as error:
             failed = True
-            values = (self._error_value(descriptor.name, error),) * descriptor.num_returns
+            values = self._error_values(
+                run.task_id, descriptor.kind, descriptor.name, descriptor.num_returns, error
+            )
         run_ns = time.perf_counter_ns() - started_ns
         self.current = ids.NIL_ID
         with client.lock:
@@ -225,8 +236,8 @@ class WorkerProcess:
         del result
 
     def _execute(self, run: Run, descriptor: Describe) -> tuple[Any, tuple[Value, ...]]:
-        function = self.functions.get(descriptor.function_id, descriptor.name)
         args, kwargs = self._arguments(run)
+        function = self.functions.get(descriptor.function_id, descriptor.name)
         result = function(*args, **kwargs)
         if descriptor.kind == ACTOR:
             self.actor, self.actor_name = result, descriptor.name
@@ -238,7 +249,15 @@ class WorkerProcess:
         if not run.deps:
             return load_args(run.args, ())
         views = [self.client.view(ready.object_id, ready.value) for ready in run.deps]
-        return self._load_args(run.args, views)
+        later = [ready.object_id for ready in run.deps if ready.value.kind == AT_NODE]
+        try:
+            if later:
+                fetched = self._fetch_views(later)
+                shown = zip(run.deps, views, strict=True)
+                views = [fetched.get(ready.object_id, view) for ready, view in shown]
+            return self._load_args(run.args, views)
+        finally:
+            self.client.dropped.extend(later)
 
     def _load_args(
         self, blob: bytes | memoryview, views: list[bytes | memoryview]
@@ -258,13 +277,26 @@ class WorkerProcess:
         results = list(result) if isinstance(result, Sequence) else [result]
         if len(results) != num_returns:
             raise ValueError(f"{name}() has num_returns={num_returns} and returned {len(results)} values")
+        values: list[Value] = []
+        inline_bytes_left = RESULT_BYTES_MAX
         object_ids = ids.return_ids(task_id, num_returns)
-        return tuple(
-            self._pack_one(object_id, name, one, holder)
-            for object_id, one in zip(object_ids, results, strict=True)
-        )
+        try:
+            for object_id, one in zip(object_ids, results, strict=True):
+                values.append(self._pack_one(object_id, name, one, holder, inline_bytes_left))
+                inline_bytes_left -= len(values[-1].data)
+        except BaseException:
+            self._abort(object_ids, values)
+            raise
+        return tuple(values)
 
-    def _pack_one(self, object_id: bytes, name: str, result: Any, holder: Address) -> Value:
+    def _pack_one(
+        self,
+        object_id: bytes,
+        name: str,
+        result: Any,
+        holder: Address,
+        inline_bytes_left: int = RESULT_BYTES_MAX,
+    ) -> Value:
         packed = dump(result, f"the return value of {name}()")
         client = self.client
         if packed.contained:
@@ -272,18 +304,38 @@ class WorkerProcess:
                 client.objects.share(packed.contained)
             if holder:
                 client.acquire_for(holder, packed.contained)
-        if packed.total_bytes <= self.config.inline_bytes_max:
+        if packed.total_bytes <= min(self.config.inline_bytes_max, inline_bytes_left):
             return Value(INLINE, packed.to_bytes(), 0, 0, packed.contained)
-        client.store(object_id, packed, holder)
-        if holder:
+        written = client.store(object_id, packed, holder)
+        if holder and written:
             with client.lock:
                 client.out.append((client.node, Seal(object_id, packed.contained)))
         return Value(EXTENT, b"", 0, packed.total_bytes, packed.contained)
 
-    def _error_value(self, name: str, error: BaseException) -> Value:
+    def _abort(self, object_ids: Sequence[bytes], values: Sequence[Value]) -> None:
+        """A later return value failed: the room of the earlier ones is given back before anybody retries."""
+        client = self.client
+        with client.lock:
+            for object_id, value in zip(object_ids, values, strict=False):
+                if value.kind == EXTENT:
+                    client.out.append((client.node, Abort(object_id)))
+
+    def _error_values(
+        self, task_id: bytes, kind: int, name: str, count: int, error: BaseException
+    ) -> tuple[Value, ...]:
+        """One error for each of ``count`` return objects."""
         if isinstance(error, InputFailedError):
-            return error.value
-        return Value(ERROR, dump_error(TaskError(name, format_user_traceback(error), error)))
+            return (error.value,) * count
+        text = format_user_traceback(error)
+        raised: ZrayError = TaskError(name, text, error)
+        if kind == ACTOR:
+            raised = ActorDiedError(ids.short(task_id), f"its constructor raised\n{text}", raised)
+        data = dump_error(raised)
+        if len(data) * count > RESULT_BYTES_MAX:
+            small = TaskError(name, text[-(RESULT_BYTES_MAX // (8 * count)) :], None)
+            small.add_note(f"the {type(error).__name__} itself takes {len(data)} bytes and was left out")
+            data = dump_error(small)
+        return (Value(ERROR, data),) * count
 
     # --- actor calls -------------------------------------------------------------------------------
 
@@ -301,7 +353,7 @@ class WorkerProcess:
             del args, kwargs
             values = self._pack(call.task_id, name, call.num_returns, result, source)
         except BaseException as error:
-            values = (self._error_value(name, error),) * call.num_returns
+            values = self._error_values(call.task_id, TASK, name, call.num_returns, error)
         if client.objects.acquires != acquires:
             client.confirm_acquired()  # the caller lets go of its arguments when it has the reply
         self.current = ids.NIL_ID
@@ -312,18 +364,22 @@ class WorkerProcess:
     def _call_arguments(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not call.deps:
             return load_args(call.args, ())
-        client = self.client
-        with client.lock:
-            for object_id in call.deps:
-                client.objects.borrow(object_id)
         try:
-            values = client.fetch(call.deps, None)
-            assert values is not None
-            for value in values.values():
-                if value.kind in (ERROR, FAULT):
-                    client.give_back(values)
-                    raise InputFailedError(value)
-            views = {object_id: client.view(object_id, value) for object_id, value in values.items()}
+            views = self._fetch_views(call.deps)
             return self._load_args(call.args, [views[object_id] for object_id in call.deps])
         finally:
-            client.dropped.extend(call.deps)
+            self.client.dropped.extend(call.deps)
+
+    def _fetch_views(self, object_ids: Sequence[bytes]) -> dict[bytes, bytes | memoryview]:
+        """The bytes of inputs that did not come along; the caller drops each id once, also after an error."""
+        client = self.client
+        with client.lock:
+            for object_id in object_ids:
+                client.objects.borrow(object_id)
+        values = client.fetch(object_ids, None)
+        assert values is not None
+        for value in values.values():
+            if value.kind in (ERROR, FAULT):
+                client.give_back(values)
+                raise InputFailedError(value)
+        return {object_id: client.view(object_id, value) for object_id, value in values.items()}

@@ -317,7 +317,8 @@ def run(options: NodeOptions, ready_fd: int | None) -> int:
             log.info("interrupted before it listened")
             return 0
         except (ZrayError, zmq.ZMQError, OSError, ValueError, OverflowError) as error:
-            log.error("the node cannot start: %s", error)
+            if ready_fd is None:
+                log.error("the node cannot start: %s", error)
             announce(ready_fd, {"error": str(error)})
             return 1
         return node.serve(ready_fd)

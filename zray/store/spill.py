@@ -253,7 +253,8 @@ def _drop_frames(error: BaseException | None) -> None:
     """Take the tracebacks off an error and its causes: their frames hold the object's memory."""
     while error is not None:
         error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+        cause = error.__cause__ or error.__context__
+        error = None if cause is error else cause  # one that is raised anew is its own cause
 
 
 def _is_object_file(name: str) -> bool:
