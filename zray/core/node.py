@@ -37,6 +37,7 @@ from zray.protocol.messages import (
     Answer,
     Blocked,
     ClientGone,
+    ClientJoined,
     Create,
     Credit,
     Demand,
@@ -245,7 +246,8 @@ class Node:
             return
         if source not in self.clients:
             self.clients[source] = ClientEntry(source, message.role, message.pid, message.job_id, worker)
-            self.out.append((RUNTIME, message))
+            if message.role == DRIVER:
+                self.out.append((RUNTIME, ClientJoined(source, message.pid)))
         if message.role == DRIVER and message.job_id not in self.scheduler.jobs:
             context = JobContext(message.job_id, message.sys_path, message.working_dir)
             self.scheduler.jobs[message.job_id] = Job(context)

@@ -625,6 +625,13 @@ class DeleteFile(Message, frozen=True, tag=227):
     object_id: bytes
 
 
+class ClientJoined(Message, frozen=True, tag=228):
+    """A driver introduced itself: its process is to be watched, and its end reported."""
+
+    client: bytes
+    pid: int
+
+
 FromClient = (
     Hello | Goodbye | Describe | ExportFunction | Submit | Get | Acquire | Release | Unpin | Publish
     | Promise | Create | Seal | Abort | WatchActor | KillActor | Query | HoldFor | TaskDone | Blocked
@@ -644,6 +651,7 @@ FromGlobal = Place | Infeasible
 Direct = Call | Reply
 Local = (
     StartWorker | KillWorker | WorkerExited | ClientGone | Spill | Spilled | SpillFailed | DeleteFile
+    | ClientJoined
 )  # fmt: skip
 
 ToNode = FromClient | FromShard | FromGlobal

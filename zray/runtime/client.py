@@ -12,11 +12,8 @@ is full, when any thread waits, or when the background thread comes by.
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import logging
 import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,16 +23,14 @@ from zray import ids
 from zray.config import Config
 from zray.core.actor_calls import ActorCalls
 from zray.core.client_objects import ClientObjects
-from zray.core.machine import Address, Effect
+from zray.core.machine import Address
 from zray.errors import (
     ClusterUnavailableError,
-    LocalProtocolError,
     ObjectLostError,
     ObjectStoreFullError,
     OutOfDiskError,
     VersionMismatchError,
 )
-from zray.protocol.codec import decode_for_process
 from zray.protocol.messages import (
     ACTOR_DEAD,
     DRIVER,
@@ -71,21 +66,17 @@ from zray.protocol.messages import (
     Warn,
     Welcome,
 )
-from zray.runtime.idle_duty import IdleDuty
+from zray.runtime.link import Link, left_s
 from zray.runtime.object_io import ObjectIO
-from zray.runtime.transport import Transport
 from zray.serialize.values import Serialized
 
 log = logging.getLogger("zray.client")
 
-FRAMES_PER_TURN_MAX = 64
 ARGS_IN_LAST_DEP = b"@"
 """``Submit.args`` of a task whose arguments are too large to travel inside: they are its last dependency."""
 
-Handler = Callable[[Address, Any], None]
 
-
-class Client:
+class Client(Link):
     """The connection of one process to its node.
 
     Args:
@@ -99,18 +90,12 @@ class Client:
     def __init__(
         self, identity: Address, node: Address, *, root_task: bytes, config: Config, role: int = DRIVER
     ) -> None:
-        self.identity = identity
+        super().__init__(identity, config)
         self.node = node
-        self.config = config
         self.role = role
         self.pid = os.getpid()
-        self.lock = threading.Lock()
-        self.out: list[Effect] = []
         self.objects = ClientObjects(self.out, node=node)
         self.calls = ActorCalls(self.out, node=node)
-        self.transport = Transport(identity, decode_for_process, config)
-        self.servers: list[Transport] = []
-        self.routes: dict[Address, Transport] = {}  # callers are answered where they called
         self.dropped: deque[bytes] = deque()  # refs that died, in any thread, also inside the collector
         self.unpinned: deque[bytes] = deque()
         self.root_task = root_task
@@ -121,27 +106,12 @@ class Client:
         self._exported: dict[bytes, None] = {}
         self._window = config.submit_window_max
         self._window_floor = 0  # how far below zero it may go for now
-        self._sent_ns = 0
         self._call_needs: dict[bytes, tuple[bytes, ...]] = {}
         self._tokens = 0
         self._replies: dict[Any, Any] = {}
         self.welcome: Welcome | None = None
         self._io: ObjectIO | None = None
-        self._broken: Exception | None = None
-        self._closed = False
-        self._leading = threading.Lock()
-        self._followers = threading.Condition(self.lock)
-        self._followers_waiting = 0
-        self._leader_sleeps = False
-        self._sleeper_woken = False  # for what died; one wake is enough
-        self._wake_read, self._wake_write = os.pipe()
-        os.set_blocking(self._wake_read, False)
-        os.set_blocking(self._wake_write, False)
-        self.transport.watch(self._wake_read)
-        self._node_pid_fd = -1
-        self.before_waiting: Callable[[], bool] | None = None  # worker: may lend its CPU
-        self.after_waiting: Callable[[], None] | None = None
-        self.handlers: dict[type, Handler] = {
+        self.handlers = {
             ObjectReady: lambda _source, message: self.objects.on_ready(message),
             Reply: self._on_reply,
             ActorState: self._on_actor_state,
@@ -155,7 +125,6 @@ class Client:
             Warn: self._on_warn,
             Exit: lambda _source, message: None,
         }
-        self.duty = IdleDuty(self)
 
     # --- connection ------------------------------------------------------------------------------
 
@@ -176,11 +145,6 @@ class Client:
         assert self.welcome is not None
         self._io = ObjectIO(self.welcome, self.note_unpinned)
         return self.welcome
-
-    def watch_node(self, pid_fd: int) -> None:
-        """Learn at once when the node is gone; ``pid_fd`` becomes readable then."""
-        self._node_pid_fd = pid_fd
-        self.transport.watch(pid_fd)
 
     def close(self) -> None:
         """Say goodbye and let go of the socket. Refs that are left do nothing any more."""
@@ -204,12 +168,6 @@ class Client:
             for fd in fds:
                 if fd >= 0:
                     os.close(fd)
-
-    def fail(self, error: Exception) -> None:
-        """The cluster cannot be used any more: everybody who waits gets this error. Lock held."""
-        if self._broken is None:
-            self._broken = error
-        self._followers.notify_all()
 
     # --- tasks -----------------------------------------------------------------------------------
 
@@ -443,7 +401,7 @@ class Client:
                         return taken
                     want = self.objects.want(left, None, True)
                 try:
-                    if not self.wait_until(lambda want=want: want.done, _left_s(deadline)):  # type: ignore[misc]
+                    if not self.wait_until(lambda want=want: want.done, left_s(deadline)):  # type: ignore[misc]
                         self.give_back(taken)
                         return None
                 finally:
@@ -492,14 +450,6 @@ class Client:
             token = self._next_token()
             self._expect_answer(token, Acquire((), token))
         self._await_answer(token)
-
-    def serve(self, identity: Address, endpoint: str) -> None:
-        """Take direct calls at ``endpoint`` from now on."""
-        server = Transport(identity, decode_for_process, self.config, self.transport.context)
-        server.bind(endpoint)
-        with self.lock:
-            self.transport.watch(server.fileno())
-            self.servers.append(server)
 
     def query(self, what: str, timeout_s: float = 10.0) -> bytes:
         """A report of the node, as JSON."""
@@ -568,21 +518,17 @@ class Client:
     def _on_warn(self, source: Address, message: Warn) -> None:
         log.warning("%s", message.text)
 
-    # --- sending and receiving; the lock is held in all of these -----------------------------------
+    # --- what dies -------------------------------------------------------------------------------
 
     def note_dropped(self, object_id: bytes) -> None:
         """A ref is gone. In any thread, also inside the collector: it only appends, and wakes a sleeper."""
         self.dropped.append(object_id)
-        if self._leader_sleeps and not self._sleeper_woken:
-            self._sleeper_woken = True
-            self._wake_leader()
+        self.rouse_sleeper()
 
     def note_unpinned(self, object_id: bytes) -> None:
         """Nobody looks at an extent any more; otherwise like :meth:`note_dropped`."""
         self.unpinned.append(object_id)
-        if self._leader_sleeps and not self._sleeper_woken:
-            self._sleeper_woken = True
-            self._wake_leader()
+        self.rouse_sleeper()
 
     def settle(self) -> None:
         """Count what died since the last time."""
@@ -594,175 +540,14 @@ class Client:
             objects.unpinned.append(unpinned.popleft())
         objects.settle()
 
-    def flush(self) -> None:
-        """Send what is in the outbox. Takes the lock."""
-        with self.lock:
-            self._send_all()
+    def has_gathered(self) -> bool:
+        """Whether a ref died that the node was not told of."""
+        return bool(self.dropped or self.unpinned)
 
-    def _send_all(self, now_ns: int = 0) -> None:
+    def before_sending(self) -> None:
+        """Refs that died are let go with the next batch. Lock held."""
         if self.dropped or self.unpinned or self.objects.released or self.objects.unpinned:
             self.settle()
-        if not self.out:
-            return
-        by_peer: dict[Address, list[Any]] = {}
-        for destination, message in self.out:
-            messages = by_peer.get(destination)
-            if messages is None:
-                by_peer[destination] = [message]
-            else:
-                messages.append(message)
-        self.out.clear()
-        for destination, messages in by_peer.items():
-            self.routes.get(destination, self.transport).send(destination, messages)
-        self._sent_ns = now_ns or time.monotonic_ns()
-        if self._leader_sleeps and self.transport.readable():  # the send may have swallowed its signal
-            self._receive()
-
-    def _receive(self) -> bool:
-        """Handle what has arrived; whether anything had."""
-        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
-        for server in self.servers:
-            batch += server.receive(FRAMES_PER_TURN_MAX)
-        handlers = self.handlers
-        for source, message in batch:
-            handlers.get(type(message), self._on_unexpected)(source, message)
-        if batch and self._followers_waiting:
-            self._followers.notify_all()
-        if batch and self._leader_sleeps:  # what it waits for may be among this
-            self._wake_leader()
-        return bool(batch)
-
-    def _on_unexpected(self, source: Address, message: Any) -> None:
-        log.warning("unexpected %s from %s", type(message).__name__, source.hex())
-
-    def do_idle_duty(self) -> None:
-        """One visit of the background thread while no user thread leads."""
-        self._send_all()
-        self._receive()
-        if self.out:
-            self._send_all()
-
-    # --- waiting ---------------------------------------------------------------------------------
-
-    def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
-        """Wait until ``done()`` (called with the lock held), in turn with other threads.
-
-        Returns:
-            whether it is done; False once the time is over.
-        Raises:
-            ClusterUnavailableError: if the node is gone.
-            KeyboardInterrupt: at once, in the main thread; nothing is lost by it.
-        """
-        with self.lock:
-            self._send_all()
-            if done():
-                return True
-            self._receive()
-            if done():
-                self._send_all()
-                return True
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        lent = self.before_waiting is not None and self.before_waiting()
-        try:
-            while True:
-                if self._lead_or_follow(done, deadline):
-                    return True
-                if deadline is not None and time.monotonic() >= deadline:
-                    return False
-        finally:
-            if lent and self.after_waiting is not None:
-                self.after_waiting()
-
-    def _lead_or_follow(self, done: Callable[[], bool], deadline: float | None) -> bool:
-        if self._leading.acquire(blocking=False):
-            try:
-                return self._lead(done, deadline)
-            finally:
-                with self.lock:
-                    self._leading.release()
-                    if self._followers_waiting:
-                        self._followers.notify_all()
-                    self.duty.note_activity()
-        with self.lock:
-            self._check_usable()
-            if done():
-                return True
-            if self.duty.leads:
-                self._wake_leader()
-            if self._leading.locked():
-                self._followers_waiting += 1
-                try:
-                    self._followers.wait(_left_s(deadline))
-                finally:
-                    self._followers_waiting -= 1
-            return done()
-
-    def _lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
-        """Poll and handle for everybody until ``done()`` or the time is over."""
-        while True:
-            with self.lock:
-                self._check_usable()
-                while True:
-                    self._send_all()
-                    if done():
-                        return True
-                    if not self._receive():
-                        break
-                if not self.may_sleep():
-                    continue
-            try:
-                left_s = _left_s(deadline)
-                if left_s is not None and left_s <= 0:
-                    return False
-                self.sleep(None if left_s is None else -int(-left_s * 1000 // 1))
-            finally:
-                self.end_sleep()
-
-    def may_sleep(self) -> bool:
-        """Whether nothing is to be done. Then :meth:`sleep` follows; who makes work wakes it. Lock held."""
-        self._sleeper_woken = False
-        self._leader_sleeps = True  # before the look: what comes after it wakes the sleeper
-        if self.out or self.dropped or self.unpinned or self._any_readable():
-            self._leader_sleeps = False
-        return self._leader_sleeps
-
-    def end_sleep(self) -> None:
-        """Take :meth:`may_sleep` back."""
-        self._leader_sleeps = False
-
-    def _any_readable(self) -> bool:
-        if self.transport.readable():
-            return True
-        return any(server.readable() for server in self.servers)
-
-    def _check_usable(self) -> None:
-        if self._broken is not None:
-            raise copy.copy(self._broken)  # each thread its own: an error collects tracebacks
-        if self._closed:
-            raise LocalProtocolError("this connection is closed: zray was shut down")
-
-    def sleep(self, timeout_ms: int | None) -> None:
-        """Block until something may have arrived. For the thread that leads; the lock is free."""
-        for fd in self.transport.wait(timeout_ms):
-            if fd == self._wake_read:
-                self._drain_wakes()
-            elif fd == self._node_pid_fd:
-                with self.lock:
-                    self._receive()
-                    self.fail(ClusterUnavailableError("the node of this process is gone", 0.0))
-                    self.transport.unwatch(fd)
-
-    def _drain_wakes(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._wake_read, 4096)
-
-    def _wake_leader(self) -> None:
-        with contextlib.suppress(OSError):  # full of wakes already, or closed
-            os.write(self._wake_write, b"\0")
-
-    def wake(self) -> None:
-        """Make the thread that leads look at the world again."""
-        self._wake_leader()
 
 
 def error_of(value: Value, load_error: Callable[[bytes], BaseException]) -> BaseException | None:
@@ -774,10 +559,6 @@ def error_of(value: Value, load_error: Callable[[bytes], BaseException]) -> Base
 
         return fault_error(value.data)
     return None
-
-
-def _left_s(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 def _first_number(text: str) -> int:

@@ -9,6 +9,10 @@ from __future__ import annotations
 import os
 import struct
 import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zray.core.machine import Address
 
 CONNECT_TIMEOUT_S = 5.0
 RETRY_INTERVAL_S = 0.05
@@ -16,9 +20,16 @@ RETRY_INTERVAL_S = 0.05
 _TCP, _IPC = "tcp://", "ipc://"
 
 
-def endpoint_of(text: str) -> str:
+def shard_address(shard: int) -> Address:
+    """The routing id of a shard of the control store."""
+    return b"gcs-%04d" % shard
+
+
+def endpoint_of(text: str, *, may_be_wild: bool = False) -> str:
     """``tcp://HOST:PORT`` or ``ipc://PATH``; ``HOST:PORT`` is short for the former.
 
+    Args:
+        may_be_wild: whether the port may be ``0`` or ``*``, for one who listens: any free one.
     Raises:
         ValueError: if it is neither.
     """
@@ -26,9 +37,10 @@ def endpoint_of(text: str) -> str:
         return text
     endpoint = text if "://" in text else _TCP + text
     host, colon, port = endpoint.removeprefix(_TCP).rpartition(":")
-    if endpoint.startswith(_TCP) and host and colon and port.isascii() and port.isdigit():
-        number = int(port)
-        if 0 < number < 65_536:
+    if endpoint.startswith(_TCP) and host and colon:
+        if may_be_wild and port in ("0", "*"):
+            return endpoint
+        if port.isascii() and port.isdigit() and 0 < int(port) < 65_536:
             return endpoint
     raise ValueError(f"{text!r} is neither HOST:PORT nor tcp://HOST:PORT nor ipc://PATH")
 

@@ -1,4 +1,4 @@
-"""The background thread of a client: it acts only while no user thread does.
+"""The background thread of a link: it acts only while no user thread does.
 
 After any activity it comes by every ``idle_duty_interval_ns``: it sends what was left in the outbox and
 handles what has arrived. Once nothing has happened for ``idle_duty_linger_ns`` it stops ticking: it either
@@ -12,16 +12,16 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zray.runtime.client import Client
+    from zray.runtime.link import Link
 
 
 class IdleDuty:
-    """One daemon thread per client, started with the first activity."""
+    """One daemon thread per link, started with the first activity."""
 
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._interval_s = client.config.idle_duty_interval_ns / 1e9
-        self._linger_ns = client.config.idle_duty_linger_ns
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._interval_s = link.config.idle_duty_interval_ns / 1e9
+        self._linger_ns = link.config.idle_duty_linger_ns
         self._thread: threading.Thread | None = None
         self._closed = False
         self._asleep = False
@@ -35,7 +35,7 @@ class IdleDuty:
         if self._asleep:
             self._alarm.set()
         elif self.leads:
-            self._client.wake()
+            self._link.wake()
         elif self._thread is None and not self._closed:
             self._thread = threading.Thread(target=self._run, name="zray-idle-duty", daemon=True)
             self._thread.start()
@@ -44,7 +44,7 @@ class IdleDuty:
         """End the thread."""
         self._closed = True
         self._alarm.set()
-        self._client.wake()
+        self._link.wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout=1.0)
 
@@ -52,28 +52,28 @@ class IdleDuty:
         while not self._closed:
             time.sleep(self._interval_s)
             quiet = time.monotonic_ns() - self._active_ns > self._linger_ns
-            if self._client._leading.acquire(blocking=False):
+            if self._link._leading.acquire(blocking=False):
                 self._visit(quiet)
             elif quiet:
                 self._sleep()
 
     def _visit(self, quiet: bool) -> None:
-        client = self._client
+        link = self._link
         try:
-            with client.lock:
-                if self._closed or client._closed:
+            with link.lock:
+                if self._closed or link._closed:
                     return
-                client.do_idle_duty()
-                self.leads = quiet and client._broken is None and client.may_sleep()
+                link.do_idle_duty()
+                self.leads = quiet and link._broken is None and link.may_sleep()
             if self.leads:
-                client.sleep(None)
+                link.sleep(None)
         finally:
             self.leads = False
-            client.end_sleep()
-            with client.lock:
-                client._leading.release()
-                if client._followers_waiting:
-                    client._followers.notify_all()
+            link.end_sleep()
+            with link.lock:
+                link._leading.release()
+                if link._followers_waiting:
+                    link._followers.notify_all()
 
     def _sleep(self) -> None:
         """A user thread waits at the socket: nothing to do here until it leaves."""

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import msgspec
@@ -58,9 +58,13 @@ class ZygoteGone(NamedTuple):
 ProcessEvent = Started | Exited | ZygoteGone
 
 
-def fork_zygote(worker_main: WorkerMain, session: Session) -> WorkerProcesses:
+def fork_zygote(
+    worker_main: WorkerMain, session: Session, prepare: Callable[[], None] | None = None
+) -> WorkerProcesses:
     """Fork the zygote of this node.
 
+    Args:
+        prepare: runs in the zygote before it serves; what it imports is there in every worker.
     Raises:
         LocalProtocolError: if this process has threads already: a fork would copy their locks, held.
     """
@@ -72,15 +76,19 @@ def fork_zygote(worker_main: WorkerMain, session: Session) -> WorkerProcesses:
     pid = os.fork()
     if pid == 0:
         ours.close()
-        _be_zygote(theirs, worker_main, session.path)
+        _be_zygote(theirs, worker_main, session.path, prepare)
     theirs.close()
     session.add_process(pid)
     return WorkerProcesses(ours, pid, session.path)
 
 
-def _be_zygote(channel: socket, worker_main: WorkerMain, session_path: str) -> NoReturn:
+def _be_zygote(
+    channel: socket, worker_main: WorkerMain, session_path: str, prepare: Callable[[], None] | None
+) -> NoReturn:
     code = 1
     try:
+        if prepare is not None:
+            prepare()
         zygote.run_zygote(channel, worker_main, session_path)
         code = 0
     except BaseException:

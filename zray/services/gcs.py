@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,6 +29,7 @@ from zray.ids import ID_BYTES, random_id
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
 from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError, LogUnavailableError
+from zray.runtime.endpoints import endpoint_of, knock, shard_address
 from zray.runtime.loop import Loop
 from zray.runtime.transport import Transport
 
@@ -56,25 +56,6 @@ class GcsOptions(NamedTuple):
     """Whether every write waits for the disk: survive a power failure, not only the end of the process."""
     parent_pid: int | None = None
     """End when this process does."""
-
-
-def arguments_of(options: GcsOptions, log_level: str) -> list[str]:
-    """The command line that :func:`main` reads as these options."""
-    arguments = ["--listen", options.listen, "--shard", f"{options.shard}/{options.shard_count}"]
-    if options.data_dir is not None:
-        arguments += ["--data-dir", options.data_dir]
-    if options.cluster_id is not None:
-        arguments += ["--cluster-id", options.cluster_id.hex()]
-    if options.sync:
-        arguments += ["--sync", "group"]
-    if options.parent_pid is not None:
-        arguments += ["--parent-pid", str(options.parent_pid)]
-    return [*arguments, "--log-level", log_level]
-
-
-def shard_address(shard: int) -> Address:
-    """The routing id of a shard."""
-    return b"gcs-%04d" % shard
 
 
 # --- the log -------------------------------------------------------------------------------------
@@ -274,9 +255,11 @@ def _refuse_live_socket(endpoint: str) -> None:
     """
     if not endpoint.startswith("ipc://"):
         return
-    with socket.socket(socket.AF_UNIX) as probe:
-        if probe.connect_ex(endpoint.removeprefix("ipc://")) == 0:
-            raise OSError(f"cannot listen on {endpoint}: another process does")
+    try:
+        knock(endpoint)
+    except OSError:
+        return
+    raise OSError(f"cannot listen on {endpoint}: another process does")
 
 
 def _end_on_signals(loop: Loop) -> None:
@@ -335,9 +318,10 @@ def _id_in_hex(text: str) -> bytes:
 
 
 def _endpoint(text: str) -> str:
-    if not text.startswith(("tcp://", "ipc://")):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither tcp://HOST:PORT nor ipc://PATH")
-    return text
+    try:
+        return endpoint_of(text, may_be_wild=True)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,6 +7,7 @@ store, zygote) comes before the first thread and the first ZeroMQ context.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import mmap
 import os
@@ -27,11 +28,10 @@ from zray.core.node import Node, NodeIdentity
 from zray.errors import ClusterUnavailableError, ZrayError
 from zray.protocol.codec import decode_for_node
 from zray.protocol.messages import (
-    DRIVER,
     RESOURCE_UNIT,
     ClientGone,
+    ClientJoined,
     DeleteFile,
-    Hello,
     KillWorker,
     Refused,
     Spill,
@@ -42,7 +42,7 @@ from zray.protocol.messages import (
     WorkerExited,
 )
 from zray.runtime import session_dir
-from zray.runtime.endpoints import await_listener, why
+from zray.runtime.endpoints import await_listener, shard_address, why
 from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, usable_cpus
 from zray.runtime.processes import (
@@ -55,16 +55,15 @@ from zray.runtime.processes import (
     watch_pid,
 )
 from zray.runtime.transport import Transport
-from zray.runtime.worker import CELL_BYTES, WorkerProcess
 from zray.runtime.zygote import open_output
-from zray.serialize.values import preload
-from zray.services.gcs import shard_address
 from zray.services.shards import LocalShards
 from zray.store.arena import Arena, ArenaView
 from zray.store.spill import SPILL, DiskOutcome, SpillDirectory, SpillWorker
 
 log = logging.getLogger("zray.node")
 
+CELL_BYTES = ids.ID_BYTES
+"""Of a worker's progress cell: the id of the task that it runs."""
 SLOT_VARIABLE = "ZRAY_WORKER_SLOT"
 FATAL_REFUSALS = ("version", "shard", "stale")
 """Reasons of a control store for which a node is of no use to its cluster."""
@@ -108,8 +107,7 @@ class NodeProcess:
             self.shards = self.local_shards.endpoints
             stack.callback(self.local_shards.close, config.shutdown_timeout_ns / 1e9)
             self.local_shards.fork()
-        preload()
-        self.workers: WorkerProcesses = fork_zygote(self._worker_main, session)
+        self.workers: WorkerProcesses = fork_zygote(self._worker_main, session, _prepare_workers)
         stack.callback(self.workers.close, config.shutdown_timeout_ns / 1e9)
         self._open(stack)
 
@@ -126,6 +124,8 @@ class NodeProcess:
 
     def _worker_main(self, worker_id: bytes, session_path: str) -> int:
         """Runs in a freshly forked worker."""
+        from zray.runtime.worker import WorkerProcess
+
         slot = int(os.environ.pop(SLOT_VARIABLE))
         number = int.from_bytes(worker_id[-4:], "big")
         cell = memoryview(self.cells)[slot * CELL_BYTES : (slot + 1) * CELL_BYTES]
@@ -269,9 +269,8 @@ class NodeProcess:
     def _note(self, messages: list[Any]) -> None:
         """What the operator, or this process, must know."""
         for message in messages:
-            if isinstance(message, Hello):
-                if message.role == DRIVER:
-                    self._watch_driver(message)
+            if isinstance(message, ClientJoined):
+                self._watch_driver(message)
             elif isinstance(message, ClientGone):
                 self._forget_driver(message.client)
             elif isinstance(message, Warn):
@@ -285,11 +284,10 @@ class NodeProcess:
         else:
             log.error("the control store refuses a message: %s: %s", message.reason, message.detail)
 
-    def _watch_driver(self, hello: Hello) -> None:
-        clients = reversed(self.node.clients.values())
-        address = next(client.address for client in clients if client.job_id == hello.job_id)
+    def _watch_driver(self, driver: ClientJoined) -> None:
+        address = driver.client
         try:
-            fd = watch_pid(hello.pid)
+            fd = watch_pid(driver.pid)
         except (ProcessLookupError, OverflowError):  # gone already, or never there
             self.loop.post(RUNTIME, ClientGone(address))
             return
@@ -305,6 +303,17 @@ class NodeProcess:
 
 def _nothing() -> None:
     pass
+
+
+def _prepare_workers() -> None:
+    """Import, in the zygote, what workers need; the node itself does not, and goes on meanwhile."""
+    import zray.runtime.worker  # noqa: F401
+    from zray.serialize.values import preload
+
+    preload()
+    public = importlib.import_module("zray")  # by name: it is user code that needs the layers above
+    for name in public.__all__:
+        getattr(public, name)
 
 
 def run(options: NodeOptions, ready_fd: int | None) -> int:

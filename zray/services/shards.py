@@ -22,7 +22,6 @@ from zray.runtime.node_options import python_command
 from zray.runtime.processes import end_process, launch, watch_pid
 from zray.runtime.session_dir import Session
 from zray.runtime.zygote import close_inherited_files
-from zray.services import gcs
 
 log = logging.getLogger("zray.node")
 
@@ -31,12 +30,13 @@ LIFE_MIN_S = 1.0
 
 
 class LocalShard:
-    """One shard: what it was told, its newest process, and when that was started."""
+    """One shard: where it listens, its newest process, and when that was started."""
 
-    __slots__ = ("options", "pid", "started_s", "watch_fd")
+    __slots__ = ("endpoint", "number", "pid", "started_s", "watch_fd")
 
-    def __init__(self, options: gcs.GcsOptions) -> None:
-        self.options = options
+    def __init__(self, number: int, endpoint: str) -> None:
+        self.number = number
+        self.endpoint = endpoint
         self.pid = 0
         self.started_s = 0.0
         self.watch_fd = -1
@@ -55,32 +55,23 @@ class LocalShards:
         self._session = session
         self._log_level = log_level
         self._loop: Loop | None = None
-        cluster_id = random_id()
+        self._cluster_id = random_id()
         self._shards = [
-            LocalShard(
-                gcs.GcsOptions(
-                    listen=f"ipc://{session.socket_path(f'gcs{shard}')}",
-                    shard=shard,
-                    shard_count=count,
-                    data_dir=os.path.join(session.path, f"gcs{shard}.log"),
-                    cluster_id=cluster_id,
-                    parent_pid=os.getpid(),
-                )
-            )
-            for shard in range(count)
+            LocalShard(number, f"ipc://{session.socket_path(f'gcs{number}')}") for number in range(count)
         ]
 
     @property
     def endpoints(self) -> tuple[str, ...]:
         """Where the shards listen, by number."""
-        return tuple(shard.options.listen for shard in self._shards)
+        return tuple(shard.endpoint for shard in self._shards)
 
     def fork(self) -> None:
         """Start all of them; only while this process has a single thread."""
         for shard in self._shards:
+            node_pid = os.getpid()
             pid = os.fork()
             if pid == 0:
-                _be_shard(shard.options)
+                _be_shard(self._options(shard, node_pid))
             self._note_start(shard, pid)
 
     def watch(self, loop: Loop) -> None:
@@ -99,6 +90,17 @@ class LocalShards:
             self._unwatch(shard)
             if shard.pid:
                 end_process(shard.pid, timeout_s, first_signal=None)
+
+    def _options(self, shard: LocalShard, node_pid: int) -> list[str]:
+        """The command line of a shard."""
+        return [
+            "--listen", shard.endpoint,
+            "--shard", f"{shard.number}/{len(self._shards)}",
+            "--data-dir", os.path.join(self._session.path, f"gcs{shard.number}.log"),
+            "--cluster-id", self._cluster_id.hex(),
+            "--parent-pid", str(node_pid),
+            "--log-level", self._log_level,
+        ]  # fmt: skip
 
     def _note_start(self, shard: LocalShard, pid: int) -> None:
         shard.pid = pid
@@ -129,15 +131,14 @@ class LocalShards:
         with contextlib.suppress(OSError):
             self._session.drop_process(shard.pid)
         shard.pid = 0
-        name = f"shard {shard.options.shard} of the control store"
+        name = f"shard {shard.number} of the control store"
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         if lived_s < LIFE_MIN_S:
             log.error("%s %s after %.1f s and is given up; tasks run on, without lineage", name, how, lived_s)
             return
         log.warning("%s %s; it starts again from its log", name, how)
         try:
-            arguments = gcs.arguments_of(shard.options, self._log_level)
-            pid = launch(python_command("zray.services.gcs", *arguments))
+            pid = launch(python_command("zray.services.gcs", *self._options(shard, os.getpid())))
         except ClusterUnavailableError as error:
             log.error("%s cannot be started again: %s", name, error)
             return
@@ -145,13 +146,15 @@ class LocalShards:
         self._watch(shard)
 
 
-def _be_shard(options: gcs.GcsOptions) -> NoReturn:
+def _be_shard(arguments: list[str]) -> NoReturn:
     """In the forked child."""
     code = 1
     try:
         os.setsid()  # Ctrl-C at the node's terminal is for the node, which ends its shards last
         close_inherited_files()
-        code = gcs.serve(options)
+        from zray.services import gcs  # only here: the node need not wait for it
+
+        code = gcs.main(arguments)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:

@@ -1,0 +1,274 @@
+"""One process's link to its node: send, receive, and wait, shared by all of its threads.
+
+All state is behind one lock; no lock is held while a thread waits. Whichever user thread has to wait *leads*:
+it polls the socket and handles what comes for everybody; others that wait follow, and one of them takes
+over when the leader leaves. A background thread (``IdleDuty``) does the same only when no user thread does,
+so that a program that computes still sends its last tasks and hears of its cluster, and the path of a call
+in a loop costs no hand-over between threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from zray.config import Config
+from zray.core.machine import Address, Effect
+from zray.errors import ClusterUnavailableError, LocalProtocolError
+from zray.protocol.codec import decode_for_process
+from zray.runtime.idle_duty import IdleDuty
+from zray.runtime.transport import Transport
+
+log = logging.getLogger("zray.link")
+
+FRAMES_PER_TURN_MAX = 64
+
+Handler = Callable[[Address, Any], None]
+
+
+class Link:
+    """The socket of one process, its outbox, and whoever waits for what comes.
+
+    Args:
+        identity: routing id of this process.
+        config: limits.
+    """
+
+    def __init__(self, identity: Address, config: Config) -> None:
+        self.identity = identity
+        self.config = config
+        self.lock = threading.Lock()
+        self.out: list[Effect] = []
+        self.handlers: dict[type, Handler] = {}
+        self.transport = Transport(identity, decode_for_process, config)
+        self.servers: list[Transport] = []
+        self.routes: dict[Address, Transport] = {}  # callers are answered where they called
+        self._sent_ns = 0
+        self._broken: Exception | None = None
+        self._closed = False
+        self._leading = threading.Lock()
+        self._followers = threading.Condition(self.lock)
+        self._followers_waiting = 0
+        self._leader_sleeps = False
+        self._sleeper_woken = False  # for what gathered; one wake is enough
+        self._wake_read, self._wake_write = os.pipe()
+        os.set_blocking(self._wake_read, False)
+        os.set_blocking(self._wake_write, False)
+        self.transport.watch(self._wake_read)
+        self._node_pid_fd = -1
+        self.before_waiting: Callable[[], bool] | None = None  # worker: may lend its CPU
+        self.after_waiting: Callable[[], None] | None = None
+        self.duty = IdleDuty(self)
+
+    def watch_node(self, pid_fd: int) -> None:
+        """Learn at once when the node is gone; ``pid_fd`` becomes readable then."""
+        self._node_pid_fd = pid_fd
+        self.transport.watch(pid_fd)
+
+    def serve(self, identity: Address, endpoint: str) -> None:
+        """Take direct calls at ``endpoint`` from now on."""
+        server = Transport(identity, decode_for_process, self.config, self.transport.context)
+        server.bind(endpoint)
+        with self.lock:
+            self.transport.watch(server.fileno())
+            self.servers.append(server)
+
+    def fail(self, error: Exception) -> None:
+        """The cluster cannot be used any more: everybody who waits gets this error. Lock held."""
+        if self._broken is None:
+            self._broken = error
+        self._followers.notify_all()
+
+    # --- sending and receiving; the lock is held in all of these -----------------------------------
+
+    def before_sending(self) -> None:
+        """For a subclass: put into the outbox what gathers elsewhere."""
+
+    def has_gathered(self) -> bool:
+        """For a subclass: whether :meth:`before_sending` has something to put."""
+        return False
+
+    def rouse_sleeper(self) -> None:
+        """Make a thread that sleeps at the socket send what has gathered. Takes no lock, in any thread."""
+        if self._leader_sleeps and not self._sleeper_woken:
+            self._sleeper_woken = True
+            self._wake_leader()
+
+    def flush(self) -> None:
+        """Send what is in the outbox. Takes the lock."""
+        with self.lock:
+            self._send_all()
+
+    def _send_all(self, now_ns: int = 0) -> None:
+        self.before_sending()
+        if not self.out:
+            return
+        by_peer: dict[Address, list[Any]] = {}
+        for destination, message in self.out:
+            messages = by_peer.get(destination)
+            if messages is None:
+                by_peer[destination] = [message]
+            else:
+                messages.append(message)
+        self.out.clear()
+        for destination, messages in by_peer.items():
+            self.routes.get(destination, self.transport).send(destination, messages)
+        self._sent_ns = now_ns or time.monotonic_ns()
+        if self._leader_sleeps and self.transport.readable():  # the send may have swallowed its signal
+            self._receive()
+
+    def _receive(self) -> bool:
+        """Handle what has arrived; whether anything had."""
+        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+        for server in self.servers:
+            batch += server.receive(FRAMES_PER_TURN_MAX)
+        handlers = self.handlers
+        for source, message in batch:
+            handlers.get(type(message), self._on_unexpected)(source, message)
+        if batch and self._followers_waiting:
+            self._followers.notify_all()
+        if batch and self._leader_sleeps:  # what it waits for may be among this
+            self._wake_leader()
+        return bool(batch)
+
+    def _on_unexpected(self, source: Address, message: Any) -> None:
+        log.warning("unexpected %s from %s", type(message).__name__, source.hex())
+
+    def do_idle_duty(self) -> None:
+        """One visit of the background thread while no user thread leads."""
+        self._send_all()
+        self._receive()
+        if self.out:
+            self._send_all()
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait until ``done()`` (called with the lock held), in turn with other threads.
+
+        Returns:
+            whether it is done; False once the time is over.
+        Raises:
+            ClusterUnavailableError: if the node is gone.
+            KeyboardInterrupt: at once, in the main thread; nothing is lost by it.
+        """
+        with self.lock:
+            self._send_all()
+            if done():
+                return True
+            self._receive()
+            if done():
+                self._send_all()
+                return True
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        lent = self.before_waiting is not None and self.before_waiting()
+        try:
+            while True:
+                if self._lead_or_follow(done, deadline):
+                    return True
+                if deadline is not None and time.monotonic() >= deadline:
+                    return False
+        finally:
+            if lent and self.after_waiting is not None:
+                self.after_waiting()
+
+    def _lead_or_follow(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        if self._leading.acquire(blocking=False):
+            try:
+                return self._lead(done, deadline)
+            finally:
+                with self.lock:
+                    self._leading.release()
+                    if self._followers_waiting:
+                        self._followers.notify_all()
+                    self.duty.note_activity()
+        with self.lock:
+            self._check_usable()
+            if done():
+                return True
+            if self.duty.leads:
+                self._wake_leader()
+            if self._leading.locked():
+                self._followers_waiting += 1
+                try:
+                    self._followers.wait(left_s(deadline))
+                finally:
+                    self._followers_waiting -= 1
+            return done()
+
+    def _lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        """Poll and handle for everybody until ``done()`` or the time is over."""
+        while True:
+            with self.lock:
+                self._check_usable()
+                while True:
+                    self._send_all()
+                    if done():
+                        return True
+                    if not self._receive():
+                        break
+                if not self.may_sleep():
+                    continue
+            try:
+                remaining_s = left_s(deadline)
+                if remaining_s is not None and remaining_s <= 0:
+                    return False
+                self.sleep(None if remaining_s is None else -int(-remaining_s * 1000 // 1))
+            finally:
+                self.end_sleep()
+
+    def may_sleep(self) -> bool:
+        """Whether nothing is to be done. Then :meth:`sleep` follows; who makes work wakes it. Lock held."""
+        self._sleeper_woken = False
+        self._leader_sleeps = True  # before the look: what comes after it wakes the sleeper
+        if self.out or self.has_gathered() or self._any_readable():
+            self._leader_sleeps = False
+        return self._leader_sleeps
+
+    def end_sleep(self) -> None:
+        """Take :meth:`may_sleep` back."""
+        self._leader_sleeps = False
+
+    def _any_readable(self) -> bool:
+        if self.transport.readable():
+            return True
+        return any(server.readable() for server in self.servers)
+
+    def _check_usable(self) -> None:
+        if self._broken is not None:
+            raise copy.copy(self._broken)  # each thread its own: an error collects tracebacks
+        if self._closed:
+            raise LocalProtocolError("this connection is closed: zray was shut down")
+
+    def sleep(self, timeout_ms: int | None) -> None:
+        """Block until something may have arrived. For the thread that leads; the lock is free."""
+        for fd in self.transport.wait(timeout_ms):
+            if fd == self._wake_read:
+                self._drain_wakes()
+            elif fd == self._node_pid_fd:
+                with self.lock:
+                    self._receive()
+                    self.fail(ClusterUnavailableError("the node of this process is gone", 0.0))
+                    self.transport.unwatch(fd)
+
+    def _drain_wakes(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._wake_read, 4096)
+
+    def _wake_leader(self) -> None:
+        with contextlib.suppress(OSError):  # full of wakes already, or closed
+            os.write(self._wake_write, b"\0")
+
+    def wake(self) -> None:
+        """Make the thread that leads look at the world again."""
+        self._wake_leader()
+
+
+def left_s(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
