@@ -51,7 +51,8 @@ class ActorClass:
         function_id, code = export(self._class)
         name = self._class.__qualname__
         descriptor = option_rules.describe_actor(function_id, name, self._options)
-        blob, deps = dump_args(args, kwargs, ObjectRef, self._class.__init__)
+        constructor = inspect.getattr_static(self._class, "__init__")
+        blob, deps = dump_args(args, kwargs, ObjectRef, constructor)
         actor_id, returns = client.submit(descriptor, code, captured_refs(self._class), blob, deps)
         creation = ObjectRef[Any](returns[0], client)
         return ActorHandle(actor_id, creation, name, _methods_of(self._class))

@@ -158,16 +158,9 @@ class Client(Link):
         self.duty.close()
         self._wake_leader()
         with self._leading, self.lock:
-            self.transport.close()
-            for server in self.servers:
-                server.close()
+            self.close_sockets()
             if self._io is not None:
                 self._io.close()
-            fds = (self._wake_read, self._wake_write, self._node_pid_fd)
-            self._wake_read = self._wake_write = self._node_pid_fd = -1
-            for fd in fds:
-                if fd >= 0:
-                    os.close(fd)
 
     # --- tasks -----------------------------------------------------------------------------------
 

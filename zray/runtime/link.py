@@ -79,6 +79,17 @@ class Link:
             self.transport.watch(server.fileno())
             self.servers.append(server)
 
+    def close_sockets(self) -> None:
+        """Let go of sockets and descriptors; nobody may sleep. Lock held."""
+        for server in self.servers:  # they live in the context that the next line ends
+            server.close()
+        self.transport.close()
+        fds = (self._wake_read, self._wake_write, self._node_pid_fd)
+        self._wake_read = self._wake_write = self._node_pid_fd = -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
     def fail(self, error: Exception) -> None:
         """The cluster cannot be used any more: everybody who waits gets this error. Lock held."""
         if self._broken is None:
@@ -120,7 +131,7 @@ class Link:
         for destination, messages in by_peer.items():
             self.routes.get(destination, self.transport).send(destination, messages)
         self._sent_ns = now_ns or time.monotonic_ns()
-        if self._leader_sleeps and self.transport.readable():  # the send may have swallowed its signal
+        if self._leader_sleeps and self._any_readable():  # the send may have swallowed its signal
             self._receive()
 
     def _receive(self) -> bool:

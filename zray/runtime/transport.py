@@ -202,7 +202,7 @@ class Transport:
 
     def readable(self) -> bool:
         """Whether :meth:`receive` would return something (asks the socket; see :meth:`wait`)."""
-        return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLIN)
+        return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
 
     def wait(self, timeout_ms: int | None) -> list[int]:
         """Block until the socket may be readable, a watched descriptor is, or the time is over.
