@@ -7,6 +7,7 @@ Exit codes: 0, or that of the script; 1 for what failed; 2 for a command line th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
     from zray.runtime.session_dir import Session
 
-STOP_TIMEOUT_S = 10.0
-"""How long ``zray stop`` waits for a cluster before it kills its processes."""
+START_MARGIN_S = 10.0
+"""How much longer ``zray start`` waits for a node than the node does for its control store."""
 POLL_INTERVAL_S = 0.02
 
 
@@ -137,7 +138,8 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from zray.services.node_arguments import options_of
 
     options = options_of(given.subparser, given, log_level="INFO", detached=True)
-    timeout_s = Config.from_environment().init_timeout_ns / 1e9
+    # The node itself waits for a control store for so long; then it has something to say.
+    timeout_s = Config.from_environment().init_timeout_ns / 1e9 + START_MARGIN_S
     spawned = spawn(command(msgspec.structs.asdict(options)), timeout_s, name="the node")
     address, session = spawned.ready["address"], spawned.ready["session"]
     print(f"node {spawned.ready['node_id']} runs at {address} (process {spawned.pid})")
@@ -153,8 +155,11 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _stop(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    from zray.config import Config
     from zray.runtime import session_dir
 
+    # A node gives its workers, its disk and its shards so long each, one after another.
+    timeout_s = 3 * Config.from_environment().shutdown_timeout_ns / 1e9
     sessions = session_dir.list_live()
     if given.address is not None:
         sessions = [session for session in sessions if session.info.address == given.address]
@@ -166,7 +171,7 @@ def _stop(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     for session in sessions:
         _ask_to_end(session)
     for session in sessions:
-        print(_await_end(session), flush=True)
+        print(_await_end(session, timeout_s), flush=True)
     session_dir.sweep()
     return 0
 
@@ -179,23 +184,37 @@ def _ask_to_end(session: Session) -> None:
     signal_process(session.info.processes[0], signal.SIGTERM)
 
 
-def _await_end(session: Session) -> str:
-    """Wait until every process of the session is gone; a sentence about it."""
+def _await_end(session: Session, timeout_s: float) -> str:
+    """Wait until every process of the session is gone, and kill what is not in time; a sentence about it."""
     import signal
-    import time
 
     from zray.runtime import session_dir
     from zray.runtime.processes import signal_process
 
-    started = time.monotonic()
     name = f"the node at {session.info.address or session.path} (process {session.info.processes[0].pid})"
+    if _is_over(session, timeout_s):
+        return f"ended {name}"
+    with contextlib.suppress(OSError, ValueError):  # a shard that was started since then is in it
+        session = session_dir.load(session.path)
+    for process in session.info.processes:
+        signal_process(process, signal.SIGKILL)
+    _is_over(session, timeout_s)
+    session_dir.remove(session.path)
+    return f"killed {name}, which did not end within {timeout_s:g} s"
+
+
+def _is_over(session: Session, timeout_s: float) -> bool:
+    """Whether all its processes are gone, after at most ``timeout_s``."""
+    import time
+
+    from zray.runtime import session_dir
+
+    deadline = time.monotonic() + timeout_s
     while any(session_dir.is_alive(process) for process in session.info.processes):
-        if time.monotonic() - started > STOP_TIMEOUT_S:
-            for process in session.info.processes:
-                signal_process(process, signal.SIGKILL)
-            return f"killed {name}, which did not end within {STOP_TIMEOUT_S:g} s"
+        if time.monotonic() > deadline:
+            return False
         time.sleep(POLL_INTERVAL_S)
-    return f"ended {name}"
+    return True
 
 
 # --- status --------------------------------------------------------------------------------------

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import struct
-import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from zray.core.machine import Address
 
 CONNECT_TIMEOUT_S = 5.0
-RETRY_INTERVAL_S = 0.05
 
 _TCP, _IPC = "tcp://", "ipc://"
 
@@ -67,23 +65,6 @@ def knock(endpoint: str, timeout_s: float = CONNECT_TIMEOUT_S) -> int:
     host, _, port = endpoint.removeprefix(_TCP).rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
     return 0
-
-
-def await_listener(endpoint: str, timeout_s: float) -> None:
-    """Return once somebody listens; a process that starts at the same time may take a while.
-
-    Raises:
-        OSError: the last failure, once the time is over.
-    """
-    deadline = time.monotonic() + timeout_s
-    while True:
-        try:
-            knock(endpoint, max(0.1, deadline - time.monotonic()))
-            return
-        except OSError:
-            if time.monotonic() + RETRY_INTERVAL_S > deadline:
-                raise
-        time.sleep(RETRY_INTERVAL_S)
 
 
 def why(error: OSError) -> str:

@@ -87,9 +87,7 @@ def _be_zygote(
 ) -> NoReturn:
     code = 1
     try:
-        if prepare is not None:
-            prepare()
-        zygote.run_zygote(channel, worker_main, session_path)
+        zygote.run_zygote(channel, worker_main, session_path, prepare)
         code = 0
     except BaseException:
         sys.excepthook(*sys.exc_info())

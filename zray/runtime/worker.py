@@ -189,11 +189,15 @@ class WorkerProcess:
         while self.runs:
             run = self.runs.popleft()
             given_back.append(run.task_id)
-            for ready in run.deps:
-                if ready.value.kind == EXTENT:
-                    self.client.note_unpinned(ready.object_id)
+            self._look_away(run)
         if given_back:
             self.client.out.append((self.client.node, Returned(tuple(given_back))))
+
+    def _look_away(self, run: Run) -> None:
+        """The inputs that the node shows for a task are not going to be viewed."""
+        for ready in run.deps:
+            if ready.value.kind == EXTENT:
+                self.client.note_unpinned(ready.object_id)
 
     # --- waiting inside user code ------------------------------------------------------------------
 
@@ -236,8 +240,12 @@ class WorkerProcess:
         del result
 
     def _execute(self, run: Run, descriptor: Describe) -> tuple[Any, tuple[Value, ...]]:
+        try:
+            function = self.functions.get(descriptor.function_id, descriptor.name)
+        except BaseException:
+            self._look_away(run)
+            raise
         args, kwargs = self._arguments(run)
-        function = self.functions.get(descriptor.function_id, descriptor.name)
         result = function(*args, **kwargs)
         if descriptor.kind == ACTOR:
             self.actor, self.actor_name = result, descriptor.name

@@ -109,13 +109,17 @@ decode_request: Callable[[bytes], Request] = msgspec.msgpack.Decoder(Request).de
 decode_report: Callable[[bytes], Report] = msgspec.msgpack.Decoder(Report).decode
 
 
-def run_zygote(channel: socket, worker_main: WorkerMain, session_path: str) -> None:
+def run_zygote(
+    channel: socket, worker_main: WorkerMain, session_path: str, prepare: Callable[[], None] | None = None
+) -> None:
     """Serve the node at the other end of ``channel`` until it ends or is gone, then clean up.
+
+    ``prepare`` is called first: what it imports is there in every worker.
 
     Call it in a freshly forked, single-threaded process, which belongs to the zygote from then on: its
     signal handlers, standard input and every other file descriptor above 2 are taken from it.
     """
-    Zygote(channel, worker_main, session_path).serve()
+    Zygote(channel, worker_main, session_path).serve(prepare)
 
 
 class Zygote:
@@ -137,9 +141,14 @@ class Zygote:
         self._wakeup_write = -1
         self._poller = select.poll()
 
-    def serve(self) -> None:
+    def serve(self, prepare: Callable[[], None] | None) -> None:
         """See :func:`run_zygote`."""
         self._detach()
+        if prepare is not None:
+            prepare()
+        gc.collect()
+        gc.disable()  # the loop makes no cycles, and a collection would touch every shared page
+        gc.freeze()
         try:
             while not self._ending:
                 self._wait(None if not self._requests else 0)
@@ -173,8 +182,6 @@ class Zygote:
         self._watch_children()
         self._set_name(b"zray-zygote")
         faulthandler.enable(2)  # inherited: a worker that crashes in C says where
-        gc.disable()  # the loop makes no cycles, and a collection would touch every shared page
-        gc.freeze()
 
     def _watch_children(self) -> None:
         self._wakeup_read, self._wakeup_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

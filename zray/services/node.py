@@ -42,7 +42,7 @@ from zray.protocol.messages import (
     WorkerExited,
 )
 from zray.runtime import session_dir
-from zray.runtime.endpoints import await_listener, shard_address, why
+from zray.runtime.endpoints import knock, shard_address, why
 from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, usable_cpus
 from zray.runtime.processes import (
@@ -65,6 +65,7 @@ log = logging.getLogger("zray.node")
 CELL_BYTES = ids.ID_BYTES
 """Of a worker's progress cell: the id of the task that it runs."""
 SLOT_VARIABLE = "ZRAY_WORKER_SLOT"
+RETRY_INTERVAL_S = 0.05
 FATAL_REFUSALS = ("version", "shard", "stale")
 """Reasons of a control store for which a node is of no use to its cluster."""
 
@@ -75,7 +76,6 @@ class NodeProcess:
     Args:
         stack: closes, at the end, what is opened here.
     Raises:
-        ClusterUnavailableError: if nobody listens where the control store should be.
         OutOfDiskError, OSError: if the object store or the session cannot be made.
     """
 
@@ -101,7 +101,6 @@ class NodeProcess:
         self.local_shards: LocalShards | None = None
         if options.gcs:
             self.shards = options.gcs
-            self._await_shards()
         else:
             self.local_shards = LocalShards(session, options.gcs_shards, options.log_level)
             self.shards = self.local_shards.endpoints
@@ -112,15 +111,6 @@ class NodeProcess:
         self._open(stack)
 
     # --- before the first thread -------------------------------------------------------------------
-
-    def _await_shards(self) -> None:
-        timeout_s = self.config.init_timeout_ns / 1e9
-        for endpoint in self.shards:
-            try:
-                await_listener(endpoint, timeout_s)
-            except OSError as error:
-                what = f"no control store listens at {endpoint}: {why(error)}"
-                raise ClusterUnavailableError(what, timeout_s) from None
 
     def _worker_main(self, worker_id: bytes, session_path: str) -> int:
         """Runs in a freshly forked worker."""
@@ -161,10 +151,12 @@ class NodeProcess:
         self.spiller = SpillWorker(SpillDirectory(self.session.spill_dir), self._disk_done)
         stack.callback(self.spiller.close)
 
-    def serve(self, ready_fd: int | None) -> int:
+    def serve(self, ready_fd: int | None, early_signals: EarlySignals) -> int:
         """Run until a signal, or the end of the process that started it; the exit code."""
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: self.loop.stop())
+        if early_signals.came:
+            return self.exit_code
         self._watch_processes()
         self.node.introduce()
         self._start_first_workers()
@@ -316,13 +308,28 @@ def _prepare_workers() -> None:
         getattr(public, name)
 
 
+class EarlySignals:
+    """SIGINT and SIGTERM until there is a loop that they can stop: remembered.
+
+    They raise nothing, because an exception is lost if it happens to be raised inside a finalizer.
+    """
+
+    def __init__(self) -> None:
+        self.came = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: object) -> None:
+        self.came = True
+
+
 def run(options: NodeOptions, ready_fd: int | None) -> int:
     """Be a node until it ends; the process's exit code."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until there is a loop that it can stop
+    early_signals = EarlySignals()
     with contextlib.ExitStack() as stack:
         try:
-            node = _start(options, stack)
-        except KeyboardInterrupt:
+            node = _start(options, stack, early_signals)
+        except StartInterruptedError:
             log.info("interrupted before it listened")
             return 0
         except (ZrayError, zmq.ZMQError, OSError, ValueError, OverflowError) as error:
@@ -330,10 +337,14 @@ def run(options: NodeOptions, ready_fd: int | None) -> int:
                 log.error("the node cannot start: %s", error)
             announce(ready_fd, {"error": str(error)})
             return 1
-        return node.serve(ready_fd)
+        return node.serve(ready_fd, early_signals)
 
 
-def _start(options: NodeOptions, stack: contextlib.ExitStack) -> NodeProcess:
+class StartInterruptedError(Exception):
+    """A signal came while the node waited for its control store."""
+
+
+def _start(options: NodeOptions, stack: contextlib.ExitStack, early_signals: EarlySignals) -> NodeProcess:
     session_dir.sweep()
     session = session_dir.create("node")
     stack.callback(session_dir.remove, session.path)
@@ -341,7 +352,25 @@ def _start(options: NodeOptions, stack: contextlib.ExitStack) -> NodeProcess:
         log_path = os.path.join(session.logs_dir, "node.log")
         open_output(log_path, log_path)
     _log_to_stderr(options.log_level)
-    return NodeProcess(options, session, Config.from_environment(), stack)
+    config = Config.from_environment()
+    for endpoint in options.gcs:
+        _await_shard(endpoint, config.init_timeout_ns / 1e9, early_signals)
+    return NodeProcess(options, session, config, stack)
+
+
+def _await_shard(endpoint: str, timeout_s: float, early_signals: EarlySignals) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if early_signals.came:
+            raise StartInterruptedError
+        try:
+            knock(endpoint, max(0.1, deadline - time.monotonic()))
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                what = f"no control store listens at {endpoint}: {why(error)}"
+                raise ClusterUnavailableError(what, timeout_s) from None
+        time.sleep(RETRY_INTERVAL_S)
 
 
 def _log_to_stderr(level: str) -> None:

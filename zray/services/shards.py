@@ -25,6 +25,7 @@ from zray.runtime.zygote import close_inherited_files
 
 log = logging.getLogger("zray.node")
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
 LIFE_MIN_S = 1.0
 """A shard that ends sooner after its start is not started again: its log or its disk is at fault."""
 
@@ -68,10 +69,13 @@ class LocalShards:
     def fork(self) -> None:
         """Start all of them; only while this process has a single thread."""
         for shard in self._shards:
-            node_pid = os.getpid()
+            options = self._options(shard)
+            # A signal that arrives before the child has forgotten the node's handlers waits until then.
+            previous = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             pid = os.fork()
             if pid == 0:
-                _be_shard(self._options(shard, node_pid))
+                _be_shard(options)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
             self._note_start(shard, pid)
 
     def watch(self, loop: Loop) -> None:
@@ -91,14 +95,14 @@ class LocalShards:
             if shard.pid:
                 end_process(shard.pid, timeout_s, first_signal=None)
 
-    def _options(self, shard: LocalShard, node_pid: int) -> list[str]:
+    def _options(self, shard: LocalShard) -> list[str]:
         """The command line of a shard."""
         return [
             "--listen", shard.endpoint,
             "--shard", f"{shard.number}/{len(self._shards)}",
             "--data-dir", os.path.join(self._session.path, f"gcs{shard.number}.log"),
             "--cluster-id", self._cluster_id.hex(),
-            "--parent-pid", str(node_pid),
+            "--parent-pid", str(os.getpid()),
             "--log-level", self._log_level,
         ]  # fmt: skip
 
@@ -138,7 +142,7 @@ class LocalShards:
             return
         log.warning("%s %s; it starts again from its log", name, how)
         try:
-            pid = launch(python_command("zray.services.gcs", *self._options(shard, os.getpid())))
+            pid = launch(python_command("zray.services.gcs", *self._options(shard)))
         except ClusterUnavailableError as error:
             log.error("%s cannot be started again: %s", name, error)
             return
@@ -151,6 +155,9 @@ def _be_shard(arguments: list[str]) -> NoReturn:
     code = 1
     try:
         os.setsid()  # Ctrl-C at the node's terminal is for the node, which ends its shards last
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         close_inherited_files()
         from zray.services import gcs  # only here: the node need not wait for it
 
