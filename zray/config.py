@@ -66,6 +66,8 @@ class Config(NamedTuple):
     """Task records of one frame."""
     lineage_unacked_max: int = 200_000
     """Task records on their way to a shard; beyond it the oldest are kept to resend and counted."""
+    table_writes_max: int = 10_000
+    """Writes to other tables on their way to a shard; beyond it the oldest are given up and counted."""
     finished_tasks_max: int = 10_000
     """Finished tasks a node remembers for people to look at."""
 

@@ -479,7 +479,7 @@ class TestLifetime:
         keeper = Keeper.remote()
 
         @zray.remote(retry_exceptions=True, max_retries=1)
-        def flaky() -> Any:
+        def flaky(keeper: Any) -> Any:
             ref = zray.put(np.ones(LARGE))
             if (tmp_path / "ran").exists():
                 return [ref]
@@ -487,7 +487,7 @@ class TestLifetime:
             zray.get(keeper.keep.remote([ref]))
             raise OSError("once more")
 
-        (ref,) = zray.get(flaky.remote(), timeout=PATIENCE_S)
+        (ref,) = zray.get(flaky.remote(keeper), timeout=PATIENCE_S)
         (kept,) = zray.get(keeper.give.remote())
         assert zray.get(ref, timeout=PATIENCE_S).sum() == zray.get(kept, timeout=PATIENCE_S).sum() == LARGE
 

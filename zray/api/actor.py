@@ -120,8 +120,10 @@ class ActorHandle:
         if self._creation._client is not client:
             raise ActorDiedError(short(self._actor_id), "its session has ended")
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise TypeError("actor methods cannot be called directly; use handle.method.remote()")
+    @property
+    def __call__(self) -> ActorMethod:
+        """``handle.__call__.remote()``, for a class that has that method. A call of the handle is an error."""
+        return ActorMethod(self, "__call__", self._methods.get("__call__", 1))
 
     def __repr__(self) -> str:
         return f"ActorHandle({self._name}, {short(self._actor_id)})"

@@ -8,6 +8,8 @@ pass here, they go from the caller to the worker (paper, section 4.1). An actor 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from zray.core.machine import Address, Effect, invariant
 from zray.core.worker_pool import Worker
 from zray.ids import short
@@ -39,10 +41,12 @@ class Actors:
     Args:
         out: the node's outbox.
         dead_max: dead actors remembered, so that a late caller hears the cause.
+        on_change: called with every new state of an actor.
     """
 
-    def __init__(self, out: list[Effect], *, dead_max: int) -> None:
+    def __init__(self, out: list[Effect], *, dead_max: int, on_change: Callable[[ActorState], None]) -> None:
         self.out = out
+        self.on_change = on_change
         self.dead_max = dead_max
         self.entries: dict[bytes, ActorEntry] = {}
         self.dead: dict[bytes, None] = {}  # oldest first
@@ -108,6 +112,7 @@ class Actors:
 
     def _change(self, entry: ActorEntry, state: ActorState) -> None:
         entry.state = state
+        self.on_change(state)
         self.out.extend((client, state) for client in entry.watchers)
         if state.state == ACTOR_DEAD:
             entry.watchers.clear()

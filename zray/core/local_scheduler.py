@@ -123,6 +123,10 @@ class LocalScheduler:
 
     # --- what tasks have in common ---------------------------------------------------------------
 
+    def knows(self, descriptor_id: bytes) -> bool:
+        """Whether any job of this node has tasks with this descriptor."""
+        return any(descriptor_id == known for _, known in self.classes)
+
     def describe(self, job_id: bytes, message: Describe) -> TaskClass:
         """The class of a descriptor within a job."""
         key = (job_id, message.descriptor_id)

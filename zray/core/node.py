@@ -19,9 +19,11 @@ from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
 from zray.core.node_store import CREATING, SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
 from zray.core.resources import ResourcePool, amounts_of
+from zray.core.table_writer import TableWriter
 from zray.core.worker_pool import TaskClass, Worker, WorkerPool
 from zray.ids import is_put, short
 from zray.protocol import faults
+from zray.protocol.documents import encode_value
 from zray.protocol.messages import (
     DRIVER,
     ERROR,
@@ -29,11 +31,15 @@ from zray.protocol.messages import (
     FAULT,
     INLINE,
     PROTOCOL_VERSION,
+    TABLE_ACTOR,
+    TABLE_DESCRIPTOR,
     TABLE_FUNCTION,
+    TABLE_JOB,
     WORKER,
     Abort,
     Acked,
     Acquire,
+    ActorState,
     Answer,
     Blocked,
     ClientGone,
@@ -68,7 +74,6 @@ from zray.protocol.messages import (
     Submit,
     TableChanged,
     TablePage,
-    TablePut,
     TableReply,
     TaskDone,
     Unblocked,
@@ -161,13 +166,14 @@ class Node:
             on_sealed=self._dependencies_sealed,
         )
         self.lineage = Lineage(self.out, shards=shards, config=config)
+        self.tables = TableWriter(self.out, shards=shards, unacked_max=config.table_writes_max)
         self.references = References(
             self.store,
             on_lineage_released=self._lineage_released,
             on_actor_released=self._actor_released,
             lineage_max=config.lineage_unacked_max,
         )
-        self.actors = Actors(self.out, dead_max=config.finished_tasks_max)
+        self.actors = Actors(self.out, dead_max=config.finished_tasks_max, on_change=self._actor_changed)
         self.scheduler = LocalScheduler(
             self.out,
             node_id=identity.node_id,
@@ -190,6 +196,7 @@ class Node:
         """The earliest wish of any machine of the node."""
         wishes = (
             self.scheduler.wake_at_ns, self.lineage.wake_at_ns, self.store.wake_at_ns, self.report_at_ns,
+            self.tables.wake_at_ns,
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -205,6 +212,7 @@ class Node:
         self.now_ns = now_ns
         self.scheduler.on_tick(now_ns)
         self.lineage.flush_due(now_ns)
+        self.tables.on_tick(now_ns)
         if self.store.wake_at_ns is not None and self.store.wake_at_ns <= now_ns:
             for entry in self.store.on_tick(now_ns):
                 self.references.free_if_unneeded(entry)
@@ -218,6 +226,7 @@ class Node:
         self.references.check()
         self.actors.check()
         self.lineage.check()
+        self.tables.check()
         self.scheduler.check()
         for client in self.clients.values():
             invariant(client.role == DRIVER or client.worker is not None, "worker without a pool entry")
@@ -230,6 +239,9 @@ class Node:
 
     def _actor_released(self, creation_object: bytes) -> None:
         self.actors.released(actor_of(creation_object))
+
+    def _actor_changed(self, state: ActorState) -> None:
+        self.tables.put(self.now_ns, TABLE_ACTOR, state.actor_id, encode_value(state))
 
     # --- processes come and go -------------------------------------------------------------------
 
@@ -251,6 +263,7 @@ class Node:
         if message.role == DRIVER and message.job_id not in self.scheduler.jobs:
             context = JobContext(message.job_id, message.sys_path, message.working_dir)
             self.scheduler.jobs[message.job_id] = Job(context)
+            self.tables.put(now_ns, TABLE_JOB, message.job_id, encode_value(message))
         identity = self.identity
         welcome = Welcome(
             PROTOCOL_VERSION, identity.node_id, identity.arena_path, identity.arena_bytes,
@@ -326,6 +339,8 @@ class Node:
         """A client will submit tasks of this kind."""
         client = self._known(source)
         if client is not None:
+            if not self.scheduler.knows(message.descriptor_id):
+                self.tables.put(now_ns, TABLE_DESCRIPTOR, message.descriptor_id, encode_value(message))
             task_class = self.scheduler.describe(self._job_of(client), message)
             client.classes[message.descriptor_id] = task_class
 
@@ -335,12 +350,7 @@ class Node:
             return
         if message.function_id not in self.scheduler.functions:
             self.scheduler.functions[message.function_id] = message.code
-            self._to_table(TABLE_FUNCTION, message.function_id, message.code)
-
-    def _to_table(self, table: int, key: bytes, value: bytes) -> None:
-        if self.shards:
-            shard = self.lineage.link_of(key).address
-            self.out.append((shard, TablePut(0, table, key, value)))
+            self.tables.put(now_ns, TABLE_FUNCTION, message.function_id, message.code)
 
     def on_submit(self, now_ns: int, source: Address, message: Submit) -> None:
         """A client submits a task."""
@@ -561,6 +571,7 @@ class Node:
             del self.welcomed[source]
         if source in self.shards:
             self.lineage.shard_is_back(now_ns, source)
+            self.tables.shard_is_back(source)
             self._check_place(source, message)
         if self.shards and source == self.shards[0]:
             self.reported = None
@@ -571,15 +582,20 @@ class Node:
         """Records sent to the wrong shard would not be found again."""
         expected = self.shards.index(shard), len(self.shards)
         if (message.shard, message.shard_count) != expected:
-            detail = f"shard {message.shard}/{message.shard_count} answers where {expected[0]}/{expected[1]} should"
+            found = f"{message.shard}/{message.shard_count}"
+            detail = f"shard {found} answers where {expected[0]}/{expected[1]} should"
             self.out.append((RUNTIME, Refused("shard", detail)))
 
     def on_recorded(self, now_ns: int, source: Address, message: Recorded) -> None:
         """A shard has our records."""
         self.lineage.on_recorded(now_ns, source, message)
 
+    def on_table_reply(self, now_ns: int, source: Address, message: TableReply) -> None:
+        """A shard has a table write of ours."""
+        self.tables.on_reply(now_ns, source, message)
+
     def on_table_answer(self, now_ns: int, source: Address, message: Any) -> None:
-        """An acknowledged table write; nothing waits for it."""
+        """An answer to a question that this node never asks."""
 
     def on_refused(self, now_ns: int, source: Address, message: Refused) -> None:
         """A shard does not accept us: the operator must know."""
@@ -658,7 +674,7 @@ Node.HANDLERS = {
     SpillFailed: Node.on_spill_failed,
     ShardWelcome: Node.on_shard_welcome,
     Recorded: Node.on_recorded,
-    TableReply: Node.on_table_answer,
+    TableReply: Node.on_table_reply,
     TableChanged: Node.on_table_answer,
     TablePage: Node.on_table_answer,
     Refused: Node.on_refused,

@@ -66,6 +66,7 @@ CELL_BYTES = ids.ID_BYTES
 """Of a worker's progress cell: the id of the task that it runs."""
 SLOT_VARIABLE = "ZRAY_WORKER_SLOT"
 RETRY_INTERVAL_S = 0.05
+KNOCK_TIMEOUT_S = 1.0
 FATAL_REFUSALS = ("version", "shard", "stale")
 """Reasons of a control store for which a node is of no use to its cluster."""
 
@@ -364,7 +365,7 @@ def _await_shard(endpoint: str, timeout_s: float, early_signals: EarlySignals) -
         if early_signals.came:
             raise StartInterruptedError
         try:
-            knock(endpoint, max(0.1, deadline - time.monotonic()))
+            knock(endpoint, KNOCK_TIMEOUT_S)
             return
         except OSError as error:
             if time.monotonic() > deadline:
