@@ -35,8 +35,8 @@ class Link:
     """One direction between two addresses."""
 
     __slots__ = (
-        "arrived", "clogged_until_ns", "destination", "free_ns", "held", "is_up", "last_ns", "lost_below",
-        "open_ways", "sent", "source", "waits_when_down",
+        "arrived", "clogged_until_ns", "destination", "free_ns", "held", "is_open", "is_up", "last_ns",
+        "lost_from", "lost_to", "sent", "source", "waits_when_down",
     )  # fmt: skip
 
     def __init__(self, source: Address, destination: Address) -> None:
@@ -47,9 +47,10 @@ class Link:
         self.clogged_until_ns = 0
         self.sent = 0
         self.arrived = 0  # number of the last frame that arrived
-        self.lost_below = 0  # frames up to this number that did not arrive yet are lost
+        self.lost_from = 1  # frames with these numbers are lost, both ends included
+        self.lost_to = 0
         self.is_up = True
-        self.open_ways = True  # False: partitioned in this direction
+        self.is_open = True  # False: partitioned, in this direction
         self.waits_when_down = True
         self.held: deque[list[Any]] = deque()
 
@@ -114,7 +115,7 @@ class Network:
             self._send_part(link, messages[start : start + BATCH_MESSAGES_MAX], depart_ns)
 
     def _send_part(self, link: Link, messages: list[Any], depart_ns: int) -> None:
-        if link.is_up and link.open_ways:
+        if link.is_up and link.is_open:
             self._launch(link, messages, depart_ns)
         elif link.waits_when_down or link.is_up:
             link.held.append(messages)
@@ -135,7 +136,7 @@ class Network:
 
     def _arrive(self, frame: Frame) -> None:
         link = frame.link
-        if frame.number <= link.lost_below:
+        if link.lost_from <= frame.number <= link.lost_to:
             self.lost_frames += 1
             return
         if link.clogged_until_ns > self.kernel.now_ns:  # clogged while it was on its way
@@ -161,18 +162,18 @@ class Network:
 
     def partition(self, link: Link) -> None:
         """What is sent from now on waits until :meth:`heal`."""
-        link.open_ways = False
+        link.is_open = False
 
     def heal(self, link: Link) -> None:
         """Take :meth:`partition` back."""
-        link.open_ways = True
+        link.is_open = True
         self._release(link)
 
     def disconnect(self, link: Link, *, waits: bool) -> None:
         """What is in flight is lost; what is sent before :meth:`connect` waits, or is lost too."""
         link.is_up = False
         link.waits_when_down = waits
-        link.lost_below = link.sent
+        self._lose(link, link.arrived + 1)
 
     def connect(self, link: Link) -> None:
         """The two ends have found each other again."""
@@ -180,26 +181,23 @@ class Network:
         self._release(link)
 
     def _release(self, link: Link) -> None:
-        while link.held and link.is_up and link.open_ways:
+        while link.held and link.is_up and link.is_open:
             self._launch(link, link.held.popleft(), self.kernel.now_ns)
 
     def detach(self, address: Address) -> None:
-        """A process is gone for good: of what it sent last, a drawn part was still in its own memory."""
+        """A process is gone for good. Of what it sent last a drawn part was still in its own memory."""
         self.receivers.pop(address, None)
         for link in self.links_from.pop(address, ()):
-            link.lost_below = max(link.lost_below, link.sent)
             if link.sent > link.arrived:
-                link.lost_below = -1
-                self._lose_tail(link)
+                self._lose(link, self.random.randint(link.arrived + 1, link.sent + 1))
             del self.links[link.source, link.destination]
             others = self.links_to.get(link.destination)
             if others is not None:
                 others.remove(link)
         for link in self.links_to.pop(address, ()):
-            self.links.pop((link.source, link.destination), None)
-            mine = self.links_from.get(link.source)
-            if mine is not None:
-                mine.remove(link)
+            if self.links.pop((link.source, link.destination), None) is not None:
+                self.links_from[link.source].remove(link)
 
-    def _lose_tail(self, link: Link) -> None:
-        """Let the first few frames in flight arrive, and no more."""
+    def _lose(self, link: Link, first: int) -> None:
+        """The frames from ``first`` on that are in flight do not arrive."""
+        link.lost_from, link.lost_to = first, link.sent

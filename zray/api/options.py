@@ -22,6 +22,7 @@ TASK_DEFAULTS: dict[str, Any] = {
 }
 ACTOR_DEFAULTS: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0, "memory": 0, "resources": None}
 METHOD_DEFAULTS: dict[str, Any] = {"num_returns": 1}
+RETRIES_MAX = 0x7FFF_FFFF
 
 _RESOURCE_OPTIONS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 
@@ -94,8 +95,8 @@ def _check_count(name: str, value: Any) -> None:
 def _check_retries(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number, not {value!r}")
-    if value < -1:
-        raise ValueError(f"{name} is -1 (without end), 0 or more, not {value}")
+    if not -1 <= value <= RETRIES_MAX:
+        raise ValueError(f"{name} is -1 (without end), or between 0 and {RETRIES_MAX}, not {value}")
 
 
 def _check_bool(name: str, value: Any) -> None:

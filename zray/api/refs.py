@@ -47,7 +47,11 @@ class ObjectRef(Generic[T]):
         return _unpickled_ref, (self.id,)
 
     def __del__(self) -> None:
-        self._client.note_dropped(self.id)
+        try:
+            client = self._client
+        except AttributeError:  # it was never made: its constructor was given the wrong arguments
+            return
+        client.note_dropped(self.id)
 
 
 def _unpickled_ref(object_id: bytes) -> ObjectRef[Any]:

@@ -97,6 +97,8 @@ def remote(*args: Any, **options: Any) -> Any:
         return _make_remote(args[0], {})
     if args and not callable(args[0]):
         raise TypeError(f"zray.remote takes a function or a class, not {args[0]!r}; options go by keyword")
+    if len(args) > 1:
+        raise TypeError(f"zray.remote takes one function or class and options by keyword, not {args[1]!r}")
     if args:
         return _make_remote(args[0], options)
     if not options:

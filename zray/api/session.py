@@ -119,6 +119,8 @@ def init(
             raise RuntimeError("zray.init() was called twice; call zray.shutdown() first")
         if address is None:
             address = os.environ.get("ZRAY_ADDRESS") or "local"
+        if not isinstance(address, str):
+            raise TypeError(f"address is a string, not {address!r}")
         started = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
@@ -183,8 +185,8 @@ def _node_options(
     for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise TypeError(f"{name} is a number, not {value!r}")
-        if value is not None and value < 0:
-            raise ValueError(f"{name} is not negative: {value}")
+        if value is not None:
+            demand_from({name: value})
     if resources is not None:
         if not isinstance(resources, Mapping):
             raise TypeError(f"resources is a dict of amounts by name, not {resources!r}")
@@ -196,8 +198,8 @@ def _node_options(
     for name, value in (("object_store_memory", object_store_memory), ("gcs_shards", gcs_shards)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise TypeError(f"{name} is a whole number, not {value!r}")
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is at least 1, not {value}")
+        if value is not None and not 1 <= value <= sys.maxsize:
+            raise ValueError(f"{name} is between 1 and {sys.maxsize}, not {value}")
     return {
         "num_cpus": num_cpus,
         "num_gpus": num_gpus or 0,

@@ -66,7 +66,7 @@ from zray.protocol.messages import (
     Warn,
     Welcome,
 )
-from zray.runtime.link import Link, left_s
+from zray.runtime.link import NodeLink, left_s
 from zray.runtime.object_io import ObjectIO
 from zray.serialize.values import Serialized
 
@@ -76,7 +76,7 @@ ARGS_IN_LAST_DEP = b"@"
 """``Submit.args`` of a task whose arguments are too large to travel inside: they are its last dependency."""
 
 
-class Client(Link):
+class Client(NodeLink):
     """The connection of one process to its node.
 
     Args:
@@ -288,16 +288,19 @@ class Client(Link):
             self._send_all()
 
     def _share(self, object_ids: Sequence[bytes]) -> None:
-        """Refs to these leave the process. Lock held.
+        """Refs to these leave the process. Lock held; raises like :meth:`_check_known`."""
+        self._check_known(object_ids)
+        self.objects.share(object_ids)
 
+    def _check_known(self, object_ids: Sequence[bytes]) -> None:
+        """
         Raises:
-            ObjectLostError: if this connection does not know one.
+            ObjectLostError: if one is not of this connection.
         """
         known = self.objects.objects
         for object_id in object_ids:
             if object_id not in known:
                 raise ObjectLostError(ids.short(object_id), "its session has ended")
-        self.objects.share(object_ids)
 
     def _after_append(self) -> None:
         """Send if the batch is full or the link was idle. Lock held."""
@@ -316,6 +319,8 @@ class Client(Link):
     def put(self, value: Serialized) -> bytes:
         """Keep a value; returns the id of the object, held once. Small ones stay in this process."""
         with self.lock:
+            if value.contained:
+                self._check_known(value.contained)
             object_id = ids.put_id(self._next_prefix(), self._counter)
             if value.total_bytes <= self.config.inline_bytes_max:
                 self.objects.keep(object_id, Value(INLINE, value.to_bytes(), 0, 0, value.contained))
@@ -327,7 +332,7 @@ class Client(Link):
             written = self.store(object_id, value)
         with self.lock:
             if written:
-                self._share(value.contained)
+                self.objects.share(value.contained)
                 self.out.append((self.node, Seal(object_id, value.contained)))
             self.objects.stored(object_id)
             self._after_append()

@@ -12,13 +12,13 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zray.runtime.link import Link
+    from zray.runtime.link import NodeLink
 
 
 class IdleDuty:
     """One daemon thread per link, started with the first activity."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: NodeLink) -> None:
         self._link = link
         self._interval_s = link.config.idle_duty_interval_ns / 1e9
         self._linger_ns = link.config.idle_duty_linger_ns

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 import os
 import threading
 import time
@@ -28,11 +29,13 @@ from zray.runtime.transport import Transport
 log = logging.getLogger("zray.link")
 
 FRAMES_PER_TURN_MAX = 64
+NAP_S_MAX = 86_400.0
+"""A wait with a longer timeout looks at the world once a day: the system's calls have limits."""
 
 Handler = Callable[[Address, Any], None]
 
 
-class Link:
+class NodeLink:
     """The socket of one process, its outbox, and whoever waits for what comes.
 
     Args:
@@ -208,7 +211,7 @@ class Link:
             if self._leading.locked():
                 self._followers_waiting += 1
                 try:
-                    self._followers.wait(left_s(deadline))
+                    self._followers.wait(_nap_s(deadline))
                 finally:
                     self._followers_waiting -= 1
             return done()
@@ -227,10 +230,10 @@ class Link:
                 if not self.may_sleep():
                     continue
             try:
-                remaining_s = left_s(deadline)
-                if remaining_s is not None and remaining_s <= 0:
+                nap_s = _nap_s(deadline)
+                if nap_s is not None and nap_s <= 0:
                     return False
-                self.sleep(None if remaining_s is None else -int(-remaining_s * 1000 // 1))
+                self.sleep(None if nap_s is None else math.ceil(nap_s * 1000))
             finally:
                 self.end_sleep()
 
@@ -282,4 +285,11 @@ class Link:
 
 
 def left_s(deadline: float | None) -> float | None:
+    """Seconds until a deadline, not below zero; ``None`` without one."""
+    """Seconds until ``deadline``, not below zero; ``None``: without end."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _nap_s(deadline: float | None) -> float | None:
+    """The same, but not longer than one call of the system may take."""
+    return None if deadline is None else min(max(0.0, deadline - time.monotonic()), NAP_S_MAX)

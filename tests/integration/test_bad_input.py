@@ -1,0 +1,698 @@
+"""What users get wrong: each mistake is an error at once, which says what is wrong; none is a hang."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import zray
+from zray.exceptions import (
+    ActorDiedError,
+    ClusterUnavailableError,
+    ObjectLostError,
+    SerializationError,
+    TaskError,
+    ZrayError,
+)
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster() -> Iterator[None]:
+    with zray.init(num_cpus=2):
+        yield
+
+
+def function(x: Any = None) -> Any:
+    return x
+
+
+class Plain:
+    def method(self, x: Any = None) -> Any:
+        return x
+
+
+@pytest.fixture(scope="module")
+def echo(cluster: None) -> Any:
+    return zray.remote(function)
+
+
+@pytest.fixture(scope="module")
+def actor(cluster: None) -> Any:
+    return zray.remote(Plain).remote()
+
+
+class TestPickling:
+    def test_of_arguments(self, echo: Any, actor: Any) -> None:
+        for call in (echo.remote, actor.method.remote):
+            with pytest.raises(SerializationError, match=r"\['locks'\]\[1\]") as caught:
+                call({"locks": [1, threading.Lock()]})
+            assert isinstance(caught.value, TypeError)
+            with pytest.raises(SerializationError, match="x"):
+                call(x=threading.Lock())
+            assert zray.get(call("still works")) == "still works"
+
+    def test_of_a_put(self) -> None:
+        with pytest.raises(SerializationError, match=r"zray\.put"):
+            zray.put([threading.Lock()])
+
+    def test_of_a_function(self) -> None:
+        lock = threading.Lock()
+
+        @zray.remote
+        def locked() -> None:
+            lock.acquire()
+
+        for _ in range(2):
+            with pytest.raises(SerializationError, match="lock"):
+                locked.remote()
+
+    def test_of_a_class(self) -> None:
+        lock = threading.Lock()
+
+        @zray.remote
+        class Locked:
+            def method(self) -> None:
+                lock.acquire()
+
+        with pytest.raises(SerializationError, match="lock"):
+            Locked.remote()
+
+    def test_of_a_constructor_argument(self) -> None:
+        @zray.remote
+        class Taker:
+            def __init__(self, thing: Any) -> None: ...
+
+        with pytest.raises(SerializationError, match="thing"):
+            Taker.remote(threading.Lock())
+
+    def test_that_raises_anything(self, echo: Any) -> None:
+        class Rude:
+            def __reduce__(self) -> Any:
+                raise ZeroDivisionError("rude")
+
+        with pytest.raises(SerializationError, match="rude"):
+            echo.remote(Rude())
+        with pytest.raises(SerializationError, match="rude"):
+            zray.put(Rude())
+
+    def test_that_is_too_deep(self, echo: Any) -> None:
+        deep: list[Any] = []
+        for _ in range(100_000):
+            deep = [deep]
+        try:
+            with pytest.raises(SerializationError, match="deep"):
+                echo.remote(deep)
+        finally:
+            while deep:
+                deep = deep[0]
+        assert zray.get(echo.remote(1)) == 1
+
+    @pytest.mark.slow
+    def test_of_functions_that_refer_to_much(self) -> None:
+        """Several together may be larger than a frame, one alone may not."""
+        done = run_script(
+            """
+            import zray
+
+            zray.init(num_cpus=2)
+
+            def make(size):
+                ballast = bytes(size)
+
+                def heavy():
+                    return len(ballast)
+
+                return zray.remote(heavy)
+
+            several = [make(3_000_000 + i) for i in range(5)]
+            assert zray.get([f.remote() for f in several], timeout=10) == [3_000_000 + i for i in range(5)]
+            too_heavy = make(5_000_000)
+            for _ in range(2):
+                try:
+                    too_heavy.remote()
+                except ValueError as error:
+                    assert "heavy" in str(error) and "put()" in str(error), error
+                else:
+                    raise AssertionError("accepted")
+            print(zray.get([f.remote() for f in several], timeout=10)[0])
+            """,
+            ZRAY_FRAME_BYTES_MAX=str(8 << 20),
+        )
+        assert (done.stdout, done.returncode) == ("3000000\n", 0), done.stderr
+
+
+BAD_TASK_OPTIONS: list[tuple[dict[str, Any], type[Exception]]] = [
+    ({"no_such_option": 1}, ValueError),
+    ({"num_cpu": 1}, ValueError),
+    ({"num_cpus": -1}, ValueError),
+    ({"num_cpus": "1"}, TypeError),
+    ({"num_cpus": True}, TypeError),
+    ({"num_cpus": math.nan}, ValueError),
+    ({"num_cpus": math.inf}, ValueError),
+    ({"num_cpus": 1e-7}, ValueError),
+    ({"num_cpus": 10**30}, ValueError),
+    ({"num_gpus": -0.5}, ValueError),
+    ({"memory": "1GB"}, TypeError),
+    ({"resources": 5}, TypeError),
+    ({"resources": ["disk"]}, TypeError),
+    ({"resources": {"disk": "1"}}, TypeError),
+    ({"resources": {"disk": -1}}, ValueError),
+    ({"resources": {"": 1}}, ValueError),
+    ({"resources": {5: 1}}, TypeError),
+    ({"resources": {"CPU": 1}}, ValueError),
+    ({"num_returns": -1}, ValueError),
+    ({"num_returns": 1.5}, TypeError),
+    ({"num_returns": "2"}, TypeError),
+    ({"num_returns": None}, TypeError),
+    ({"num_returns": True}, TypeError),
+    ({"num_returns": 10**12}, ValueError),
+    ({"max_retries": -2}, ValueError),
+    ({"max_retries": 1.0}, TypeError),
+    ({"max_retries": 10**30}, ValueError),
+    ({"retry_exceptions": 1}, TypeError),
+    ({"name": 5}, TypeError),
+]
+ACTOR_OPTIONS = ("num_cpus", "num_gpus", "memory", "resources", "no_such_option")
+BAD_ACTOR_OPTIONS = [(o, e) for o, e in BAD_TASK_OPTIONS if next(iter(o)) in ACTOR_OPTIONS]
+
+
+class TestOptions:
+    @pytest.mark.parametrize(("options", "error"), BAD_TASK_OPTIONS, ids=str)
+    def test_of_tasks(self, options: dict[str, Any], error: type[Exception], echo: Any) -> None:
+        with pytest.raises(error, match=f"(?i){next(iter(options)).split('_')[-1].rstrip('s')}|disk|CPU|GPU|name"):
+            zray.remote(**options)(function)
+        with pytest.raises(error):
+            zray.remote(function, **options)
+        with pytest.raises(error):
+            echo.options(**options)
+
+    @pytest.mark.parametrize(("options", "error"), BAD_ACTOR_OPTIONS, ids=str)
+    def test_of_actors(self, options: dict[str, Any], error: type[Exception]) -> None:
+        with pytest.raises(error):
+            zray.remote(**options)(Plain)
+        with pytest.raises(error):
+            zray.remote(Plain).options(**options)
+
+    @pytest.mark.parametrize("options", [{"num_cpus": 1}, {"num_returns": "a"}, {"num_returns": -1}, {"x": 1}])
+    def test_of_methods(self, options: dict[str, Any], actor: Any) -> None:
+        with pytest.raises((TypeError, ValueError)):
+            zray.method(**options)
+        with pytest.raises((TypeError, ValueError)):
+            actor.method.options(**options)
+
+    def test_of_the_other_kind(self) -> None:
+        with pytest.raises(ValueError, match="max_retries"):
+            zray.remote(max_retries=1)(Plain)
+        with pytest.raises(ValueError, match="num_returns"):
+            zray.remote(Plain).options(num_returns=2)
+
+    def test_the_decorator_itself(self, echo: Any) -> None:
+        for thing in (5, "f", None, [function]):
+            with pytest.raises(TypeError, match=r"zray\.remote"):
+                zray.remote(thing)
+        with pytest.raises(TypeError, match="parentheses"):
+            zray.remote()
+        with pytest.raises(TypeError, match="already"):
+            zray.remote(echo)
+        with pytest.raises(TypeError, match="already"):
+            zray.remote(zray.remote(Plain))
+        with pytest.raises(TypeError):
+            zray.remote(function, 1)
+        with pytest.raises(TypeError, match="takes a function or a class"):
+            zray.remote(num_cpus=1)(5)
+
+    def test_none_means_the_default(self) -> None:
+        assert zray.get(zray.remote(resources=None, name=None)(function).remote(1)) == 1
+
+
+class TestCalls:
+    def test_directly(self, echo: Any, actor: Any) -> None:
+        with pytest.raises(TypeError, match=r"function\.remote\(\)"):
+            echo(1)
+        with pytest.raises(TypeError, match=r"Plain\.remote\(\)"):
+            zray.remote(Plain)()
+        with pytest.raises(TypeError, match=r"method\.remote\(\)"):
+            actor.method(1)
+        with pytest.raises(TypeError, match=r"\.remote\(\)"):
+            actor()
+
+    def test_subclass_of_an_actor_class(self) -> None:
+        base = zray.remote(Plain)
+        with pytest.raises(TypeError):
+
+            class Derived(base):  # type: ignore[misc, valid-type]
+                pass
+
+    @pytest.mark.parametrize("thing", [5, None, "ref", b"ref", {}, object(), function, iter([])])
+    def test_get_of_what_is_no_ref(self, thing: Any) -> None:
+        with pytest.raises(TypeError, match=r"zray\.get"):
+            zray.get(thing)
+        with pytest.raises(TypeError, match=r"zray\.get"):
+            zray.get([zray.put(1), thing])
+
+    def test_get_of_a_nested_list(self) -> None:
+        with pytest.raises(TypeError, match=r"zray\.get"):
+            zray.get([[zray.put(1)]])
+
+    def test_get_of_an_actor_or_function(self, actor: Any, echo: Any) -> None:
+        for thing in (actor, echo, actor.method):
+            with pytest.raises(TypeError, match=r"zray\.get"):
+                zray.get(thing)
+
+    @pytest.mark.parametrize(
+        ("timeout", "error"), [(-1, ValueError), ("1", TypeError), (True, TypeError), (math.nan, ValueError)]
+    )
+    def test_timeouts(self, timeout: Any, error: type[Exception]) -> None:
+        ref = zray.put(1)
+        with pytest.raises(error, match="timeout"):
+            zray.get(ref, timeout=timeout)
+        with pytest.raises(error, match="timeout"):
+            zray.wait([ref], timeout=timeout)
+
+    def test_timeouts_that_are_fine(self) -> None:
+        ref = zray.put(1)
+        for timeout in (0, 0.5, math.inf, 1e300, np.float64(1)):
+            assert zray.get(ref, timeout=timeout) == 1
+            assert zray.wait([ref], timeout=timeout) == ([ref], [])
+
+    def test_a_wait_of_endless_timeout(self, echo: Any) -> None:
+        for timeout in (math.inf, 1e300, 1e10):
+            assert zray.get(echo.remote(1), timeout=timeout) == 1
+            ref = echo.remote(2)
+            assert zray.wait([ref], timeout=timeout) == ([ref], [])
+
+    def test_wait(self) -> None:
+        ref = zray.put(1)
+        for bad in (ref, 5, None, "ref", {ref}, iter([ref])):
+            with pytest.raises(TypeError, match=r"zray\.wait"):
+                zray.wait(bad)
+        with pytest.raises(TypeError, match=r"zray\.wait"):
+            zray.wait([ref, 5])
+        with pytest.raises(ValueError, match="once"):
+            zray.wait([ref, ref])
+        with pytest.raises(ValueError, match="at least one"):
+            zray.wait([])
+        for number in (0, -1, 2):
+            with pytest.raises(ValueError, match="num_returns"):
+                zray.wait([ref], num_returns=number)
+        for number in (1.0, "1", None, True):
+            with pytest.raises(TypeError, match="num_returns"):
+                zray.wait([ref], num_returns=number)
+
+    def test_put_of_a_ref(self) -> None:
+        with pytest.raises(TypeError, match="ObjectRef"):
+            zray.put(zray.put(1))
+
+    @pytest.mark.parametrize("thing", [5, None, "actor", Plain()])
+    def test_kill_of_what_is_no_handle(self, thing: Any) -> None:
+        with pytest.raises(TypeError, match="actor handle"):
+            zray.kill(thing)
+
+    def test_kill_of_a_ref_or_class(self, echo: Any) -> None:
+        for thing in (zray.put(1), echo, zray.remote(Plain)):
+            with pytest.raises(TypeError, match="actor handle"):
+                zray.kill(thing)
+
+    def test_handles_and_refs_cannot_be_made_by_hand(self) -> None:
+        with pytest.raises(TypeError):
+            zray.ObjectRef()  # type: ignore[call-arg]
+        with pytest.raises(TypeError):
+            zray.ActorHandle()  # type: ignore[call-arg]
+
+    def test_init_twice(self) -> None:
+        with pytest.raises(RuntimeError, match="twice"):
+            zray.init()
+        context = zray.init(ignore_reinit_error=True)
+        assert context.address
+
+    def test_init_and_shutdown_inside_a_task(self) -> None:
+        @zray.remote
+        def inner() -> str:
+            zray.shutdown()
+            try:
+                zray.init()
+            except RuntimeError as error:
+                return str(error)
+            return "a second cluster"
+
+        assert zray.get(inner.remote()) != "a second cluster"
+        assert zray.get(zray.remote(function).remote(2)) == 2
+
+
+class TestHostileCode:
+    def test_an_argument_that_ends_the_worker(self, echo: Any) -> None:
+        class Bomb:
+            def __reduce__(self) -> Any:
+                return os._exit, (9,)
+
+        with pytest.raises(ZrayError, match="code 9"):
+            zray.get(echo.options(max_retries=0).remote(Bomb()), timeout=PATIENCE_S)
+        assert zray.get(echo.remote(1), timeout=PATIENCE_S) == 1
+
+    def test_a_task_that_closes_descriptors(self, echo: Any) -> None:
+        @zray.remote(max_retries=0)
+        def vandal() -> None:
+            os.closerange(3, 200)
+
+        with pytest.raises(ZrayError):
+            zray.get(vandal.remote(), timeout=PATIENCE_S)
+        assert zray.get([echo.remote(i) for i in range(20)], timeout=PATIENCE_S) == list(range(20))
+
+    def test_a_task_that_forks(self) -> None:
+        @zray.remote
+        def forking() -> int:
+            pid = os.fork()
+            if pid == 0:
+                os._exit(3)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        assert zray.get(forking.remote(), timeout=PATIENCE_S) == 3
+
+    def test_a_task_that_uses_multiprocessing(self) -> None:
+        @zray.remote
+        def parallel() -> list[int]:
+            import multiprocessing
+
+            with multiprocessing.get_context("fork").Pool(2) as pool:
+                return pool.map(abs, [-1, -2, -3])
+
+        assert zray.get(parallel.remote(), timeout=PATIENCE_S) == [1, 2, 3]
+
+    def test_an_equality_that_raises(self, echo: Any) -> None:
+        class Touchy:
+            def __eq__(self, other: object) -> bool:
+                raise RuntimeError("do not compare me")
+
+            __hash__ = None  # type: ignore[assignment]
+
+            def __bool__(self) -> bool:
+                raise RuntimeError("do not ask me")
+
+        assert type(zray.get(echo.remote(Touchy()))).__name__ == "Touchy"
+        assert type(zray.get(zray.put([Touchy()]))[0]).__name__ == "Touchy"
+
+    def test_a_del_that_uses_the_api(self, echo: Any) -> None:
+        @zray.remote
+        def look() -> int:
+            class Farewell:
+                def __del__(self) -> None:
+                    zray.get(zray.put(1))
+
+            for _ in range(100):
+                cycle: list[Any] = [Farewell()]
+                cycle.append(cycle)
+            return 1
+
+        assert zray.get(look.remote(), timeout=PATIENCE_S) == 1
+
+    def test_recursion_without_end(self) -> None:
+        @zray.remote
+        def down(n: int) -> int:
+            return down.__wrapped__(n + 1) + 1
+
+        with pytest.raises(RecursionError) as caught:
+            zray.get(down.remote(0), timeout=PATIENCE_S)
+        assert isinstance(caught.value, TaskError)
+
+
+def run_script(code: str, timeout_s: float = 40.0, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code)],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=timeout_s,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+class TestSessions:
+    """Each in a driver of its own."""
+
+    @pytest.mark.slow
+    def test_use_before_init_starts_a_cluster(self) -> None:
+        done = run_script(
+            """
+            import zray
+            assert not zray.is_initialized()
+            print(zray.get(zray.remote(lambda: 5).remote()))
+            assert zray.is_initialized()
+            """
+        )
+        assert (done.stdout, done.returncode) == ("5\n", 0), done.stderr
+
+    @pytest.mark.slow
+    def test_refs_and_handles_of_a_session_that_has_ended(self) -> None:
+        done = run_script(
+            """
+            import time
+            import numpy as np
+            import zray
+            from zray.exceptions import ActorDiedError, ObjectLostError
+
+            @zray.remote
+            def echo(x):
+                return x
+
+            @zray.remote
+            class Actor:
+                def method(self, x=None):
+                    return x
+
+            zray.init(num_cpus=1)
+            small, large, task = zray.put(1), zray.put(np.ones(100_000)), echo.remote(2)
+            captured = zray.put(5)
+            capture = zray.remote(lambda: captured)
+            actor = Actor.remote()
+            view = zray.get(large)
+            zray.get([task, actor.method.remote(), capture.remote()])
+            zray.shutdown()
+            zray.shutdown()
+            assert not zray.is_initialized()
+            assert view.sum() == 100_000
+            zray.init(num_cpus=1)
+            new = Actor.remote()
+
+            def refused(what, error):
+                started = time.monotonic()
+                try:
+                    what()
+                except error as caught:
+                    assert "session has ended" in str(caught), caught
+                else:
+                    raise AssertionError("accepted")
+                assert time.monotonic() - started < 1
+
+            for ref in (small, large, task):
+                refused(lambda: zray.get(ref), ObjectLostError)
+                refused(lambda: zray.get([new.method.remote(), ref]), ObjectLostError)
+                refused(lambda: zray.wait([ref]), ObjectLostError)
+                refused(lambda: echo.remote(ref), ObjectLostError)
+                refused(lambda: echo.remote([ref]), ObjectLostError)
+                refused(lambda: echo.remote(x=ref), ObjectLostError)
+                refused(lambda: new.method.remote(ref), ObjectLostError)
+                refused(lambda: new.method.remote({"deep": ref}), ObjectLostError)
+                refused(lambda: zray.put([ref]), ObjectLostError)
+                refused(lambda: zray.put([ref, np.ones(100_000)]), ObjectLostError)
+            refused(lambda: actor.method.remote(), ActorDiedError)
+            refused(lambda: zray.kill(actor), ActorDiedError)
+            refused(lambda: echo.remote(actor), ObjectLostError)
+            refused(lambda: capture.remote(), ObjectLostError)
+            assert zray.get(echo.remote(3)) == 3
+            assert zray.get(new.method.remote(4)) == 4
+            print("fine")
+            """
+        )
+        assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
+
+    @pytest.mark.slow
+    def test_threads_that_wait_while_it_ends(self) -> None:
+        done = run_script(
+            """
+            import threading, time
+            import zray
+
+            zray.init(num_cpus=1)
+            never = zray.remote(lambda: threading.Event().wait()).remote()
+            seen = []
+
+            def wait():
+                try:
+                    zray.get(never)
+                except zray.exceptions.ZrayError as error:
+                    seen.append(str(error))
+
+            threads = [threading.Thread(target=wait) for _ in range(4)]
+            for thread in threads:
+                thread.start()
+            time.sleep(0.3)
+            started = time.monotonic()
+            zray.shutdown()
+            for thread in threads:
+                thread.join(5)
+            assert time.monotonic() - started < 3
+            assert len(seen) == 4 and all("shut down" in text for text in seen), seen
+            print("fine")
+            """
+        )
+        assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
+
+    @pytest.mark.slow
+    def test_a_node_that_is_killed(self) -> None:
+        done = run_script(
+            """
+            import os, signal, threading, time
+            import zray
+
+            context = zray.init(num_cpus=1)
+            never = zray.remote(lambda: threading.Event().wait()).remote()
+            threading.Timer(0.3, os.kill, (context.pid, signal.SIGKILL)).start()
+            for call in (lambda: zray.get(never), lambda: zray.get(never), lambda: zray.put(bytes(100_000)),
+                         lambda: zray.nodes(), lambda: zray.wait([never])):
+                started = time.monotonic()
+                try:
+                    call()
+                except zray.exceptions.ClusterUnavailableError as error:
+                    assert "gone" in str(error), error
+                else:
+                    raise AssertionError("no error")
+                assert time.monotonic() - started < 2
+            zray.shutdown()
+            print("fine")
+            """
+        )
+        assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
+
+    @pytest.mark.slow
+    def test_init_to_nobody(self, tmp_path: Path) -> None:
+        done = run_script(
+            """
+            import time
+            import zray
+            for address in ("auto", "ipc:///nowhere/node", "tcp://127.0.0.1:1", "127.0.0.1:1", "nonsense", ""):
+                started = time.monotonic()
+                try:
+                    zray.init(address=address)
+                except (zray.exceptions.ClusterUnavailableError, ValueError) as error:
+                    print(type(error).__name__)
+                    assert time.monotonic() - started < 3
+                else:
+                    assert address == ""
+                    zray.shutdown()
+            """,
+            TMPDIR=str(tmp_path),
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("ClusterUnavailableError") >= 4
+
+    @pytest.mark.slow
+    def test_bad_options_of_init(self) -> None:
+        done = run_script(
+            """
+            import math, time
+            import zray
+            bad = [
+                ({"num_cpus": -1}, ValueError), ({"num_cpus": "2"}, TypeError), ({"num_cpus": True}, TypeError),
+                ({"num_cpus": math.nan}, ValueError), ({"num_cpus": math.inf}, ValueError),
+                ({"num_gpus": -1}, ValueError), ({"num_gpus": math.nan}, ValueError),
+                ({"resources": 5}, TypeError), ({"resources": {"CPU": 1}}, ValueError),
+                ({"resources": {"a": -1}}, ValueError), ({"resources": {"a": "b"}}, TypeError),
+                ({"object_store_memory": 0}, ValueError), ({"object_store_memory": 1.5}, TypeError),
+                ({"object_store_memory": -5}, ValueError), ({"gcs_shards": 0}, ValueError),
+                ({"gcs_shards": "1"}, TypeError), ({"address": 5}, TypeError), ({"no_such": 5}, TypeError),
+                ({"address": "auto", "num_cpus": 1}, ValueError),
+                ({"object_store_memory": 1 << 70}, ValueError),
+                ({"object_store_memory": 1 << 60}, (ValueError, zray.exceptions.ZrayError)),
+            ]
+            for options, error in bad:
+                started = time.monotonic()
+                try:
+                    zray.init(**options)
+                except error as caught:
+                    assert time.monotonic() - started < 3, options
+                    print(type(caught).__name__, caught)
+                else:
+                    raise AssertionError(options)
+                assert not zray.is_initialized()
+            """
+        )
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) >= 21
+
+    @pytest.mark.slow
+    def test_a_fork_of_the_driver(self) -> None:
+        done = run_script(
+            """
+            import os, sys
+            import zray
+            zray.init(num_cpus=1)
+            ref = zray.put(1)
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    zray.get(ref)
+                except zray.exceptions.NotInitializedError:
+                    os._exit(7)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+            assert zray.get(zray.remote(lambda: 3).remote()) == 3
+            print("fine")
+            """
+        )
+        assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
+
+    @pytest.mark.slow
+    def test_many_sessions_one_after_the_other(self) -> None:
+        done = run_script(
+            """
+            import os, threading
+            import zray
+            def descriptors():
+                return len(os.listdir("/proc/self/fd"))
+            for i in range(6):
+                with zray.init(num_cpus=1):
+                    assert zray.get(zray.remote(lambda: i).remote()) == i
+                    actor = zray.remote(type("A", (), {"f": lambda self: 1})).remote()
+                    assert zray.get(actor.f.remote()) == 1
+                if i == 0:
+                    before = descriptors(), threading.active_count()
+            assert (descriptors(), threading.active_count()) == before, (descriptors(), before)
+            print("fine")
+            """
+        )
+        assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
+
+    @pytest.mark.slow
+    def test_exit_without_shutdown(self) -> None:
+        done = run_script(
+            """
+            import zray
+            zray.init(num_cpus=2)
+            refs = [zray.remote(lambda: 1).remote() for _ in range(100)]
+            actor = zray.remote(type("A", (), {"f": lambda self: 1})).remote()
+            last = actor.f.remote()
+            """
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_that_the_errors_have() -> None:
+    assert issubclass(ActorDiedError, zray.exceptions.RayActorError)
+    assert issubclass(ClusterUnavailableError, ConnectionError)
+    assert issubclass(ObjectLostError, zray.exceptions.RayError)
+    assert time.monotonic() > 0

@@ -1,0 +1,55 @@
+"""What a well-formed message may still get wrong: contents that no zray ever sends.
+
+A machine asks before it acts on a message that can carry nonsense; the sender is refused then, and nothing
+changes. Messages of the hot path are not looked at here: they name things, and an unknown name is ignored.
+"""
+
+from __future__ import annotations
+
+from zray.ids import ID_BYTES
+from zray.protocol.messages import ACTOR, DRIVER, TASK, WORKER, Create, Demand, Describe, Hello
+
+NUM_RETURNS_MAX = 1_000_000
+"""Return values of one task; each costs its node an entry at once."""
+
+
+def problem_of_hello(message: Hello) -> str:
+    """A sentence, or nothing if the introduction makes sense."""
+    if message.role not in (DRIVER, WORKER):
+        return f"there is no role {message.role}"
+    if len(message.job_id) != ID_BYTES and message.role == DRIVER:
+        return f"a job's id has {ID_BYTES} bytes, not {len(message.job_id)}"
+    return ""
+
+
+def problem_of_descriptor(message: Describe) -> str:
+    """A sentence, or nothing if tasks could be like that."""
+    if not 0 <= message.num_returns <= NUM_RETURNS_MAX:
+        return f"{message.name}() returns {message.num_returns} values"
+    if message.kind not in (TASK, ACTOR):
+        return f"there is no kind {message.kind} of descriptor"
+    if message.max_retries < -1:
+        return f"{message.name}() is tried again {message.max_retries} times"
+    return problem_of_demand(message.demand)
+
+
+def problem_of_demand(demand: Demand) -> str:
+    """A sentence, or nothing if the amounts are positive and sorted by name, each name once."""
+    before = ""
+    for name, amount in demand:
+        if amount <= 0 or name <= before:
+            return f"no demand is {demand}"
+        before = name
+    return ""
+
+
+def problem_of_create(message: Create) -> str:
+    """A sentence, or nothing if such an object may be asked for."""
+    if message.size < 0:
+        return f"an object of {message.size} bytes"
+    return problem_of_id(message.object_id)
+
+
+def problem_of_id(an_id: bytes) -> str:
+    """A sentence, or nothing if it may be the id of a task or an object."""
+    return "" if len(an_id) == ID_BYTES else f"an id has {ID_BYTES} bytes, not {len(an_id)}"
