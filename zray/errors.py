@@ -61,7 +61,7 @@ class TaskError(ZrayError):
             error = dual.__new__(dual, *cause.args)
         except Exception:  # the class wants something else than its ``args``
             return self
-        _copy_fields(cause, error)
+        set_fields(error, cause.args, fields_of(cause))
         error.__dict__.update(self.__dict__)
         error.__cause__ = self.cause
         return error
@@ -75,15 +75,27 @@ class TaskError(ZrayError):
         )
 
 
-def _copy_fields(source: BaseException, target: BaseException) -> None:
-    """Also what builtin exceptions keep in fields of their own, such as ``OSError.errno``."""
-    target.args = source.args
-    for cls in type(source).__mro__:
+_NO_FIELDS = ("args", "obj")  # the latter keeps whatever lacked an attribute
+
+
+def fields_of(error: BaseException) -> dict[str, Any]:
+    """The attributes of an exception, also those outside ``__dict__``, such as ``OSError.errno``."""
+    fields = {}
+    for cls in type(error).__mro__:
         for name, field in vars(cls).items():
-            if isinstance(field, MemberDescriptorType | GetSetDescriptorType) and not name.startswith("__"):
+            if isinstance(field, MemberDescriptorType | GetSetDescriptorType) and name not in _NO_FIELDS:
                 with suppress(AttributeError, TypeError):
-                    setattr(target, name, getattr(source, name))
-    target.__dict__.update(getattr(source, "__dict__", {}))
+                    if not name.startswith("__"):
+                        fields[name] = getattr(error, name)
+    return {**fields, **getattr(error, "__dict__", {})}
+
+
+def set_fields(error: BaseException, args: tuple[Any, ...], fields: dict[str, Any]) -> None:
+    """Give an exception that was made without its constructor what :func:`fields_of` took from another."""
+    error.args = args
+    for name, value in fields.items():
+        with suppress(AttributeError, TypeError):  # a field that cannot be set, or not to this
+            setattr(error, name, value)
 
 
 _dual_classes: dict[type[BaseException], type[TaskError] | None] = {}

@@ -585,7 +585,7 @@ class TestEnds:
                 zray.get(mortal.die.remote(), timeout=PATIENCE_S)
         else:
             os.kill(pid, signal.SIGKILL)
-        with pytest.raises(ActorDiedError, match="code 3|signal 9"):
+        with pytest.raises(ActorDiedError, match=r"code 3|signal 9"):
             zray.get(mortal.pid.remote(), timeout=PATIENCE_S)
         with pytest.raises(ActorDiedError):
             zray.get(zray.get(echo.remote([mortal]))[0].pid.remote(), timeout=PATIENCE_S)

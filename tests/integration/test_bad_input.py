@@ -193,7 +193,8 @@ BAD_ACTOR_OPTIONS = [(o, e) for o, e in BAD_TASK_OPTIONS if next(iter(o)) in ACT
 class TestOptions:
     @pytest.mark.parametrize(("options", "error"), BAD_TASK_OPTIONS, ids=str)
     def test_of_tasks(self, options: dict[str, Any], error: type[Exception], echo: Any) -> None:
-        with pytest.raises(error, match=f"(?i){next(iter(options)).split('_')[-1].rstrip('s')}|disk|CPU|GPU|name"):
+        name = next(iter(options)).split("_")[-1].rstrip("s")
+        with pytest.raises(error, match=f"(?i){name}|disk|name"):
             zray.remote(**options)(function)
         with pytest.raises(error):
             zray.remote(function, **options)
@@ -207,7 +208,7 @@ class TestOptions:
         with pytest.raises(error):
             zray.remote(Plain).options(**options)
 
-    @pytest.mark.parametrize("options", [{"num_cpus": 1}, {"num_returns": "a"}, {"num_returns": -1}, {"x": 1}])
+    @pytest.mark.parametrize("options", [{"num_cpus": 1}, {"num_returns": "a"}, {"num_returns": -1}])
     def test_of_methods(self, options: dict[str, Any], actor: Any) -> None:
         with pytest.raises((TypeError, ValueError)):
             zray.method(**options)
@@ -584,7 +585,7 @@ class TestSessions:
             """
             import time
             import zray
-            for address in ("auto", "ipc:///nowhere/node", "tcp://127.0.0.1:1", "127.0.0.1:1", "nonsense", ""):
+            for address in ("auto", "ipc:///nowhere/n", "tcp://127.0.0.1:1", "127.0.0.1:1", "nonsense", ""):
                 started = time.monotonic()
                 try:
                     zray.init(address=address)
@@ -607,7 +608,8 @@ class TestSessions:
             import math, time
             import zray
             bad = [
-                ({"num_cpus": -1}, ValueError), ({"num_cpus": "2"}, TypeError), ({"num_cpus": True}, TypeError),
+                ({"num_cpus": -1}, ValueError), ({"num_cpus": "2"}, TypeError),
+                ({"num_cpus": True}, TypeError),
                 ({"num_cpus": math.nan}, ValueError), ({"num_cpus": math.inf}, ValueError),
                 ({"num_gpus": -1}, ValueError), ({"num_gpus": math.nan}, ValueError),
                 ({"resources": 5}, TypeError), ({"resources": {"CPU": 1}}, ValueError),

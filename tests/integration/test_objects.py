@@ -118,9 +118,10 @@ VALUES = [
 
 
 class TestValues:
-    @pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__}-{str(value)[:12]!r}")
+    @pytest.mark.parametrize("value", VALUES, ids=lambda value: f"{type(value).__name__}-{str(value)[:9]!r}")
     def test_come_back_as_they_were(self, value: Any) -> None:
-        for copy in (zray.get(zray.put(value)), zray.get(echo.remote(value)), zray.get(echo.remote(zray.put(value)))):
+        ref = zray.put(value)
+        for copy in zray.get([ref, echo.remote(value), echo.remote(ref)]):
             assert type(copy) is type(value)
             if isinstance(value, Exception):
                 assert copy.args == value.args
@@ -188,9 +189,9 @@ class TestViews:
         ref = zray.put(np.arange(LARGE))
         first, second = zray.get(ref), zray.get(ref)
         assert not first.flags.writeable
-        with pytest.raises(ValueError, match="read-only"):
+        with pytest.raises(ValueError, match=r"read-only"):
             first[0] = 1
-        with pytest.raises(ValueError, match="WRITEABLE|writeable"):
+        with pytest.raises(ValueError, match=r"WRITEABLE|writeable"):
             first.flags.writeable = True
         assert in_the_arena(first)
         assert first.__array_interface__["data"][0] == second.__array_interface__["data"][0]
@@ -549,9 +550,7 @@ class TestFullStore:
             assert array[0] == array[-1] == i
 
     def test_all_looked_at_together(self) -> None:
-        arrays = []
-        for i in range(self.COUNT):
-            arrays.append(zray.get(zray.put(self.piece(i)), timeout=PATIENCE_S))
+        arrays = [zray.get(zray.put(self.piece(i)), timeout=PATIENCE_S) for i in range(self.COUNT)]
         assert all((array == i).all() for i, array in enumerate(arrays))
 
     def test_results_and_arguments_beyond_the_capacity(self) -> None:

@@ -251,7 +251,7 @@ class TestArguments:
             add.remote(1)
         with pytest.raises(TypeError, match="add"):
             add.remote(1, 2, 3)
-        with pytest.raises(TypeError, match="missing|unexpected"):
+        with pytest.raises(TypeError, match=r"missing|unexpected"):
             add.remote(1, wrong=2)
 
     def test_arguments_are_copied_when_they_are_given(self) -> None:
@@ -837,7 +837,8 @@ class TestInterrupts:
                 return x
 
             late = block.remote()
-            for wait in (lambda: zray.get(late), lambda: zray.wait([late]), lambda: zray.get([late], timeout=60)):
+            waits = lambda: zray.get(late), lambda: zray.wait([late]), lambda: zray.get([late], timeout=60)
+            for wait in waits:
                 zray.get(echo.remote(0))
                 threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
                 started = time.monotonic()

@@ -122,7 +122,7 @@ class ActorHandle:
 
     @property
     def __call__(self) -> ActorMethod:
-        """``handle.__call__.remote()``, for a class that has that method. A call of the handle is an error."""
+        """``handle.__call__.remote()``, if the class has that method; to call the handle is an error."""
         return ActorMethod(self, "__call__", self._methods.get("__call__", 1))
 
     def __repr__(self) -> str:

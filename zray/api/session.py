@@ -7,6 +7,7 @@ it runs any user code.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 import threading
@@ -185,8 +186,8 @@ def _node_options(
     for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise TypeError(f"{name} is a number, not {value!r}")
-        if value is not None:
-            demand_from({name: value})
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name} is not negative, and finite: {value}")
     if resources is not None:
         if not isinstance(resources, Mapping):
             raise TypeError(f"resources is a dict of amounts by name, not {resources!r}")

@@ -22,7 +22,7 @@ from zray.core.resources import ResourcePool, amounts_of
 from zray.core.table_writer import TableWriter
 from zray.core.worker_pool import TaskClass, Worker, WorkerPool
 from zray.ids import is_put, short
-from zray.protocol import faults
+from zray.protocol import checks, faults
 from zray.protocol.documents import encode_value
 from zray.protocol.messages import (
     DRIVER,
@@ -252,6 +252,8 @@ class Node:
             self.out.append((source, Refused("version", detail)))
             self.out.append((RUNTIME, Warn(f"refused process {message.pid}: {detail}")))
             return
+        if self._refused(source, checks.problem_of_hello(message)):
+            return
         worker = self.pool.workers.get(source) if message.role == WORKER else None
         if message.role == WORKER and worker is None:
             self.out.append((source, Refused("unknown-peer", "this node did not start such a worker")))
@@ -330,6 +332,12 @@ class Node:
             self.out.append((source, Refused("unknown-peer", "say Hello first; this process is not known")))
         return client
 
+    def _refused(self, source: Address, problem: str) -> bool:
+        """Tell the sender of nonsense so; whether it was any."""
+        if problem:
+            self.out.append((source, Refused("garbage", problem)))
+        return bool(problem)
+
     def _job_of(self, client: ClientEntry) -> bytes:
         return client.job_id if client.worker is None else client.worker.job_id
 
@@ -338,7 +346,7 @@ class Node:
     def on_describe(self, now_ns: int, source: Address, message: Describe) -> None:
         """A client will submit tasks of this kind."""
         client = self._known(source)
-        if client is not None:
+        if client is not None and not self._refused(source, checks.problem_of_descriptor(message)):
             if not self.scheduler.knows(message.descriptor_id):
                 self.tables.put(now_ns, TABLE_DESCRIPTOR, message.descriptor_id, encode_value(message))
             task_class = self.scheduler.describe(self._job_of(client), message)
@@ -469,8 +477,10 @@ class Node:
         client = self._known(source)
         if client is not None:
             for object_id in message.object_ids:
-                client.promised[object_id] = None
-                self.references.hold(source, self.store.announce(object_id))
+                entry = self.store.announce(object_id)
+                self.references.hold(source, entry)
+                if entry.state != SEALED:  # else the actor was faster: the reply says so
+                    client.promised[object_id] = None
 
     def on_create(self, now_ns: int, source: Address, message: Create) -> None:
         """A process wants room for a large value.
@@ -478,7 +488,7 @@ class Node:
         Whoever it is for holds it from now on, also if it was made before (its maker ran again). What a
         task returns is held by its submitter and needs no other holder.
         """
-        if self._known(source) is None:
+        if self._known(source) is None or self._refused(source, checks.problem_of_create(message)):
             return
         self.now_ns = now_ns
         entry = self.store.on_create(now_ns, source, message)

@@ -28,6 +28,8 @@ def problem_of_descriptor(message: Describe) -> str:
         return f"{message.name}() returns {message.num_returns} values"
     if message.kind not in (TASK, ACTOR):
         return f"there is no kind {message.kind} of descriptor"
+    if message.kind == ACTOR and message.num_returns != 1:
+        return f"actor {message.name} returns {message.num_returns} values and not one, its handle"
     if message.max_retries < -1:
         return f"{message.name}() is tried again {message.max_retries} times"
     return problem_of_demand(message.demand)

@@ -285,7 +285,6 @@ class NodeLink:
 
 
 def left_s(deadline: float | None) -> float | None:
-    """Seconds until a deadline, not below zero; ``None`` without one."""
     """Seconds until ``deadline``, not below zero; ``None``: without end."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 

@@ -31,7 +31,7 @@ from struct import Struct, pack, unpack_from
 from types import FunctionType
 from typing import Any
 
-from zray.errors import RemoteProtocolError, SerializationError, TaskError, ZrayError
+from zray.errors import RemoteProtocolError, SerializationError, TaskError, ZrayError, fields_of, set_fields
 from zray.serialize.culprit import describe, find_culprit
 
 ALIGN_BYTES = 64
@@ -283,9 +283,19 @@ def _pickler_class() -> Any:
             # Most objects are no function, no class and no proxy of one: spare them the long way.
             if kind is not FunctionType and not issubclass(kind, type) and obj.__class__ is kind:
                 return NotImplemented
-            return super().reducer_override(obj)
+            reduced = super().reducer_override(obj)
+            return _with_slots(obj, reduced) if issubclass(kind, type) else reduced
 
     return ValuePickler
+
+
+def _with_slots(cls: type, reduced: Any) -> Any:
+    """Cloudpickle makes a class anew without its ``__slots__``; its instances would load nowhere else."""
+    slots = cls.__dict__.get("__slots__")
+    if not slots or type(reduced) is not tuple or reduced[0].__name__ != "_make_skeleton_class":
+        return reduced
+    kind, name, bases, fields, *rest = reduced[1]
+    return reduced[0], (kind, name, bases, {**fields, "__slots__": slots}, *rest), *reduced[2:]
 
 
 def preload() -> None:
@@ -499,11 +509,14 @@ def _load_cause(kind: int, data: bytes, class_name: str, notes: list[str]) -> Ba
 
 def _pickle_exception(error: BaseException) -> bytes:
     """Pickle an exception so that it loads, even if its constructor does not take its ``args``."""
-    data = pickle_value(error).to_bytes()
+    forms: tuple[Any, Any] = (error, _ByFields(error))
+    if isinstance(type(error).__init__, FunctionType) and type(error).__reduce__ in _CALL_CONSTRUCTOR:
+        forms = forms[::-1]  # it might take the ``args`` for something else than they are
     try:
+        data = pickle_value(forms[0]).to_bytes()
         _load_exception(data)
-    except ZrayError:
-        data = pickle_value(_ByFields(error)).to_bytes()
+    except Exception:
+        data = pickle_value(forms[1]).to_bytes()
         _load_exception(data)
     return data
 
@@ -513,6 +526,10 @@ def _load_exception(data: BytesLike) -> BaseException:
     if not isinstance(error, BaseException):
         raise DeserializationError("an exception", f"it came out as a {type(error).__name__}")
     return error
+
+
+_CALL_CONSTRUCTOR = (BaseException.__reduce__, OSError.__reduce__)
+"""How exceptions are pickled that say nothing else: as a call of their class with their ``args``."""
 
 
 class _ByFields:
@@ -525,7 +542,7 @@ class _ByFields:
 
     def __reduce__(self) -> tuple[Any, ...]:
         error = self.error
-        return rebuild_exception, (type(error), error.args, getattr(error, "__dict__", {}))
+        return rebuild_exception, (type(error), error.args, fields_of(error))
 
 
 def rebuild_exception(
@@ -533,8 +550,7 @@ def rebuild_exception(
 ) -> BaseException:
     """An exception with these fields, made without its constructor."""
     error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(fields)
+    set_fields(error, args, fields)
     return error
 
 

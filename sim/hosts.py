@@ -1,0 +1,366 @@
+"""Simulated processes around the real machines of a node and of a GCS shard.
+
+One turn is that of ``runtime.loop``: take what has arrived, pump it in one batch, carry out the local effects,
+then send the rest, one batch per peer. A turn takes processor time; what arrives meanwhile is the next batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sim.kernel import MS, S
+from sim.memory import SimMemory
+from sim.worker import SimWorker
+from zray import ids
+from zray.core.actors import SERVER_SUFFIX
+from zray.core.control_shard import ControlShard, Logged, ShardOpened
+from zray.core.global_scheduler import GlobalScheduler
+from zray.core.machine import DISK, LOG, RUNTIME, WORKER_POOL, Address, pump
+from zray.core.node import Node, NodeIdentity
+from zray.protocol.codec import batch_decoder, encode_batch
+from zray.protocol.messages import (
+    DRIVER,
+    RESOURCE_UNIT,
+    ClientGone,
+    DeleteFile,
+    Hello,
+    KillWorker,
+    Recorded,
+    RecordTasks,
+    Refused,
+    Spill,
+    Spilled,
+    SpillFailed,
+    StartWorker,
+    Warn,
+    WorkerExited,
+)
+
+if TYPE_CHECKING:
+    from sim.cluster import Cluster
+
+FRAMES_PER_TURN_MAX = 256
+CELLS_OF_NODE = b"@spilling"
+
+
+class MachineHost:
+    """A process that hosts machines.
+
+    Args:
+        cluster: where it lives.
+        address: its routing id.
+    """
+
+    def __init__(self, cluster: Cluster, address: Address) -> None:
+        self.cluster = cluster
+        self.kernel = cluster.kernel
+        self.address = address
+        self.machines: list[Any] = []
+        self.alive = True
+        self.life = 0  # what was planned in a former life does not happen
+        self.inbox: list[tuple[Address, list[Any]]] = []
+        self.busy_until_ns = 0
+        self.busy_ns = 0
+        self.pumps = 0
+        self._turn_planned = False
+        self._tick_at_ns: int | None = None
+
+    def deliver(self, source: Address, messages: list[Any]) -> None:
+        """A frame has arrived."""
+        if not self.alive:
+            return
+        self.inbox.append((source, messages))
+        self._plan_turn()
+
+    def post(self, message: Any) -> None:
+        """The process itself tells its machines something."""
+        self.deliver(RUNTIME, [message])
+
+    def _plan_turn(self) -> None:
+        if not self._turn_planned:
+            self._turn_planned = True
+            self.kernel.at(self.busy_until_ns, self._turn, self.life)
+
+    def _turn(self, life: int) -> None:
+        if life != self.life:
+            return
+        self._turn_planned = False
+        frames = self.inbox[:FRAMES_PER_TURN_MAX]
+        del self.inbox[:FRAMES_PER_TURN_MAX]
+        self.run(frames)
+        if self.inbox:
+            self._plan_turn()
+
+    def run(self, frames: list[tuple[Address, list[Any]]]) -> None:
+        """One turn."""
+        now_ns = self.kernel.now_ns
+        batch = [(source, message) for source, messages in frames for message in messages]
+        self.hear(batch)
+        for machine in self.machines:
+            self._pump(machine, batch, now_ns)
+        costs = self.cluster.costs
+        cost_ns = costs.turn_ns + len(batch) * costs.message_ns
+        self.busy_ns += cost_ns
+        self.busy_until_ns = now_ns + cost_ns
+        self._act()
+        self._plan_tick()
+
+    def hear(self, batch: list[tuple[Address, Any]]) -> None:
+        """Let judges see what arrives."""
+
+    def _pump(self, machine: Any, batch: list[tuple[Address, Any]], now_ns: int) -> None:
+        if len(self.machines) > 1:
+            batch = [pair for pair in batch if type(pair[1]) in machine.HANDLERS]
+        wake_at_ns = machine.wake_at_ns
+        if not batch and (wake_at_ns is None or wake_at_ns > now_ns):
+            return
+        pump(machine, batch, now_ns)
+        self.pumps += 1
+        if self.pumps % self.cluster.check_every == 0:
+            machine.check()
+
+    def _act(self) -> None:
+        outgoing: dict[Address, list[Any]] = {}
+        for machine in self.machines:
+            for destination, message in machine.out:
+                messages = outgoing.get(destination)
+                if messages is None:
+                    outgoing[destination] = [message]
+                else:
+                    messages.append(message)
+            machine.out.clear()
+        for name in (WORKER_POOL, DISK, LOG, RUNTIME):
+            if name in outgoing:
+                self.serve(name, outgoing.pop(name))
+        send = self.cluster.network.send
+        for destination, messages in outgoing.items():
+            send(self.address, destination, messages, self.busy_until_ns)
+
+    def serve(self, name: Address, messages: list[Any]) -> None:
+        """Carry out what machines ask of their process."""
+        raise NotImplementedError
+
+    def _plan_tick(self) -> None:
+        due = [machine.wake_at_ns for machine in self.machines if machine.wake_at_ns is not None]
+        if not due:
+            return
+        at_ns = max(min(due), self.busy_until_ns)
+        if self._tick_at_ns is None or at_ns < self._tick_at_ns:
+            self._tick_at_ns = at_ns
+            self.kernel.at(at_ns, self._tick, (self.life, at_ns))
+
+    def _tick(self, planned: tuple[int, int]) -> None:
+        life, at_ns = planned
+        if life != self.life or at_ns != self._tick_at_ns:
+            return
+        self._tick_at_ns = None
+        now_ns = self.kernel.now_ns
+        if any(m.wake_at_ns is not None and m.wake_at_ns <= now_ns for m in self.machines):
+            self._plan_turn()
+        else:
+            self._plan_tick()
+
+
+class SimNode(MachineHost):
+    """A node: the composite machine, its workers, its memory and its disk."""
+
+    def __init__(self, cluster: Cluster, address: Address, number: int, arena_bytes: int, cpus: int) -> None:
+        super().__init__(cluster, address)
+        self.number = number
+        self.cpus = cpus
+        identity = NodeIdentity(node_id=address, arena_bytes=arena_bytes, incarnation=1, host=f"node{number}")
+        shards = tuple(shard.address for shard in cluster.shards)
+        total = (("CPU", cpus * RESOURCE_UNIT),)
+        self.node = Node(identity, total=total, shards=shards, config=cluster.config)
+        self.machines = [self.node]
+        self.memory = SimMemory(cluster.judge.fail)
+        self.workers: dict[Address, SimWorker] = {}
+        self.starting: dict[Address, int] = {}  # forked and not there yet -> slot
+        self.ended: dict[Address, None] = {}
+        self.cells = [ids.NIL_ID] * cluster.config.workers_max
+        self.free_slots = list(range(cluster.config.workers_max - 1, -1, -1))
+        self.disk_free_ns = 0
+        self.random = cluster.kernel.stream(f"node/{number}")
+        cluster.network.attach(address, self.deliver)
+
+    def boot(self) -> None:
+        """Introduce the node and start its first workers."""
+        self.node.introduce()
+        for _ in range(max(1, min(self.cpus, self.cluster.config.workers_max))):
+            self.node.pool.start(self.kernel.now_ns)
+        self.run([])
+
+    def hear(self, batch: list[tuple[Address, Any]]) -> None:
+        """What shards confirm must survive."""
+        for source, message in batch:
+            if type(message) is Recorded:
+                self.cluster.judge.acknowledged(self.address, source, message.sequence)
+
+    def _act(self) -> None:
+        for destination, message in self.node.out:
+            if type(message) is RecordTasks:
+                self.cluster.judge.recorded(self.address, destination, message)
+        super()._act()
+
+    def serve(self, name: Address, messages: list[Any]) -> None:
+        """Workers, disk and notices, as ``zray-node`` does it."""
+        for message in messages:
+            match message:
+                case StartWorker(worker_id):
+                    self._start_worker(worker_id)
+                case KillWorker(worker_id):
+                    self.kernel.after(self.cluster.costs.exit_notice_ns, self._kill, worker_id)
+                case Spill():
+                    self._spill(message)
+                case DeleteFile(object_id):
+                    self.memory.files.pop(object_id, None)
+                case Hello(role=role):
+                    if role == DRIVER:
+                        self.cluster.driver_known(message.job_id)
+                case Warn(text):
+                    self.cluster.tell(self.address, text)
+                case Refused(reason, detail):
+                    self.cluster.judge.fail(f"a shard refused the node: {reason}: {detail}")
+                case ClientGone():
+                    pass
+                case _:
+                    raise TypeError(f"{name!r} cannot {message!r}")
+
+    # --- workers -----------------------------------------------------------------------------------
+
+    def _start_worker(self, worker_id: Address) -> None:
+        slot = self.free_slots.pop()
+        self.starting[worker_id] = slot
+        fault = self.cluster.faults.worker_start(self.random)
+        base_ns = self.cluster.costs.worker_start_ns
+        delay_ns = base_ns + int(self.random.expovariate(1.0) * base_ns / 4)
+        if fault == "exit":
+            self.kernel.after(delay_ns, lambda _: self._exited(worker_id, 1))
+        elif fault != "hang":
+            self.kernel.after(delay_ns, self._worker_is_there, worker_id)
+
+    def _worker_is_there(self, worker_id: Address) -> None:
+        slot = self.starting.pop(worker_id, None)
+        if slot is not None:
+            worker = SimWorker(self.cluster, worker_id, self, 5000 + slot, slot)
+            self.workers[worker_id] = worker
+            worker.start()
+
+    def _kill(self, worker_id: Address) -> None:
+        worker = self.workers.get(worker_id)
+        if worker is not None:
+            self.worker_ended(worker, -9)
+        else:
+            self._exited(worker_id, -9)
+
+    def worker_ended(self, worker: SimWorker, exit_code: int) -> None:
+        """A worker process is gone, killed or by itself."""
+        if self.workers.pop(worker.address, None) is None:
+            return
+        worker.crash()
+        self.memory.process_gone(worker.address)
+        self.starting[worker.address] = worker.slot
+        self.cluster.network.detach(worker.address)
+        self.cluster.network.detach(worker.address + SERVER_SUFFIX)
+        self.cluster.judge.worker_gone(worker.address, worker.actor_id, exit_code)
+        delay_ns = int(self.random.expovariate(1.0) * self.cluster.costs.exit_notice_ns)
+        self.kernel.after(delay_ns, lambda _: self._exited(worker.address, exit_code))
+
+    def _exited(self, worker_id: Address, exit_code: int) -> None:
+        slot = self.starting.pop(worker_id, None)
+        if slot is not None:
+            self.free_slots.append(slot)
+            self.post(WorkerExited(worker_id, exit_code, self.cells[slot]))
+
+    # --- disk --------------------------------------------------------------------------------------
+
+    def _spill(self, spill: Spill) -> None:
+        self.memory.look_at(CELLS_OF_NODE, spill.object_id, spill.offset, spill.size)
+        costs, faults = self.cluster.costs, self.cluster.faults
+        self.disk_free_ns = max(self.disk_free_ns, self.kernel.now_ns)
+        took_ns = costs.disk_latency_ns + spill.size * S // costs.disk_bytes_per_s
+        self.disk_free_ns += took_ns * faults.disk_slowdown()
+        self.kernel.at(self.disk_free_ns, self._spilled, spill)
+
+    def _spilled(self, spill: Spill) -> None:
+        data = self.memory.extents.get(spill.offset, (b"", b""))[1]
+        self.memory.look_away_from(CELLS_OF_NODE, spill.object_id, spill.offset, spill.size)
+        if self.cluster.faults.spill_fails(self.random):
+            self.post(SpillFailed(spill.object_id, "the disk is full (a fault)"))
+        else:
+            self.memory.files[spill.object_id] = data
+            self.post(Spilled(spill.object_id))
+
+
+class SimShard(MachineHost):
+    """A GCS shard with a log that survives it; the first also hosts the global scheduler."""
+
+    def __init__(self, cluster: Cluster, number: int, count: int, compact_messages: int) -> None:
+        super().__init__(cluster, b"gcs-%04d" % number)
+        self.number = number
+        self.count = count
+        self.compact_messages = compact_messages
+        self.log: list[bytes] = []
+        self.logged = 0
+        self.truncations = 0
+        self._recover()
+        self.log.append(encode_batch(list(self.shard.snapshot())))
+        cluster.network.attach(self.address, self.deliver)
+
+    def _recover(self) -> None:
+        self.shard = ControlShard(
+            cluster_id=b"simulated-clustr", shard=self.number, shard_count=self.count,
+            config=self.cluster.config,
+        )  # fmt: skip
+        for record in self.log:
+            pump(self.shard, [(command.source, command.message) for command in _decode_log(record)], 0)
+            self.shard.out.clear()
+        self.machines = [self.shard]
+        if self.number == 0:
+            self.machines.append(GlobalScheduler(config=self.cluster.config))
+
+    def serve(self, name: Address, messages: list[Any]) -> None:
+        """The log, before anything else of this turn leaves."""
+        if name != LOG:
+            return
+        self.log.append(encode_batch(messages))
+        self.logged += len(messages)
+        if self.logged >= self.compact_messages:
+            self.logged = 0
+            self.log = [encode_batch(list(self.shard.snapshot()))]
+
+    def crash(self) -> None:
+        """Be gone, with everything but the log."""
+        self.alive = False
+        self.life += 1
+        self.inbox.clear()
+        self._turn_planned = False
+        self._tick_at_ns = None
+        network = self.cluster.network
+        for link in network.links_to.get(self.address, ()):
+            network.disconnect(link, waits=True)
+        for link in network.links_from.get(self.address, ()):
+            network.disconnect(link, waits=False)
+
+    def restart(self) -> None:
+        """A new process on the same log; its peers find it a while later."""
+        before = {table: value.entries for table, value in self.shard.values.items()}, dict(self.shard.tasks.records)
+        self._recover()
+        self.alive = True
+        self.busy_until_ns = self.kernel.now_ns
+        self.cluster.judge.recovered(self, before)
+        self.post(ShardOpened())
+        random = self.cluster.kernel.stream("reconnect")
+        for node in self.cluster.nodes:
+            delay_ns = random.randint(20 * MS, 500 * MS)
+            self.kernel.after(delay_ns, self._reconnect, (self.life, node.address))
+
+    def _reconnect(self, planned: tuple[int, Address]) -> None:
+        life, address = planned
+        network = self.cluster.network
+        if life == self.life and self.alive:
+            network.connect(network.link(address, self.address))
+            network.connect(network.link(self.address, address))
+
+
+_decode_log = batch_decoder(Logged)

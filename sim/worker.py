@@ -1,0 +1,354 @@
+"""Simulated workers and drivers: what ``zray.runtime.worker`` and a user's program do, in virtual time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sim.process import ARGS_IN_LAST_DEP, Process, Steps, error_in
+from sim.programs import ACTORS, FUNCTIONS, Packed, Program, ProgramError, pack, pack_error, refs_in, unpack_args
+from zray import ids
+from zray.core.actors import SERVER_SUFFIX
+from zray.core.machine import Address
+from zray.protocol.messages import (
+    ACTOR,
+    AT_NODE,
+    DRIVER,
+    ERROR,
+    EXTENT,
+    FAULT,
+    INLINE,
+    PROTOCOL_VERSION,
+    WORKER,
+    Blocked,
+    Call,
+    Describe,
+    Exit,
+    ExportFunction,
+    Hello,
+    JobContext,
+    Recall,
+    Reply,
+    Returned,
+    Run,
+    Seal,
+    TaskDone,
+    Unblocked,
+    Value,
+)
+
+if TYPE_CHECKING:
+    from sim.cluster import Cluster
+    from sim.hosts import SimNode
+
+
+class SimWorker(Process):
+    """Run what the node sends, one task at a time, or be one actor."""
+
+    def __init__(self, cluster: Cluster, address: Address, node: SimNode, pid: int, slot: int) -> None:
+        super().__init__(cluster, address, node, ids.NIL_ID)
+        self.pid = pid
+        self.slot = slot
+        self.runs: deque[Run] = deque()
+        self.waiting_calls: deque[tuple[Address, Call]] = deque()
+        self.functions: dict[bytes, bytes] = {}
+        self.kinds: dict[bytes, Describe] = {}
+        self.actor: Any = None
+        self.actor_id = b""
+        self.kept: list[bytes] = []  # refs in the actor's own state, each held once
+        self.current = ids.NIL_ID
+        self.finished = 0
+        self.first_finished_ns = 0
+        self.exiting = False
+        self.crash_when_creating = False
+
+    def main(self) -> Steps:
+        """Serve until the node says to end."""
+        self.out.append((self.node, Hello(PROTOCOL_VERSION, WORKER, self.pid, ids.NIL_ID, "sim")))
+        yield from self.wait_until(lambda: self.welcome is not None)
+        while self.runs or self.waiting_calls or not self.exiting:
+            if not self.runs and not self.waiting_calls:
+                self.finished = 0
+                yield from self.wait_until(self._has_work)
+                continue
+            if self.runs:
+                yield from self._run_task(self.runs.popleft())
+            else:
+                yield from self._run_call(*self.waiting_calls.popleft())
+            self._send_if_due()
+        yield from self._spend()
+        self.say_goodbye()
+
+    def ended(self) -> None:
+        """Exit with code 0."""
+        self.host.worker_ended(self, 0)
+
+    def _has_work(self) -> bool:
+        return bool(self.runs or self.waiting_calls or self.exiting)
+
+    def _send_if_due(self) -> None:
+        if not self.runs and not self.waiting_calls:
+            return
+        now_ns = self.kernel.now_ns
+        if self.finished == 0:
+            self.first_finished_ns = now_ns
+        self.finished += 1
+        late = now_ns - self.first_finished_ns >= self.config.done_linger_ns
+        if late or self.finished >= self.config.done_batch_max:
+            self.finished = 0
+            self.send_all()
+
+    def crashes_when_creating(self) -> bool:
+        """Die between the room and the bytes."""
+        if self.crash_when_creating:
+            self.kernel.after(0, lambda _: self.alive and self.host.worker_ended(self, -9))
+        return self.crash_when_creating
+
+    # --- what the node says ------------------------------------------------------------------------
+
+    def on_run(self, source: Address, message: Run) -> None:
+        """A task; its extents are looked at from now on."""
+        for ready in message.deps:
+            if ready.value.kind == EXTENT:
+                self.host.memory.look(self.address, ready.object_id, ready.value)
+        self.runs.append(message)
+
+    def on_call(self, source: Address, message: Call) -> None:
+        """A method call."""
+        self.routes[source] = self.address + SERVER_SUFFIX
+        self.waiting_calls.append((source, message))
+
+    def on_describe(self, source: Address, message: Describe) -> None:
+        """What tasks to come have in common."""
+        self.kinds[message.descriptor_id] = message
+
+    def on_export(self, source: Address, message: ExportFunction) -> None:
+        """Code."""
+        self.functions[message.function_id] = message.code
+
+    def on_job(self, source: Address, message: JobContext) -> None:
+        """How to import, which nothing here needs."""
+
+    def on_recall(self, source: Address, message: Recall) -> None:
+        """Give back what was not started."""
+        self.return_queued()
+
+    def on_exit(self, source: Address, message: Exit) -> None:
+        """End once the calls that are here are done."""
+        self.exiting = True
+
+    def return_queued(self) -> None:
+        """Give every task back that was not started."""
+        given_back = []
+        while self.runs:
+            run = self.runs.popleft()
+            given_back.append(run.task_id)
+            self.give_back({ready.object_id: ready.value for ready in run.deps})
+        if given_back:
+            self.out.append((self.node, Returned(tuple(given_back))))
+
+    def before_waiting(self) -> bool:
+        """The running task waits: its CPUs and what is queued behind it are for others."""
+        if self.current == ids.NIL_ID:
+            return False
+        self.return_queued()
+        self.out.append((self.node, Blocked(self.current)))
+        return True
+
+    def after_waiting(self) -> None:
+        """The task goes on."""
+        self.out.append((self.node, Unblocked(self.current)))
+
+    # --- tasks -------------------------------------------------------------------------------------
+
+    def _run_task(self, run: Run) -> Steps:
+        kind = self.kinds[run.descriptor_id]
+        self.host.cells[self.slot] = self.current = run.task_id
+        self.set_context(run.task_id)
+        self.cluster.judge.attempt_started(self.address, run.task_id, run.attempt)
+        self._debt_ns += self.costs.run_ns
+        started_ns = self.kernel.now_ns
+        failed = False
+        try:
+            values = yield from self._execute(run, kind)
+        except ProgramError as error:
+            failed = True
+            values = (Value(ERROR, pack_error(error)),) * kind.num_returns
+        except _InputFailedError as error:
+            failed = True
+            values = (error.value,) * kind.num_returns
+        yield from self._spend()
+        now_ns = self.kernel.now_ns
+        self.current = ids.NIL_ID
+        self.out.append((self.node, TaskDone(run.task_id, run.attempt, values, now_ns - started_ns, failed)))
+        self.cluster.task_ended(self.address, kind.name, run.task_id, started_ns, now_ns)
+        self.let_go()
+
+    def _execute(self, run: Run, kind: Describe) -> Steps:
+        views = {ready.object_id: ready.value for ready in run.deps}
+        try:
+            inputs = yield from self._inputs(run)
+            if run.args == ARGS_IN_LAST_DEP:
+                args, refs = unpack_args(inputs.pop(), inputs)
+            else:
+                args, refs = unpack_args(run.args, inputs)
+            self.take_up(refs)
+            if kind.kind == ACTOR:
+                return self._construct(run, kind, args)
+            result = FUNCTIONS[self.functions[kind.function_id].decode()](*args)
+            if hasattr(result, "send"):
+                result = yield from self.drive(result)
+            return (yield from self._pack(run.task_id, kind.num_returns, result))
+        finally:
+            self.give_back(views)
+
+    def _inputs(self, run: Run) -> Steps:
+        later = [ready.object_id for ready in run.deps if ready.value.kind == AT_NODE]
+        fetched = (yield from self._fetch_inputs(later)) if later else {}
+        inputs = []
+        for ready in run.deps:
+            if ready.object_id in fetched:
+                inputs.append(fetched[ready.object_id])
+            else:
+                inputs.append(self.data_of(ready.object_id, ready.value))
+        return inputs
+
+    def _fetch_inputs(self, object_ids: list[bytes]) -> Steps:
+        """The data of inputs that did not come along."""
+        self.take_up(object_ids)
+        taken = yield from self.fetch(object_ids)
+        try:
+            for value in taken.values():
+                if value.kind in (ERROR, FAULT):
+                    raise _InputFailedError(value)
+            return {object_id: self.data_of(object_id, taken[object_id]) for object_id in object_ids}
+        finally:
+            self.give_back(taken)
+
+    def _construct(self, run: Run, kind: Describe, args: list[Any]) -> tuple[Value, ...]:
+        self.actor = ACTORS[kind.name](*args)
+        self.actor_id = run.task_id
+        self._keep_state()
+        self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
+        return (Value(INLINE, pack(None).data),)
+
+    def _keep_state(self) -> None:
+        """Hold what the actor's state refers to, before the handles of the call go."""
+        kept = list(dict.fromkeys(refs_in(getattr(self.actor, "kept", ()))))
+        for object_id in kept:
+            if object_id not in self.kept:
+                self.objects.hold(object_id)
+        for object_id in self.kept:
+            if object_id not in kept:
+                self.objects.drop(object_id)
+        self.kept = kept
+
+    def _pack(self, task_id: bytes, num_returns: int, result: Any, holder: Address = b"") -> Steps:
+        results = [result] if num_returns == 1 else list(result or ())
+        values = []
+        for object_id, one in zip(ids.return_ids(task_id, num_returns), results, strict=True):
+            values.append((yield from self._pack_one(object_id, pack(one), holder)))
+        return tuple(values)
+
+    def _pack_one(self, object_id: bytes, packed: Packed, holder: Address) -> Steps:
+        if packed.contained:
+            self.objects.share(packed.contained)
+            if holder:
+                yield from self.acquire_for(holder, packed.contained)
+        if packed.total_bytes <= self.config.inline_bytes_max:
+            return Value(INLINE, packed.data, 0, 0, packed.contained)
+        written = yield from self.store(object_id, packed, holder)
+        if holder and written:
+            self.out.append((self.node, Seal(object_id, packed.contained)))
+        return Value(EXTENT, b"", 0, packed.total_bytes, packed.contained)
+
+    # --- actor calls -------------------------------------------------------------------------------
+
+    def _run_call(self, source: Address, call: Call) -> Steps:
+        self.current = call.task_id
+        self.set_context(call.task_id)
+        self._debt_ns += self.costs.run_ns
+        started_ns = self.kernel.now_ns
+        acquires = self.objects.acquires
+        values: tuple[Value, ...]
+        try:
+            inputs = list((yield from self._fetch_inputs(list(call.deps))).values()) if call.deps else []
+            data = inputs.pop() if call.args == ARGS_IN_LAST_DEP else call.args
+            args, refs = unpack_args(data, inputs)
+            self.take_up(refs)
+            self.cluster.judge.call_applied(source, self.actor_id, call.task_id)
+            result = getattr(self.actor, call.method)(*args)
+            if hasattr(result, "send"):
+                result = yield from self.drive(result)
+            values = yield from self._pack(call.task_id, call.num_returns, result, source)
+        except ProgramError as error:
+            values = (Value(ERROR, pack_error(error)),) * call.num_returns
+        except _InputFailedError as error:
+            self.cluster.judge.call_applied(source, self.actor_id, call.task_id)
+            values = (error.value,) * call.num_returns
+        self._keep_state()
+        if self.objects.acquires != acquires:
+            yield from self.confirm_acquired()
+        yield from self._spend()
+        self.current = ids.NIL_ID
+        self.out.append((source, Reply(call.task_id, values)))
+        self.cluster.task_ended(self.address, call.method, call.task_id, started_ns, self.kernel.now_ns)
+        self.let_go()
+
+    HANDLERS: ClassVar[dict[type, Any]] = {
+        **Process.HANDLERS,
+        Run: on_run,
+        Call: on_call,
+        Describe: on_describe,
+        ExportFunction: on_export,
+        JobContext: on_job,
+        Recall: on_recall,
+        Exit: on_exit,
+    }
+
+
+class _InputFailedError(Exception):
+    def __init__(self, value: Value) -> None:
+        super().__init__(str(error_in(value)))
+        self.value = value
+
+
+class SimDriver(Process):
+    """Run one program, then let go of everything.
+
+    Args:
+        number: which driver of the cluster.
+        program: makes the generator of operations.
+    """
+
+    def __init__(
+        self, cluster: Cluster, address: Address, node: SimNode, *, number: int, root_task: bytes,
+        program: Callable[[], Program],
+    ) -> None:  # fmt: skip
+        self.number = number
+        self.root_task = root_task
+        self.program = program
+        self.result: Any = None
+        self.finished_ns: int | None = None
+        self.gone = False
+        super().__init__(cluster, address, node, root_task)
+
+    def main(self) -> Steps:
+        """Say hello, run the program, let go, and leave when the cluster is to end."""
+        self.out.append((self.node, Hello(PROTOCOL_VERSION, DRIVER, 1000 + self.number, self.root_task)))
+        yield from self.wait_until(lambda: self.welcome is not None)
+        try:
+            self.result = yield from self.drive(self.program())
+        except ProgramError as error:
+            self.result = error
+        yield from self._spend()
+        self.finished_ns = self.kernel.now_ns
+        self.let_go()
+        self.cluster.driver_finished(self)
+        yield from self.wait_until(lambda: self.cluster.ending)
+        self.say_goodbye()
+
+    def ended(self) -> None:
+        """The process is over."""
+        self.cluster.driver_gone(self)
