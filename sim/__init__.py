@@ -1,0 +1,1 @@
+"""The simulator: the machines of ``zray.core`` in virtual time, with faults drawn from a seed and judges."""

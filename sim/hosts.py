@@ -22,12 +22,14 @@ from zray.protocol.messages import (
     DRIVER,
     RESOURCE_UNIT,
     ClientGone,
+    ClientJoined,
     DeleteFile,
     Hello,
     KillWorker,
     Recorded,
     RecordTasks,
     Refused,
+    ReleaseLineage,
     Spill,
     Spilled,
     SpillFailed,
@@ -198,7 +200,7 @@ class SimNode(MachineHost):
 
     def _act(self) -> None:
         for destination, message in self.node.out:
-            if type(message) is RecordTasks:
+            if type(message) in (RecordTasks, ReleaseLineage):
                 self.cluster.judge.recorded(self.address, destination, message)
         super()._act()
 
@@ -214,14 +216,11 @@ class SimNode(MachineHost):
                     self._spill(message)
                 case DeleteFile(object_id):
                     self.memory.files.pop(object_id, None)
-                case Hello(role=role):
-                    if role == DRIVER:
-                        self.cluster.driver_known(message.job_id)
                 case Warn(text):
                     self.cluster.tell(self.address, text)
                 case Refused(reason, detail):
                     self.cluster.judge.fail(f"a shard refused the node: {reason}: {detail}")
-                case ClientGone():
+                case ClientJoined() | ClientGone():
                     pass
                 case _:
                     raise TypeError(f"{name!r} cannot {message!r}")

@@ -332,6 +332,7 @@ class Process:
             self.objects.share(packed.contained)
         self.objects.expect(returns)
         self.handles.extend(returns)
+        self.cluster.judge.task_submitted(task_id)
         spec = Submit(task_id, self.context_task, kind.descriptor_id, data, deps, packed.contained)
         self.out.append((self.node, spec))
         if stored:

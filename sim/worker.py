@@ -60,6 +60,8 @@ class SimWorker(Process):
         self.current = ids.NIL_ID
         self.finished = 0
         self.first_finished_ns = 0
+        self.lent_since_ns = 0
+        self.lent_ns = 0  # of the current task
         self.exiting = False
         self.crash_when_creating = False
 
@@ -154,10 +156,12 @@ class SimWorker(Process):
             return False
         self.return_queued()
         self.out.append((self.node, Blocked(self.current)))
+        self.lent_since_ns = self.kernel.now_ns
         return True
 
     def after_waiting(self) -> None:
         """The task goes on."""
+        self.lent_ns += self.kernel.now_ns - self.lent_since_ns
         self.out.append((self.node, Unblocked(self.current)))
 
     # --- tasks -------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ class SimWorker(Process):
         self.set_context(run.task_id)
         self.cluster.judge.attempt_started(self.address, run.task_id, run.attempt)
         self._debt_ns += self.costs.run_ns
-        started_ns = self.kernel.now_ns
+        started_ns, self.lent_ns = self.kernel.now_ns, 0
         failed = False
         try:
             values = yield from self._execute(run, kind)
@@ -182,7 +186,7 @@ class SimWorker(Process):
         now_ns = self.kernel.now_ns
         self.current = ids.NIL_ID
         self.out.append((self.node, TaskDone(run.task_id, run.attempt, values, now_ns - started_ns, failed)))
-        self.cluster.task_ended(self.address, kind.name, run.task_id, started_ns, now_ns)
+        self.cluster.task_ended(self.address, kind.name, run.task_id, started_ns, now_ns, self.lent_ns)
         self.let_go()
 
     def _execute(self, run: Run, kind: Describe) -> Steps:
@@ -269,7 +273,7 @@ class SimWorker(Process):
         self.current = call.task_id
         self.set_context(call.task_id)
         self._debt_ns += self.costs.run_ns
-        started_ns = self.kernel.now_ns
+        started_ns, self.lent_ns = self.kernel.now_ns, 0
         acquires = self.objects.acquires
         values: tuple[Value, ...]
         try:
@@ -293,7 +297,8 @@ class SimWorker(Process):
         yield from self._spend()
         self.current = ids.NIL_ID
         self.out.append((source, Reply(call.task_id, values)))
-        self.cluster.task_ended(self.address, call.method, call.task_id, started_ns, self.kernel.now_ns)
+        now_ns = self.kernel.now_ns
+        self.cluster.task_ended(self.address, call.method, call.task_id, started_ns, now_ns, self.lent_ns)
         self.let_go()
 
     HANDLERS: ClassVar[dict[type, Any]] = {

@@ -492,6 +492,21 @@ class OddError(Exception):
         self.code, self.where = code, where
 
 
+class CodeError(Exception):
+    """Its ``args`` fit its constructor, and mean something else to it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"code {code}")
+        self.code = code
+
+
+class PathError(OSError):
+    """Has fields in C, and a constructor of its own."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(5, "broken", path)
+
+
 class WithLockError(Exception):
     """Cannot be pickled."""
 
@@ -538,6 +553,34 @@ class TestErrors:
         assert "test_tasks.py" in error.traceback_text
         assert 'raise OddError(7, where="home")' in str(error)
         assert "zray/runtime" not in error.traceback_text
+
+    @pytest.mark.parametrize(
+        ("make", "field", "value"),
+        [
+            (lambda: FileNotFoundError(2, "no such thing", "/a/path"), "filename", "/a/path"),
+            (lambda: OSError(28, "full"), "errno", 28),
+            (lambda: CodeError(7), "code", 7),
+            (lambda: CodeError(7), "args", ("code 7",)),
+            (lambda: PathError("/p"), "errno", 5),
+            (lambda: PathError("/p"), "filename", "/p"),
+            (lambda: UnicodeDecodeError("ascii", b"\xff", 0, 1, "no"), "start", 0),
+            (lambda: ImportError("no", name="it"), "name", "it"),
+            (lambda: StopIteration(3), "value", 3),
+        ],
+    )
+    def test_keeps_its_fields(self, make: Callable[[], Exception], field: str, value: Any) -> None:
+        @zray.remote
+        def failing() -> None:
+            raise make()
+
+        @zray.remote
+        def nested() -> None:
+            zray.get(failing.remote())
+
+        for ref in failing.remote(), echo.remote(failing.remote()), nested.remote():
+            with pytest.raises(type(make())) as caught:
+                zray.get(ref)
+            assert getattr(caught.value, field) == value
 
     def test_reaches_depth_three(self) -> None:
         @zray.remote

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from tests.clusters import PATIENCE_S, Place, finish, line_of, place, tell
 from tests.support import eventually
 from zray.config import Config
 from zray.protocol import messages as m
-from zray.protocol.codec import batch_decoder, encode_batch
+from zray.protocol.codec import batch_decoder
 from zray.runtime.transport import Transport
 
 pytestmark = pytest.mark.slow
@@ -331,7 +330,3 @@ def test_routing_id_of_the_node_or_a_shard_cannot_be_taken(cluster: Cluster) -> 
         thief.send(b"peer", [m.ShardWelcome(1, b"c" * 16, 7, 9)])
         cluster.assert_well()
         thief.close()
-
-
-assert encode_batch
-assert sys

@@ -155,6 +155,7 @@ class Client(NodeLink):
             if self._broken is None:
                 self.out.append((self.node, Goodbye()))
                 self._send_all()
+        self.interrupts.remove()
         self.duty.close()
         self._wake_leader()
         with self._leading, self.lock:

@@ -49,7 +49,7 @@ class IdleDuty:
             self._thread.join(timeout=1.0)
 
     def _run(self) -> None:
-        while not self._closed:
+        while not self._closed and self._link._broken is None:  # a broken link has nothing to say any more
             time.sleep(self._interval_s)
             quiet = time.monotonic_ns() - self._active_ns > self._linger_ns
             if self._link._leading.acquire(blocking=False):

@@ -24,6 +24,7 @@ from zray.core.machine import Address, Effect
 from zray.errors import ClusterUnavailableError, LocalProtocolError
 from zray.protocol.codec import decode_for_process
 from zray.runtime.idle_duty import IdleDuty
+from zray.runtime.interrupts import InterruptGuard
 from zray.runtime.transport import Transport
 
 log = logging.getLogger("zray.link")
@@ -68,6 +69,7 @@ class NodeLink:
         self.before_waiting: Callable[[], bool] | None = None  # worker: may lend its CPU
         self.after_waiting: Callable[[], None] | None = None
         self.duty = IdleDuty(self)
+        self.interrupts = InterruptGuard(self._followers)
 
     def watch_node(self, pid_fd: int) -> None:
         """Learn at once when the node is gone; ``pid_fd`` becomes readable then."""
@@ -180,6 +182,7 @@ class NodeLink:
             if done():
                 self._send_all()
                 return True
+        self.interrupts.install()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         lent = self.before_waiting is not None and self.before_waiting()
         try:
@@ -212,6 +215,7 @@ class NodeLink:
                 self._followers_waiting += 1
                 try:
                     self._followers.wait(_nap_s(deadline))
+                    self.interrupts.raise_put_off()
                 finally:
                     self._followers_waiting -= 1
             return done()
@@ -241,7 +245,8 @@ class NodeLink:
         """Whether nothing is to be done. Then :meth:`sleep` follows; who makes work wakes it. Lock held."""
         self._sleeper_woken = False
         self._leader_sleeps = True  # before the look: what comes after it wakes the sleeper
-        if self.out or self.has_gathered() or self._any_readable():
+        ended = self._broken is not None or self._closed  # by what was just received, perhaps
+        if ended or self.out or self.has_gathered() or self._any_readable():
             self._leader_sleeps = False
         return self._leader_sleeps
 

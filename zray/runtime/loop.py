@@ -31,9 +31,7 @@ class Loop:
         services: reserved address -> function that carries out the messages sent there.
     """
 
-    def __init__(
-        self, machines: list[Any], transport: Transport, services: dict[Address, Service]
-    ) -> None:
+    def __init__(self, machines: list[Any], transport: Transport, services: dict[Address, Service]) -> None:
         self.machines: list[Machine] = machines
         self.transport = transport
         self.services = services

@@ -25,6 +25,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pickle import PickleBuffer, dumps, loads
 from struct import Struct, pack, unpack_from
@@ -509,15 +510,14 @@ def _load_cause(kind: int, data: bytes, class_name: str, notes: list[str]) -> Ba
 
 def _pickle_exception(error: BaseException) -> bytes:
     """Pickle an exception so that it loads, even if its constructor does not take its ``args``."""
-    forms: tuple[Any, Any] = (error, _ByFields(error))
-    if isinstance(type(error).__init__, FunctionType) and type(error).__reduce__ in _CALL_CONSTRUCTOR:
-        forms = forms[::-1]  # it might take the ``args`` for something else than they are
-    try:
-        data = pickle_value(forms[0]).to_bytes()
-        _load_exception(data)
-    except Exception:
-        data = pickle_value(forms[1]).to_bytes()
-        _load_exception(data)
+    if not isinstance(type(error).__init__, FunctionType) or type(error).__reduce__ not in _CALL_CONSTRUCTOR:
+        data = pickle_value(error).to_bytes()
+        with suppress(ZrayError):
+            _load_exception(data)
+            return data
+    # Its own constructor might take the ``args`` for something else than they are.
+    data = pickle_value(_ByFields(error)).to_bytes()
+    _load_exception(data)
     return data
 
 

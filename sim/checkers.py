@@ -1,0 +1,233 @@
+"""Judges: what must hold whatever happens, decided without the code under test.
+
+During a run: one value per object and the oracle's (I1), each submission runs an attempt at most once (I8, I9),
+calls of one caller are applied in the order in which they were made and once (I3), what a shard acknowledged
+survives its death (I7). After it: every program ended (I5, I6), nothing is held, stored, mapped or followed any
+more (I11, I14), and free resources are the total (I4). The memory of large objects judges itself (``memory.py``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sim.oracle import Outcome
+from sim.process import error_in
+from sim.programs import unpack_error
+from zray.core.machine import Address
+from zray.ids import producer_of, short
+from zray.protocol.messages import ACTOR_ALIVE, RecordTasks, ReleaseLineage, Value
+
+if TYPE_CHECKING:
+    from sim.hosts import SimNode, SimShard
+    from sim.scenario import FaultsPart
+
+CRASH_ORIGINS = ("worker_crashed", "actor_died", "object_lost")
+DISK_ORIGINS = ("out_of_disk", "store_full", "OutOfDiskError", "ObjectStoreFullError")
+
+
+class ViolationError(AssertionError):
+    """A judge saw a rule broken."""
+
+
+def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
+    """Which faults of the system programs may see, given what strikes."""
+    allowed: tuple[str, ...] = ()
+    if faults.worker_crash or faults.worker_crash_creating:
+        allowed += CRASH_ORIGINS
+    if faults.spill_failure:
+        allowed += DISK_ORIGINS
+    return allowed
+
+
+class Judge:
+    """All judges of one run.
+
+    Args:
+        faults: what may strike; nothing else may be seen by programs.
+        strict: remember everything; otherwise only what costs no memory per task.
+    """
+
+    def __init__(self, faults: FaultsPart, *, strict: bool) -> None:
+        self.strict = strict
+        self.allowed = allowed_origins(faults)
+        self.oracle: dict[bytes, Outcome] = {}
+        self.values: dict[bytes, Outcome] = {}
+        self.submitted: dict[bytes, int] = {}  # task -> times
+        self.started: dict[tuple[bytes, int], int] = {}  # attempt -> times
+        self.made: dict[tuple[Address, bytes], list[bytes]] = {}  # (caller, actor) -> calls
+        self.applied: dict[tuple[Address, bytes], int] = {}
+        self.killed: dict[bytes, None] = {}  # actors that a program ended
+        self.gone: dict[bytes, None] = {}  # actors and processes that are no more
+        self.unconfirmed: dict[tuple[Address, Address], dict[int, list[tuple[bytes, int]]]] = {}
+        self.confirmed: dict[Address, dict[bytes, int]] = {}  # shard -> task -> attempt
+        self.faults_seen = 0
+
+    def fail(self, text: str) -> None:
+        """A rule is broken.
+
+        Raises:
+            ViolationError: always.
+        """
+        raise ViolationError(text)
+
+    # --- values ------------------------------------------------------------------------------------
+
+    def value_seen(self, address: Address, object_id: bytes, value: Value) -> None:
+        """A process looks at a value; faults must have a reason."""
+        error = error_in(value)
+        if error is not None:
+            self._error_seen(address, object_id, error.origin, error.text)
+
+    def _error_seen(self, address: Address, object_id: bytes, origin: str, text: str) -> None:
+        if origin == "user":
+            return
+        self.faults_seen += 1
+        if origin not in self.allowed and not (origin == "actor_died" and self.killed):
+            self.fail(f"{address.hex()} sees a fault that nothing explains in {short(object_id)}: {text}")
+
+    def data_seen(self, address: Address, object_id: bytes, is_error: bool, data: bytes) -> None:
+        """One value per object, and the oracle's."""
+        if not self.strict or (is_error and self._is_fault(data)):
+            return
+        known = self.values.setdefault(object_id, (is_error, data))
+        if known != (is_error, data):
+            self.fail(f"I1: {short(object_id)} was {known} and is {(is_error, data)} for {address.hex()}")
+        expected = self.oracle.get(object_id)
+        if expected is not None and expected != known:
+            self.fail(f"I1: {short(object_id)} is {known}; in sequence it would be {expected}")
+
+    @staticmethod
+    def _is_fault(data: bytes) -> bool:
+        try:
+            return unpack_error(data).origin != "user"
+        except ValueError:  # the data of a fault is of another kind
+            return True
+
+    def waited(self, address: Address, ready: int, needed: int) -> None:
+        """I13: a wait that returned has what it asked for."""
+        if ready < needed:
+            self.fail(f"I13: {address.hex()} waited for {needed} objects and has {ready}")
+
+    # --- tasks and calls -----------------------------------------------------------------------------
+
+    def task_submitted(self, task_id: bytes) -> None:
+        """A process submits a task, perhaps again because its parent runs again."""
+        if self.strict:
+            self.submitted[task_id] = self.submitted.get(task_id, 0) + 1
+
+    def attempt_started(self, worker: Address, task_id: bytes, attempt: int) -> None:
+        """A worker starts an attempt."""
+        if not self.strict:
+            return
+        times = self.started[task_id, attempt] = self.started.get((task_id, attempt), 0) + 1
+        if times > self.submitted.get(task_id, 0):
+            self.fail(f"I8: attempt {attempt} of {short(task_id)} starts again, on {worker.hex()}")
+
+    def call_made(self, caller: Address, actor_id: bytes, task_id: bytes) -> None:
+        """A process calls an actor."""
+        if self.strict:
+            self.made.setdefault((caller, actor_id), []).append(task_id)
+
+    def call_applied(self, caller: Address, actor_id: bytes, task_id: bytes) -> None:
+        """An actor runs a call."""
+        if not self.strict:
+            return
+        made = self.made.get((caller, actor_id), [])
+        position = self.applied.get((caller, actor_id), 0)
+        if position >= len(made) or made[position] != task_id:
+            self.fail(f"I3: {short(actor_id)} runs {short(task_id)} as number {position} of {caller.hex()}")
+        self.applied[caller, actor_id] = position + 1
+
+    def actor_killed(self, actor_id: bytes) -> None:
+        """A program ends an actor."""
+        self.killed[actor_id] = None
+
+    def worker_gone(self, address: Address, actor_id: bytes, exit_code: int) -> None:
+        """A worker process is no more."""
+        self.gone[address] = None
+        if actor_id:
+            self.gone[actor_id] = None
+
+    # --- what a shard acknowledged -------------------------------------------------------------------
+
+    def recorded(self, node: Address, shard: Address, message: Any) -> None:
+        """A node sends lineage, or releases it."""
+        if not self.strict:
+            return
+        confirmed = self.confirmed.setdefault(shard, {})
+        if type(message) is RecordTasks:
+            kept = [(record.task_id, record.attempt) for record in message.records if not record.released]
+            self.unconfirmed.setdefault((node, shard), {})[message.sequence] = kept
+            for record in message.records:
+                if record.released:
+                    confirmed.pop(record.task_id, None)
+        elif type(message) is ReleaseLineage:
+            for task_id in message.task_ids:
+                confirmed.pop(task_id, None)
+            for batch in self.unconfirmed.get((node, shard), {}).values():
+                batch[:] = [pair for pair in batch if pair[0] not in message.task_ids]
+
+    def acknowledged(self, node: Address, shard: Address, sequence: int) -> None:
+        """A node hears that its records up to here are durable."""
+        batches = self.unconfirmed.get((node, shard))
+        if batches is None:
+            return
+        for number in [number for number in batches if number <= sequence]:
+            self.confirmed[shard].update(batches.pop(number))
+
+    def recovered(self, shard: SimShard, before: tuple[dict[int, Any], dict[bytes, Any]]) -> None:
+        """A shard has read its log: it knows what it knew, and what it acknowledged."""
+        tables, records = before
+        now = {number: table.entries for number, table in shard.shard.values.items()}
+        if now != tables:
+            self.fail(f"I7: the tables of shard {shard.number} are not what they were before its crash")
+        if dict(shard.shard.tasks.records) != records:
+            self.fail(f"I7: the task table of shard {shard.number} is not what it was before its crash")
+        self.check_confirmed(shard)
+
+    def check_confirmed(self, shard: SimShard) -> None:
+        """Every record that was acknowledged and not released is there."""
+        records = shard.shard.tasks.records
+        for task_id, attempt in self.confirmed.get(shard.address, {}).items():
+            record = records.get(task_id)
+            if record is None or record.attempt < attempt:
+                self.fail(f"I7: shard {shard.number} acknowledged {short(task_id)} and has lost it")
+
+    # --- the end -------------------------------------------------------------------------------------
+
+    def check_calls(self, callers: list[Address]) -> None:
+        """Every call of a living caller to a living actor was applied."""
+        for (caller, actor_id), made in self.made.items():
+            if caller in callers and actor_id not in self.gone and producer_of(actor_id) not in self.killed:
+                applied = self.applied.get((caller, actor_id), 0)
+                if applied != len(made):
+                    self.fail(f"I3: {applied} of {len(made)} calls to {short(actor_id)} were applied")
+
+    def check_at_rest(self, host: SimNode) -> None:
+        """All programs let go of everything: nothing of it may be left on a node."""
+        node = host.node
+        node.check()
+        left = {
+            "objects": [short(object_id) for object_id in node.store.objects],
+            "held": {client.hex(): len(held) for client, held in node.references.held.items() if held},
+            "handed": node.references.handed,
+            "lineage": [short(task_id) for task_id in node.references.lineage],
+            "tasks": [short(task_id) for task_id in node.scheduler.tasks],
+            "ready": {number: len(c.ready) for number, c in node.scheduler.ready.items() if c.ready},
+            "mapped": node.store.mapped,
+            "creating": node.store.creating,
+            "spills": node.store.spilling,
+            "detached": node.store.detached_spills,
+            "arena bytes": node.store.extents.used_bytes,
+            "spilled bytes": node.store.spilled_bytes,
+            "strangers": node.store.strangers,
+            "files": list(host.memory.files),
+            "views": host.memory.views,
+            "actors": [short(a) for a, e in node.actors.entries.items() if e.state.state == ACTOR_ALIVE],
+        }
+        for what, rest in left.items():
+            if rest:
+                self.fail(f"I14: {what} left on node {host.number} after every program let go: {rest}")
+        pool = node.pool.resources
+        if pool.free != pool.total:
+            self.fail(f"I4: at rest {pool.free} is free on node {host.number} of {pool.total}")

@@ -1,0 +1,143 @@
+"""A simulated cluster: nodes, shards, drivers, their network and what goes wrong with them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from sim.checkers import Judge
+from sim.costs import Costs
+from sim.faults import Faults
+from sim.hosts import SimNode, SimShard
+from sim.histogram import Histogram
+from sim.kernel import MS, S, US, Kernel
+from sim.network import LinkQuality, Network
+from sim.oracle import Oracle
+from sim.programs import Program
+from sim.scenario import Scenario
+from sim.worker import SimDriver
+from zray.config import Config
+from zray.core.machine import Address
+from zray.ids import short
+from zray.protocol.messages import ClientGone
+
+STORY_LINES = 400
+
+
+class Span(NamedTuple):
+    """One task that ran: for traces and utilisation."""
+
+    worker: Address
+    name: str
+    task_id: bytes
+    start_ns: int
+    end_ns: int
+
+
+class Cluster:
+    """Everything of one run.
+
+    Args:
+        scenario: what there is and what goes wrong.
+        seed: the root of all random draws.
+        programs: one per driver.
+        config: of every process.
+        costs: processor time.
+        keep_spans: remember every task for a trace.
+    """
+
+    def __init__(
+        self, scenario: Scenario, seed: int, programs: list[Callable[[], Program]], *,
+        config: Config | None = None, costs: Costs | None = None, keep_spans: bool = False,
+    ) -> None:  # fmt: skip
+        self.scenario = scenario
+        self.config = config or Config()
+        self.costs = costs or Costs()
+        self.kernel = Kernel(seed)
+        self.check_every = scenario.check_every
+        self.judge = Judge(scenario.faults, strict=scenario.strict)
+        net = scenario.network
+        quality = LinkQuality(net.latency_us * US, net.jitter_us * US, net.bandwidth_mib_s << 20)
+        self.network = Network(self.kernel, quality, strict=scenario.strict)
+        self.faults = Faults(self, scenario.faults, int(scenario.phases.faulty_s * S))
+        self.story: deque[str] = deque(maxlen=STORY_LINES)
+        self.spans: list[Span] | None = [] if keep_spans else None
+        self.run_times = Histogram()
+        self.work_ns = 0  # run times without the time in which a processor was lent
+        self.tasks_run = 0
+        self.ending = False
+        self.unfinished = 0
+        shape = scenario.cluster
+        self.shards = [SimShard(self, i, shape.shards, shape.compact_messages) for i in range(shape.shards)]
+        self.nodes = [
+            SimNode(self, b"node-%011d" % i, i, shape.arena_kib << 10, shape.cpus) for i in range(shape.nodes)
+        ]
+        self.drivers = [self._driver(number, program) for number, program in enumerate(programs)]
+        self.unfinished = len(self.drivers)
+
+    def _driver(self, number: int, program: Callable[[], Program]) -> SimDriver:
+        node = self.nodes[number % len(self.nodes)]
+        return SimDriver(
+            self, b"driver-%09d" % number, node, number=number, root_task=root_task_of(number), program=program
+        )
+
+    def boot(self) -> None:
+        """Start every process; drivers come a little later, one after the other."""
+        for node in self.nodes:
+            node.boot()
+        for driver in self.drivers:
+            self.kernel.after((1 + driver.number) * MS // 4, lambda _, driver=driver: driver.start())
+        self.faults.unleash()
+
+    # --- what processes report -----------------------------------------------------------------------
+
+    def tell(self, who: Address, text: str) -> None:
+        """A line for the story."""
+        name = who.decode() if who.isascii() and who.decode().isprintable() else short(who)
+        self.story.append(f"{self.kernel.now_ns / 1e9:.6f} {name}: {text}")
+
+    def task_ended(
+        self, worker: Address, name: str, task_id: bytes, start_ns: int, end_ns: int, lent_ns: int
+    ) -> None:
+        """A task or a call is over; for ``lent_ns`` of its time it waited."""
+        self.tasks_run += 1
+        self.work_ns += end_ns - start_ns - lent_ns
+        self.run_times.add(end_ns - start_ns)
+        if self.spans is not None:
+            self.spans.append(Span(worker, name, task_id, start_ns, end_ns))
+        elif self.scenario.strict:
+            self.tell(worker, f"{name} {short(task_id)} ended")
+
+    def driver_finished(self, driver: SimDriver) -> None:
+        """A program has its result."""
+        self.unfinished -= 1
+        self.tell(driver.address, "finished")
+
+    def driver_gone(self, driver: SimDriver) -> None:
+        """A driver's process is over; its node finds out."""
+        if driver.gone:
+            return
+        driver.gone = True
+        driver.crash()
+        driver.host.memory.process_gone(driver.address)
+        self.network.detach(driver.address)
+        self.judge.gone[driver.address] = None
+        notice = ClientGone(driver.address)
+        self.kernel.after(self.costs.exit_notice_ns, lambda _: driver.host.post(notice))
+
+    def crash_driver(self, driver: SimDriver) -> None:
+        """Kill a driver's process."""
+        self.unfinished -= 1
+        self.driver_gone(driver)
+
+
+def root_task_of(number: int) -> bytes:
+    """The job of a driver: ids must be the same in every run, so it is not drawn."""
+    return b"job%05d" % number + bytes(8)
+
+
+def oracle_of(number: int, program: Callable[[], Program]) -> tuple[Oracle, object]:
+    """What a driver's program gives when it is run sequentially."""
+    oracle = Oracle(root_task_of(number))
+    return oracle, oracle.run(program())

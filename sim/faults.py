@@ -1,0 +1,176 @@
+"""Nemeses: what goes wrong, how often, and how it is healed.
+
+Each nemesis strikes at exponentially distributed times of the faulty phase, drawn from a stream of its own, so
+that adding one does not move the strikes of the others. At the end of the phase everything is healed: nothing
+strikes any more, partitions and outages are over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+from sim.kernel import MS, S
+
+if TYPE_CHECKING:
+    from sim.cluster import Cluster
+    from sim.network import Link
+    from sim.scenario import FaultsPart
+    from sim.worker import SimWorker
+
+
+class Faults:
+    """All nemeses of one run.
+
+    Args:
+        cluster: the victim.
+        rates: how often each strikes.
+        faulty_ns: the length of the faulty phase.
+    """
+
+    def __init__(self, cluster: Cluster, rates: FaultsPart, faulty_ns: int) -> None:
+        self.cluster = cluster
+        self.rates = rates
+        self.faulty_ns = faulty_ns
+        self.strikes: dict[str, int] = {}
+        self.slow_until_ns = 0
+        self.partitioned: list[Link] = []
+
+    def unleash(self) -> None:
+        """Plan the first strike of each nemesis."""
+        nemeses: dict[str, tuple[float, Callable[[Random], bool]]] = {
+            "worker_crash": (self.rates.worker_crash, self._crash_worker),
+            "worker_crash_creating": (self.rates.worker_crash_creating, self._crash_creating),
+            "worker_freeze": (self.rates.worker_freeze, self._freeze_worker),
+            "driver_crash": (self.rates.driver_crash, self._crash_driver),
+            "shard_crash": (self.rates.shard_crash, self._crash_shard),
+            "partition": (self.rates.partition, self._partition),
+            "clog": (self.rates.clog, self._clog),
+            "disk_slow": (self.rates.disk_slow, self._slow_disk),
+        }
+        for name, (rate, strike) in nemeses.items():
+            if rate > 0 and self.faulty_ns:
+                self._plan(name, rate, strike, self.cluster.kernel.stream(f"nemesis/{name}"))
+        self.cluster.kernel.at(self.faulty_ns, lambda _: self.heal())
+
+    def _plan(self, name: str, rate: float, strike: Callable[[Random], bool], random: Random) -> None:
+        def act(_: None) -> None:
+            if strike(random):
+                self.strikes[name] = self.strikes.get(name, 0) + 1
+                self.cluster.tell(b"nemesis", name)
+            self._plan(name, rate, strike, random)
+
+        at_ns = self.cluster.kernel.now_ns + int(random.expovariate(rate) * S)
+        if at_ns < self.faulty_ns:
+            self.cluster.kernel.at(at_ns, act)
+
+    @property
+    def is_faulty(self) -> bool:
+        """Whether the faulty phase lasts."""
+        return self.cluster.kernel.now_ns < self.faulty_ns
+
+    def heal(self) -> None:
+        """Nothing is wrong from now on."""
+        links, self.partitioned = self.partitioned, []
+        for link in links:
+            self.cluster.network.heal(link)
+        for shard in self.cluster.shards:
+            if not shard.alive:
+                shard.restart()
+
+    # --- asked by hosts ------------------------------------------------------------------------------
+
+    def worker_start(self, random: Random) -> str:
+        """"": the worker starts; "exit": it ends at once; "hang": it never introduces itself."""
+        if not self.is_faulty or not (self.rates.worker_start_failure or self.rates.worker_start_hang):
+            return ""
+        drawn = random.random()
+        if drawn < self.rates.worker_start_failure:
+            return "exit"
+        return "hang" if drawn < self.rates.worker_start_failure + self.rates.worker_start_hang else ""
+
+    def spill_fails(self, random: Random) -> bool:
+        """Whether the disk refuses this one."""
+        return self.is_faulty and self.rates.spill_failure > 0 and random.random() < self.rates.spill_failure
+
+    def disk_slowdown(self) -> int:
+        """How many times slower than usual the disk is now."""
+        return 50 if self.slow_until_ns > self.cluster.kernel.now_ns else 1
+
+    # --- strikes -------------------------------------------------------------------------------------
+
+    def _outage_ns(self, random: Random) -> int:
+        return int(random.expovariate(1.0) * self.rates.outage_ms * MS)
+
+    def _victim(self, random: Random) -> SimWorker | None:
+        workers = [worker for node in self.cluster.nodes for worker in node.workers.values()]
+        running = [worker for worker in workers if worker.current.strip(b"\0") or worker.actor is not None]
+        candidates = running if running and random.random() < 0.8 else workers
+        return random.choice(candidates) if candidates else None
+
+    def _crash_worker(self, random: Random) -> bool:
+        victim = self._victim(random)
+        if victim is not None:
+            victim.host.worker_ended(victim, -9)
+        return victim is not None
+
+    def _crash_creating(self, random: Random) -> bool:
+        victim = self._victim(random)
+        if victim is not None:
+            victim.crash_when_creating = True
+        return victim is not None
+
+    def _freeze_worker(self, random: Random) -> bool:
+        victim = self._victim(random)
+        if victim is not None:
+            victim.frozen_until_ns = self.cluster.kernel.now_ns + self._outage_ns(random)
+        return victim is not None
+
+    def _crash_driver(self, random: Random) -> bool:
+        alive = [driver for driver in self.cluster.drivers if driver.alive and driver.finished_ns is None]
+        if len(alive) < 2:  # one must be left to be judged
+            return False
+        self.cluster.crash_driver(random.choice(alive))
+        return True
+
+    def _crash_shard(self, random: Random) -> bool:
+        shard = random.choice(self.cluster.shards)
+        if not shard.alive:
+            return False
+        shard.crash()
+        back_ns = min(self.faulty_ns, self.cluster.kernel.now_ns + self._outage_ns(random))
+        self.cluster.kernel.at(back_ns, lambda _: None if shard.alive else shard.restart())
+        return True
+
+    def _some_links(self, random: Random) -> list[Link]:
+        """Between a node and a shard: both directions, or one."""
+        network = self.cluster.network
+        node = random.choice(self.cluster.nodes).address
+        shard = random.choice(self.cluster.shards).address
+        both = [network.link(node, shard), network.link(shard, node)]
+        return both if random.random() < 0.5 else [random.choice(both)]
+
+    def _partition(self, random: Random) -> bool:
+        links = self._some_links(random)
+        for link in links:
+            self.cluster.network.partition(link)
+        self.partitioned += links
+
+        def over(_: None) -> None:
+            for link in links:
+                self.cluster.network.heal(link)
+
+        self.cluster.kernel.after(self._outage_ns(random), over)
+        return True
+
+    def _clog(self, random: Random) -> bool:
+        network = self.cluster.network
+        links = list(network.links.values())
+        link = random.choice(links) if links and random.random() < 0.7 else self._some_links(random)[0]
+        network.clog(link, min(self.faulty_ns, self.cluster.kernel.now_ns + self._outage_ns(random)))
+        return True
+
+    def _slow_disk(self, random: Random) -> bool:
+        self.slow_until_ns = self.cluster.kernel.now_ns + self._outage_ns(random)
+        return True

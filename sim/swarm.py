@@ -1,0 +1,212 @@
+"""Seeds -> scenarios -> verdicts: draw what is tested, not only when it fails.
+
+``scenario_of(seed)`` draws topology, workload and which nemeses strike how often; a run of it is judged. A
+failing one is made smaller while it fails in the same way, and told with the one command that replays it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import tomllib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+
+from sim.kernel import stream
+from sim.run import PASSED, VERDICTS, Verdict, run_scenario
+from sim.scenario import (
+    ClusterPart,
+    FaultsPart,
+    NetworkPart,
+    PhasesPart,
+    Scenario,
+    ScenarioError,
+    WorkloadPart,
+    load,
+)
+from sim.workload import KINDS
+
+RATES = {
+    "worker_crash": 40.0, "worker_crash_creating": 40.0, "worker_freeze": 20.0, "driver_crash": 3.0,
+    "shard_crash": 10.0, "partition": 10.0, "clog": 40.0, "disk_slow": 5.0, "spill_failure": 0.2,
+    "worker_start_failure": 0.2, "worker_start_hang": 0.05,
+}  # fmt: skip
+"""Up to how often each nemesis strikes in the swarm."""
+SHRINK_RUNS_MAX = 60
+
+
+class Failure(NamedTuple):
+    """One seed that did not pass."""
+
+    seed: int
+    scenario: Scenario
+    verdict: Verdict
+
+
+def scenario_of(seed: int) -> Scenario:
+    """The scenario that the swarm draws from a seed."""
+    random = stream(seed, "swarm")
+    rates = {}
+    for name, most in RATES.items():
+        present, share = random.random() < 0.35, random.random()
+        if present:
+            rates[name] = round(most * share * share, 4)
+    kind = random.choice([name for name in KINDS if name != "empty"])
+    pressed = kind in ("memory_pressure", "shuffle", "references", "mixed")
+    cluster = ClusterPart(
+        nodes=random.choice((1, 1, 1, 2)),
+        shards=random.choice((1, 1, 2, 3)),
+        drivers=random.choice((1, 1, 2, 3)),
+        cpus=random.choice((1, 2, 4, 8)),
+        arena_kib=random.choice((2048, 4096, 65_536)) if pressed else 65_536,
+        compact_messages=random.choice((5, 50, 500)),
+    )
+    network = NetworkPart(
+        random.choice((5, 30, 500)), random.choice((0, 20, 500)), random.choice((20, 2_000))
+    )
+    workload = WorkloadPart(
+        kind, tasks=random.randint(5, 90), depth=random.randint(1, 4), fan_out=random.randint(1, 4),
+        task_us=random.choice((10, 200, 2_000)), object_kib=random.choice((16, 64, 256)),
+        actors=random.randint(1, 4), retries=random.choice((-1, -1, 3, 0)),
+    )  # fmt: skip
+    phases = PhasesPart(faulty_s=round(random.uniform(0.05, 1.0), 3) if rates else 0.0)
+    return Scenario(
+        f"swarm-{seed}", "drawn from its seed", check_every=random.choice((1, 3)), strict=True,
+        cluster=cluster, network=network, workload=workload, faults=FaultsPart(**rates), phases=phases,
+    )  # fmt: skip
+
+
+def run_seed(seed: int) -> tuple[int, Verdict]:
+    """One run of the swarm."""
+    return seed, run_scenario(scenario_of(seed), seed)[0]
+
+
+def run_seeds(seeds: Iterable[int], jobs: int) -> Iterator[tuple[int, Verdict]]:
+    """Verdicts as they come, from this process or from several."""
+    if jobs == 1:
+        yield from map(run_seed, seeds)
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(jobs, maxtasksperchild=200) as pool:
+        yield from pool.imap_unordered(run_seed, seeds, chunksize=2)
+
+
+# --- smaller -------------------------------------------------------------------------------------
+
+
+def shrink(scenario: Scenario, seed: int, kind: int, tell: Callable[[str], None]) -> Scenario:
+    """A smaller scenario that fails in the same way with the same seed."""
+    runs = 0
+    improved = True
+    while improved and runs < SHRINK_RUNS_MAX:
+        improved = False
+        for smaller in _smaller(scenario):
+            runs += 1
+            if run_scenario(smaller, seed)[0].kind == kind:
+                scenario, improved = smaller, True
+                tell(f"still fails: {difference(smaller)}")
+                break
+            if runs >= SHRINK_RUNS_MAX:
+                break
+    return scenario
+
+
+def _smaller(scenario: Scenario) -> Iterator[Scenario]:
+    for name in FaultsPart.__struct_fields__:
+        if name != "outage_ms" and getattr(scenario.faults, name):
+            yield _with(scenario, "faults", name, 0.0)
+    for part, name, least in (
+        ("cluster", "nodes", 1), ("cluster", "drivers", 1), ("cluster", "shards", 1), ("cluster", "cpus", 1),
+        ("workload", "tasks", 1), ("workload", "depth", 1), ("workload", "fan_out", 1),
+        ("workload", "actors", 1), ("network", "jitter_us", 0),
+    ):  # fmt: skip
+        value = getattr(getattr(scenario, part), name)
+        for smaller in dict.fromkeys((least, value // 2, value - 1)):
+            if least <= smaller < value:
+                yield _with(scenario, part, name, smaller)
+
+
+def _with(scenario: Scenario, part: str, name: str, value: Any) -> Scenario:
+    changed = msgspec.structs.replace(getattr(scenario, part), **{name: value})
+    return msgspec.structs.replace(scenario, **{part: changed})
+
+
+def difference(scenario: Scenario) -> str:
+    """What is not the default, in one line."""
+    found = []
+    for part in ("cluster", "network", "workload", "faults", "phases"):
+        given = getattr(scenario, part)
+        default = type(given)()
+        for name in given.__struct_fields__:
+            if getattr(given, name) != getattr(default, name):
+                found.append(f"{part}.{name}={getattr(given, name)!r}")
+    return " ".join(found)
+
+
+def as_toml(scenario: Scenario) -> str:
+    """A scenario as the text of its file."""
+    lines = [f'name = "{scenario.name}"', f'about = "{scenario.about}"']
+    lines += [f"check_every = {scenario.check_every}", f"strict = {str(scenario.strict).lower()}"]
+    for part in ("cluster", "network", "workload", "faults", "phases"):
+        lines += ["", f"[{part}]"]
+        for name, value in msgspec.structs.asdict(getattr(scenario, part)).items():
+            lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
+    return "\n".join(lines) + "\n"
+
+
+# --- regressions ---------------------------------------------------------------------------------
+
+
+class Regression(NamedTuple):
+    """A run that failed once and must pass now."""
+
+    name: str
+    seed: int
+    scenario: Scenario
+    story: str
+
+
+def regressions(path: Path) -> list[Regression]:
+    """The runs of a ``regressions.toml``: each names a seed of the swarm, or a scenario with changes.
+
+    Raises:
+        ScenarioError: naming the entry that is wrong.
+    """
+    found = []
+    for number, entry in enumerate(tomllib.loads(path.read_text(encoding="utf-8")).get("run", [])):
+        try:
+            seed = int(entry["seed"])
+            name = entry.get("scenario")
+            scenario = scenario_of(seed) if name is None else load(name)
+            for key, value in entry.get("changes", {}).items():
+                part, _, field = key.partition(".")
+                scenario = _with(scenario, part, field, value)
+            found.append(Regression(entry["name"], seed, scenario, entry["story"]))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ScenarioError(f"{path}: run {number}: {error!r}") from None
+    return found
+
+
+def describe_failure(failure: Failure, replay: str) -> str:
+    """Everything that the next person needs."""
+    verdict = failure.verdict
+    return "\n".join(
+        (
+            f"seed {failure.seed}: {VERDICTS[verdict.kind]} (exit code {verdict.kind})",
+            verdict.detail.rstrip(),
+            f"scenario: {difference(failure.scenario)}",
+            f"strikes: {verdict.strikes}   digest: {verdict.digest}",
+            "last lines of the story:",
+            *(f"  {line}" for line in verdict.story),
+            f"replay: {replay}",
+        )
+    )
+
+
+def worst(kinds: Iterable[int]) -> int:
+    """The exit code of a swarm: correctness before crash before liveness."""
+    order = (5, 3, 4, PASSED)
+    seen = tuple(kinds)
+    return next((kind for kind in order if kind in seen), PASSED)
