@@ -16,7 +16,7 @@ def write(cluster: Cluster, path: Path) -> None:
     events: list[dict[str, object]] = []
     for span in cluster.spans or ():
         track = tracks.setdefault(span.worker, len(tracks) + 1)
-        node = int.from_bytes(span.worker[5:12], "big") % 1_000_000
+        node = int(span.worker[4:12])
         events.append(
             {
                 "name": span.name, "ph": "X", "pid": node, "tid": track, "ts": span.start_ns / 1e3,
@@ -24,7 +24,7 @@ def write(cluster: Cluster, path: Path) -> None:
             }
         )  # fmt: skip
     for worker, track in tracks.items():
-        node = int.from_bytes(worker[5:12], "big") % 1_000_000
+        node = int(worker[4:12])
         name = f"worker {int.from_bytes(worker[12:], 'big')}"
         events.append({"name": "thread_name", "ph": "M", "pid": node, "tid": track, "args": {"name": name}})
     path.write_bytes(msgspec.json.encode({"traceEvents": events, "displayTimeUnit": "ms"}))

@@ -71,7 +71,7 @@ class Cluster:
         shape = scenario.cluster
         self.shards = [SimShard(self, i, shape.shards, shape.compact_messages) for i in range(shape.shards)]
         self.nodes = [
-            SimNode(self, b"node-%011d" % i, i, shape.arena_kib << 10, shape.cpus) for i in range(shape.nodes)
+            SimNode(self, b"node%08d----" % i, i, shape.arena_kib << 10, shape.cpus) for i in range(shape.nodes)
         ]
         self.drivers = [self._driver(number, program) for number, program in enumerate(programs)]
         self.unfinished = len(self.drivers)

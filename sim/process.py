@@ -106,7 +106,7 @@ class Process:
         self.welcome: Welcome | None = None
         self.frozen_until_ns = 0
         self.routes: dict[Address, Address] = {}  # caller -> the address of ours that it called
-        self.handles: list[bytes] = []  # of the running context
+        self.handles: dict[bytes, int] = {}  # of the running context, with their number
         self.context_task = root_task
         self._prefix = ids.child_prefix(root_task)
         self._counter = 0
@@ -286,15 +286,20 @@ class Process:
 
     def let_go(self) -> None:
         """Drop every handle of the running context."""
-        handles, self.handles = self.handles, []
-        for object_id in handles:
-            self.objects.drop(object_id)
+        handles, self.handles = self.handles, {}
+        drop = self.objects.drop
+        for object_id, times in handles.items():
+            for _ in range(times):
+                drop(object_id)
 
     def take_up(self, object_ids: Iterable[bytes]) -> None:
         """Handles that were unpickled."""
         for object_id in object_ids:
             self.objects.borrow(object_id)
-            self.handles.append(object_id)
+            self._add_handle(object_id)
+
+    def _add_handle(self, object_id: bytes) -> None:
+        self.handles[object_id] = self.handles.get(object_id, 0) + 1
 
     def do_compute(self, operation: Compute) -> Steps:
         """Let time pass. What is in the outbox leaves with the visit of the background thread."""
@@ -331,7 +336,8 @@ class Process:
         if packed.contained:
             self.objects.share(packed.contained)
         self.objects.expect(returns)
-        self.handles.extend(returns)
+        for object_id in returns:
+            self._add_handle(object_id)
         self.cluster.judge.task_submitted(task_id)
         spec = Submit(task_id, self.context_task, kind.descriptor_id, data, deps, packed.contained)
         self.out.append((self.node, spec))
@@ -369,7 +375,7 @@ class Process:
         """Put a value."""
         self._debt_ns += self.costs.submit_ns
         object_id = yield from self._put(pack(operation.value))
-        self.handles.append(object_id)
+        self._add_handle(object_id)
         return Ref(object_id)
 
     def _put(self, packed: Packed) -> Steps:
@@ -480,7 +486,9 @@ class Process:
     def do_forget(self, operation: Forget) -> Steps:
         """Let go of refs."""
         for ref in operation.refs:
-            self.handles.remove(ref.object_id)
+            times = self.handles.pop(ref.object_id)
+            if times > 1:
+                self.handles[ref.object_id] = times - 1
             self.objects.drop(ref.object_id)
         return None
         yield  # a generator like the others
@@ -517,7 +525,8 @@ class Process:
         for object_id in needs:
             self.objects.hold(object_id)
         self.objects.expect_reply(returns)
-        self.handles.extend(returns)
+        for object_id in returns:
+            self._add_handle(object_id)
         sequence = self.calls.next_sequence(handle.actor_id)
         call = Call(task_id, handle.actor_id, sequence, method, 1, data, deps)
         self._call_needs[task_id] = needs

@@ -29,8 +29,8 @@ from sim.scenario import (
 from sim.workload import KINDS
 
 RATES = {
-    "worker_crash": 40.0, "worker_crash_creating": 40.0, "worker_freeze": 20.0, "driver_crash": 3.0,
-    "shard_crash": 10.0, "partition": 10.0, "clog": 40.0, "disk_slow": 5.0, "spill_failure": 0.2,
+    "worker_crash": 200.0, "worker_crash_creating": 200.0, "worker_freeze": 100.0, "driver_crash": 20.0,
+    "shard_crash": 40.0, "partition": 40.0, "clog": 300.0, "disk_slow": 20.0, "spill_failure": 0.2,
     "worker_start_failure": 0.2, "worker_start_hang": 0.05,
 }  # fmt: skip
 """Up to how often each nemesis strikes in the swarm."""
@@ -48,7 +48,7 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed."""
     random = stream(seed, "swarm")
-    rates = {}
+    rates: dict[str, Any] = {}
     for name, most in RATES.items():
         present, share = random.random() < 0.35, random.random()
         if present:
@@ -67,11 +67,12 @@ def scenario_of(seed: int) -> Scenario:
         random.choice((5, 30, 500)), random.choice((0, 20, 500)), random.choice((20, 2_000))
     )
     workload = WorkloadPart(
-        kind, tasks=random.randint(5, 90), depth=random.randint(1, 4), fan_out=random.randint(1, 4),
-        task_us=random.choice((10, 200, 2_000)), object_kib=random.choice((16, 64, 256)),
+        kind, tasks=random.randint(5, 150), depth=random.randint(1, 4), fan_out=random.randint(1, 4),
+        task_us=random.choice((10, 500, 5_000)), object_kib=random.choice((16, 64, 256)),
         actors=random.randint(1, 4), retries=random.choice((-1, -1, 3, 0)),
     )  # fmt: skip
-    phases = PhasesPart(faulty_s=round(random.uniform(0.05, 1.0), 3) if rates else 0.0)
+    rates["outage_ms"] = random.choice((2, 20, 100))
+    phases = PhasesPart(faulty_s=round(random.uniform(0.02, 0.5), 3) if len(rates) > 1 else 0.0)
     return Scenario(
         f"swarm-{seed}", "drawn from its seed", check_every=random.choice((1, 3)), strict=True,
         cluster=cluster, network=network, workload=workload, faults=FaultsPart(**rates), phases=phases,

@@ -1,8 +1,8 @@
 """Ctrl-C while the main thread is inside the link to the node.
 
-``KeyboardInterrupt`` may be raised between any two instructions: with half a frame sent, or a batch received and
-not handled, and then messages are lost for good. So inside the link it is put off until the thread is out of it,
-a moment later. Where the thread waits nothing is half done, and the wait ends at once.
+``KeyboardInterrupt`` may be raised between any two instructions: with half a frame sent, or a batch received
+and not handled, and then messages are lost for good. So inside the link it is put off until the thread is out
+of it, a moment later. Where the thread waits nothing is half done, and the wait ends at once.
 """
 
 from __future__ import annotations

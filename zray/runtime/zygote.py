@@ -144,10 +144,9 @@ class Zygote:
     def serve(self, prepare: Callable[[], None] | None) -> None:
         """See :func:`run_zygote`."""
         self._detach()
+        gc.disable()  # the loop makes no cycles, and a collection would touch every shared page
         if prepare is not None:
             prepare()
-        gc.collect()
-        gc.disable()  # the loop makes no cycles, and a collection would touch every shared page
         gc.freeze()
         try:
             while not self._ending:

@@ -26,20 +26,22 @@ from zray.runtime.zygote import close_inherited_files
 log = logging.getLogger("zray.node")
 
 _ENDING = (signal.SIGINT, signal.SIGTERM)
-LIFE_MIN_S = 1.0
-"""A shard that ends sooner after its start is not started again: its log or its disk is at fault."""
+SHORT_LIFE_S = 1.0
+SHORT_LIVES_MAX = 3
+"""After so many short lives in a row a shard is given up: its log or its disk is at fault."""
 
 
 class LocalShard:
     """One shard: where it listens, its newest process, and when that was started."""
 
-    __slots__ = ("endpoint", "number", "pid", "started_s", "watch_fd")
+    __slots__ = ("endpoint", "number", "pid", "short_lives", "started_s", "watch_fd")
 
     def __init__(self, number: int, endpoint: str) -> None:
         self.number = number
         self.endpoint = endpoint
         self.pid = 0
         self.started_s = 0.0
+        self.short_lives = 0
         self.watch_fd = -1
 
 
@@ -137,8 +139,9 @@ class LocalShards:
         shard.pid = 0
         name = f"shard {shard.number} of the control store"
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-        if lived_s < LIFE_MIN_S:
-            log.error("%s %s after %.1f s and is given up; tasks run on, without lineage", name, how, lived_s)
+        shard.short_lives = shard.short_lives + 1 if lived_s < SHORT_LIFE_S else 0
+        if shard.short_lives >= SHORT_LIVES_MAX:
+            log.error("%s %s again and is given up; tasks run on, without lineage", name, how)
             return
         log.warning("%s %s; it starts again from its log", name, how)
         try:
