@@ -1,9 +1,10 @@
 """Judges: what must hold whatever happens, decided without the code under test.
 
-During a run: one value per object and the oracle's (I1), each submission runs an attempt at most once (I8, I9),
-calls of one caller are applied in the order in which they were made and once (I3), what a shard acknowledged
-survives its death (I7). After it: every program ended (I5, I6), nothing is held, stored, mapped or followed any
-more (I11, I14), and free resources are the total (I4). The memory of large objects judges itself (``memory.py``).
+During a run: one value per object and the oracle's (I1), each submission runs an attempt at most once
+(I8, I9), calls of one caller are applied in the order in which they were made and once (I3), what a shard
+acknowledged survives its death (I7). After it: every program ended (I5, I6), nothing is held, stored,
+mapped or followed any more (I11, I14), and free resources are the total (I4). The memory of large objects
+judges itself (``memory.py``).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sim.oracle import Outcome
 from sim.process import error_in
 from sim.programs import unpack_error
 from zray.core.machine import Address
-from zray.ids import producer_of, short
+from zray.ids import short
 from zray.protocol.messages import ACTOR_ALIVE, RecordTasks, ReleaseLineage, Value
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
     allowed: tuple[str, ...] = ()
     if faults.worker_crash or faults.worker_crash_creating:
         allowed += CRASH_ORIGINS
+    if faults.driver_crash:
+        allowed += ("object_lost",)  # by workers whose job is over
     if faults.spill_failure:
         allowed += DISK_ORIGINS
     return allowed
@@ -56,6 +59,7 @@ class Judge:
         self.started: dict[tuple[bytes, int], int] = {}  # attempt -> times
         self.made: dict[tuple[Address, bytes], list[bytes]] = {}  # (caller, actor) -> calls
         self.applied: dict[tuple[Address, bytes], int] = {}
+        self.constructed: dict[bytes, None] = {}
         self.killed: dict[bytes, None] = {}  # actors that a program ended
         self.gone: dict[bytes, None] = {}  # actors and processes that are no more
         self.unconfirmed: dict[tuple[Address, Address], dict[int, list[tuple[bytes, int]]]] = {}
@@ -138,6 +142,10 @@ class Judge:
             self.fail(f"I3: {short(actor_id)} runs {short(task_id)} as number {position} of {caller.hex()}")
         self.applied[caller, actor_id] = position + 1
 
+    def actor_made(self, actor_id: bytes) -> None:
+        """A constructor returned."""
+        self.constructed[actor_id] = None
+
     def actor_killed(self, actor_id: bytes) -> None:
         """A program ends an actor."""
         self.killed[actor_id] = None
@@ -198,7 +206,8 @@ class Judge:
     def check_calls(self, callers: list[Address]) -> None:
         """Every call of a living caller to a living actor was applied."""
         for (caller, actor_id), made in self.made.items():
-            if caller in callers and actor_id not in self.gone and producer_of(actor_id) not in self.killed:
+            lives = actor_id in self.constructed and actor_id not in self.gone and actor_id not in self.killed
+            if lives and caller in callers:
                 applied = self.applied.get((caller, actor_id), 0)
                 if applied != len(made):
                     self.fail(f"I3: {applied} of {len(made)} calls to {short(actor_id)} were applied")

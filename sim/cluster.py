@@ -9,9 +9,9 @@ from typing import NamedTuple
 from sim.checkers import Judge
 from sim.costs import Costs
 from sim.faults import Faults
-from sim.hosts import SimNode, SimShard
 from sim.histogram import Histogram
-from sim.kernel import MS, S, US, Kernel
+from sim.hosts import SimNode, SimShard
+from sim.kernel import MS, US, Kernel, S
 from sim.network import LinkQuality, Network
 from sim.oracle import Oracle
 from sim.programs import Program
@@ -71,7 +71,8 @@ class Cluster:
         shape = scenario.cluster
         self.shards = [SimShard(self, i, shape.shards, shape.compact_messages) for i in range(shape.shards)]
         self.nodes = [
-            SimNode(self, b"node%08d----" % i, i, shape.arena_kib << 10, shape.cpus) for i in range(shape.nodes)
+            SimNode(self, b"node%08d----" % i, i, shape.arena_kib << 10, shape.cpus)
+            for i in range(shape.nodes)
         ]
         self.drivers = [self._driver(number, program) for number, program in enumerate(programs)]
         self.unfinished = len(self.drivers)
@@ -79,7 +80,12 @@ class Cluster:
     def _driver(self, number: int, program: Callable[[], Program]) -> SimDriver:
         node = self.nodes[number % len(self.nodes)]
         return SimDriver(
-            self, b"driver-%09d" % number, node, number=number, root_task=root_task_of(number), program=program
+            self,
+            b"driver-%09d" % number,
+            node,
+            number=number,
+            root_task=root_task_of(number),
+            program=program,
         )
 
     def boot(self) -> None:
@@ -87,7 +93,7 @@ class Cluster:
         for node in self.nodes:
             node.boot()
         for driver in self.drivers:
-            self.kernel.after((1 + driver.number) * MS // 4, lambda _, driver=driver: driver.start())
+            self.kernel.after((1 + driver.number) * MS // 4, driver.start)
         self.faults.unleash()
 
     # --- what processes report -----------------------------------------------------------------------

@@ -121,7 +121,9 @@ def _run(given: argparse.Namespace) -> int:
     if given.chrome is not None:
         chrome.write(cluster, given.chrome)
     if given.trace is not None:
-        given.trace.write_bytes(msgspec.json.format(msgspec.json.encode([*verdict[:-1], list(cluster.story)])))
+        given.trace.write_bytes(
+            msgspec.json.format(msgspec.json.encode([*verdict[:-1], list(cluster.story)]))
+        )
     if verdict.kind != PASSED:
         replay = f"{PROGRAM} run {given.scenario} --seed {seed}"
         print(describe_failure(Failure(seed, scenario, verdict), replay))

@@ -1,8 +1,8 @@
 """Nemeses: what goes wrong, how often, and how it is healed.
 
-Each nemesis strikes at exponentially distributed times of the faulty phase, drawn from a stream of its own, so
-that adding one does not move the strikes of the others. At the end of the phase everything is healed: nothing
-strikes any more, partitions and outages are over.
+Each nemesis strikes at exponentially distributed times of the faulty phase, drawn from a stream of its
+own, so that adding one does not move the strikes of the others. At the end of the phase everything is
+healed: nothing strikes any more, partitions and outages are over.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Faults:
     # --- asked by hosts ------------------------------------------------------------------------------
 
     def worker_start(self, random: Random) -> str:
-        """"": the worker starts; "exit": it ends at once; "hang": it never introduces itself."""
+        """ "": the worker starts; "exit": it ends at once; "hang": it never introduces itself."""
         if not self.is_faulty or not (self.rates.worker_start_failure or self.rates.worker_start_hang):
             return ""
         drawn = random.random()
@@ -124,7 +124,8 @@ class Faults:
     def _freeze_worker(self, random: Random) -> bool:
         victim = self._victim(random)
         if victim is not None:
-            victim.frozen_until_ns = self.cluster.kernel.now_ns + self._outage_ns(random)
+            until_ns = self.cluster.kernel.now_ns + self._outage_ns(random)
+            victim.frozen_until_ns = max(victim.frozen_until_ns, until_ns)
         return victim is not None
 
     def _crash_driver(self, random: Random) -> bool:

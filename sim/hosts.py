@@ -1,7 +1,8 @@
 """Simulated processes around the real machines of a node and of a GCS shard.
 
-One turn is that of ``runtime.loop``: take what has arrived, pump it in one batch, carry out the local effects,
-then send the rest, one batch per peer. A turn takes processor time; what arrives meanwhile is the next batch.
+One turn is that of ``runtime.loop``: take what has arrived, pump it in one batch, carry out the local
+effects, then send the rest, one batch per peer. A turn takes processor time; what arrives meanwhile is
+the next batch.
 """
 
 from __future__ import annotations
@@ -19,12 +20,10 @@ from zray.core.machine import DISK, LOG, RUNTIME, WORKER_POOL, Address, pump
 from zray.core.node import Node, NodeIdentity
 from zray.protocol.codec import batch_decoder, encode_batch
 from zray.protocol.messages import (
-    DRIVER,
     RESOURCE_UNIT,
     ClientGone,
     ClientJoined,
     DeleteFile,
-    Hello,
     KillWorker,
     Recorded,
     RecordTasks,
@@ -343,7 +342,8 @@ class SimShard(MachineHost):
 
     def restart(self) -> None:
         """A new process on the same log; its peers find it a while later."""
-        before = {table: value.entries for table, value in self.shard.values.items()}, dict(self.shard.tasks.records)
+        values = {number: table.entries for number, table in self.shard.values.items()}
+        before = values, dict(self.shard.tasks.records)
         self._recover()
         self.alive = True
         self.busy_until_ns = self.kernel.now_ns

@@ -1,8 +1,9 @@
 """Virtual time: one heap of events, one random stream per subsystem, one digest of all that was delivered.
 
-The one invariant: what happens depends on the root seed and the code alone. Events that are due at the same
-nanosecond happen in the order in which they were planned, streams are seeded from a stable digest of their name
-(never from ``hash()``), and every delivery goes into the digest, so two runs are equal if their digests are.
+The one invariant: what happens depends on the root seed and the code alone. Events that are due at the
+same nanosecond happen in the order in which they were planned, streams are seeded from a stable digest of
+their name (never from ``hash()``), and every delivery goes into the digest, so two runs are equal if
+their digests are.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Links between simulated processes: ordered and reliable while both ends live, as ZeroMQ's are.
 
-A frame leaves when the link is free, takes its size over the bandwidth and a drawn latency, and never overtakes
-an earlier one of the same link. A link can be *clogged* (everything waits), *partitioned* (what is sent waits,
-like behind a cable that is out) or *disconnected*: what is in flight is lost; what is sent meanwhile waits at the
-side that connects, and is dropped at the side that is bound and has no route (``ROUTER_MANDATORY``).
+A frame leaves when the link is free, takes its size over the bandwidth and a drawn latency, and never
+overtakes an earlier one of the same link. A link can be *clogged* (everything waits), *partitioned* (what
+is sent waits, like behind a cable that is out) or *disconnected*: what is in flight is lost; what is sent
+meanwhile waits at the side that connects, and is dropped at the side that is bound and has no route
+(``ROUTER_MANDATORY``).
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Link:
     """One direction between two addresses."""
 
     __slots__ = (
-        "arrived", "clogged_until_ns", "destination", "free_ns", "held", "is_open", "is_up", "last_ns",
-        "lost_from", "lost_to", "sent", "source", "waits_when_down",
+        "arrived", "clogged_until_ns", "destination", "flying", "free_ns", "held", "is_open", "is_up",
+        "last_ns", "lost_from", "lost_to", "sent", "source", "waits_when_down",
     )  # fmt: skip
 
     def __init__(self, source: Address, destination: Address) -> None:
@@ -46,25 +47,14 @@ class Link:
         self.last_ns = 0  # arrival of the last frame
         self.clogged_until_ns = 0
         self.sent = 0
-        self.arrived = 0  # number of the last frame that arrived
+        self.arrived = 0  # frames that arrived or were lost
         self.lost_from = 1  # frames with these numbers are lost, both ends included
         self.lost_to = 0
         self.is_up = True
         self.is_open = True  # False: partitioned, in this direction
         self.waits_when_down = True
+        self.flying: deque[tuple[list[Any], bytes]] = deque()  # in the order in which they arrive
         self.held: deque[list[Any]] = deque()
-
-
-class Frame:
-    """A batch on its way."""
-
-    __slots__ = ("encoded", "link", "messages", "number")
-
-    def __init__(self, link: Link, number: int, messages: list[Any], encoded: bytes) -> None:
-        self.link = link
-        self.number = number
-        self.messages = messages
-        self.encoded = encoded
 
 
 class Network:
@@ -132,27 +122,26 @@ class Network:
             latency_ns += int(self.random.expovariate(1.0) * quality.jitter_ns)
         link.last_ns = max(link.last_ns, link.free_ns + latency_ns)
         link.sent += 1
-        self.kernel.at(link.last_ns, self._arrive, Frame(link, link.sent, messages, encoded))
+        link.flying.append((messages, encoded))
+        self.kernel.at(link.last_ns, self._arrive, link)
 
-    def _arrive(self, frame: Frame) -> None:
-        link = frame.link
-        if link.lost_from <= frame.number <= link.lost_to:
-            self.lost_frames += 1
-            return
+    def _arrive(self, link: Link) -> None:
+        """The first frame of those in flight is there."""
         if link.clogged_until_ns > self.kernel.now_ns:  # clogged while it was on its way
             link.last_ns = max(link.last_ns, link.clogged_until_ns)
-            self.kernel.at(link.clogged_until_ns, self._arrive, frame)
+            self.kernel.at(link.clogged_until_ns, self._arrive, link)
             return
-        link.arrived = frame.number
+        messages, encoded = link.flying.popleft()
+        link.arrived += 1
         receiver = self.receivers.get(link.destination)
-        if receiver is None:
+        if receiver is None or link.lost_from <= link.arrived <= link.lost_to:
             self.lost_frames += 1
             return
         self.frames += 1
-        self.messages += len(frame.messages)
-        self.bytes += len(frame.encoded)
-        self.kernel.note_delivery(link.destination, frame.encoded)
-        receiver(link.source, _decode(frame.encoded) if self.strict else frame.messages)
+        self.messages += len(messages)
+        self.bytes += len(encoded)
+        self.kernel.note_delivery(link.destination, encoded)
+        receiver(link.source, _decode(encoded) if self.strict else messages)
 
     # --- faults ------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The sequential oracle: the same programs, one call after the other, with nothing of zray but its ids.
 
-Every task runs at once where it is submitted, every method where it is called. Ids follow from parent and counter
-as in the real system, so the value of each object of a run can be compared with the oracle's by id.
+Every task runs at once where it is submitted, every method where it is called. Ids follow from parent and
+counter as in the real system, so the value of each object of a run can be compared with the oracle's by
+id.
 """
 
 from __future__ import annotations

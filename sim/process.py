@@ -1,13 +1,14 @@
 """What a simulated driver and worker share: the part of the runtime's client, in virtual time.
 
-The state machines are the real ones (``ClientObjects``, ``ActorCalls``). Around them a process is one Python
-generator that yields how long it computes, in nanoseconds, or a predicate that it waits for. Messages are
-handled when they arrive, also while the process computes (the real one has a thread for that); what they make the
-process say leaves when it waits, or with the next visit of that thread.
+The state machines are the real ones (``ClientObjects``, ``ActorCalls``). Around them a process is one
+Python generator that yields how long it computes, in nanoseconds, or a predicate that it waits for.
+Messages are handled when they arrive, also while the process computes (the real one has a thread for
+that); what they make the process say leaves when it waits, or with the next visit of that thread.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -46,7 +47,6 @@ from zray.protocol.messages import (
     FILE,
     INLINE,
     TASK,
-    Abort,
     Acked,
     Acquire,
     ActorState,
@@ -105,6 +105,7 @@ class Process:
         self.alive = True
         self.welcome: Welcome | None = None
         self.frozen_until_ns = 0
+        self._unheard: deque[tuple[Address, list[Any]]] = deque()
         self.routes: dict[Address, Address] = {}  # caller -> the address of ours that it called
         self.handles: dict[bytes, int] = {}  # of the running context, with their number
         self.context_task = root_task
@@ -132,7 +133,7 @@ class Process:
         """``main`` is over: the process exits by itself."""
         raise NotImplementedError
 
-    def start(self) -> None:
+    def start(self, _: Any = None) -> None:
         """Take the first steps."""
         self._advance()
 
@@ -178,9 +179,21 @@ class Process:
 
     def receive(self, source: Address, messages: list[Any]) -> None:
         """A frame has arrived."""
-        if self.frozen_until_ns > self.kernel.now_ns:
-            self.kernel.at(self.frozen_until_ns, lambda _: self.alive and self.receive(source, messages))
+        if self._unheard or self.frozen_until_ns > self.kernel.now_ns:
+            self._unheard.append((source, messages))
+            self.kernel.at(self.frozen_until_ns, self._thaw)
+        else:
+            self._hear(source, messages)
+
+    def _thaw(self, _: Any) -> None:
+        """Hear what came while the process was frozen, in order."""
+        if self._unheard and self.frozen_until_ns > self.kernel.now_ns:
+            self.kernel.at(self.frozen_until_ns, self._thaw)
             return
+        while self._unheard and self.alive:
+            self._hear(*self._unheard.popleft())
+
+    def _hear(self, source: Address, messages: list[Any]) -> None:
         handlers = self.HANDLERS
         for message in messages:
             handlers[type(message)](self, source, message)

@@ -1,9 +1,9 @@
 """What simulated user code is made of: operations that a generator yields, values, and how they are encoded.
 
-A task is a function of plain values, or a generator that yields operations and is sent their results. It must be
-deterministic in its arguments, so that an oracle can run the same code one call after the other. Refs inside
-values are counted like handles of the real API: a task lets go of all of its own when it ends, or earlier
-with :class:`Forget`.
+A task is a function of plain values, or a generator that yields operations and is sent their results. It
+must be deterministic in its arguments, so that an oracle can run the same code one call after the other.
+Refs inside values are counted like handles of the real API: a task lets go of all of its own when it
+ends, or earlier with :class:`Forget`.
 """
 
 from __future__ import annotations
@@ -169,7 +169,14 @@ def descriptor_of(name: str, kind: int, returns: int, cpus: float, retries: int,
         demand: Demand = (("CPU", units),) if units else ()
         content = repr(key).encode()
         found = _descriptors[key] = Describe(
-            ids.content_id(content), ids.content_id(name.encode()), name, returns, demand, retries, kind, again
+            ids.content_id(content),
+            ids.content_id(name.encode()),
+            name,
+            returns,
+            demand,
+            retries,
+            kind,
+            again,
         )
     return found
 
@@ -188,7 +195,7 @@ class Packed(NamedTuple):
 class _Input(NamedTuple):
     """Stands for an argument that is the value of a dependency."""
 
-    index: int
+    place: int
 
 
 _REF, _ACTOR, _BLOB, _INPUT = 1, 2, 3, 4
@@ -225,7 +232,7 @@ def _prepared(value: Any) -> Any:
         _blob_bytes[0] += value.size
         return _Ext(_BLOB, _encode((value.size, value.tag)))
     if isinstance(value, _Input):
-        return _Ext(_INPUT, bytes((value.index,)))
+        return _Ext(_INPUT, bytes((value.place,)))
     if isinstance(value, list | tuple):
         return [_prepared(one) for one in value]
     if isinstance(value, dict):
@@ -270,7 +277,7 @@ def unpack_args(data: bytes, inputs: list[bytes]) -> tuple[list[Any], list[bytes
     refs = list(contained)
     for place, arg in enumerate(args):
         if isinstance(arg, _Input):
-            args[place], inner = unpack(inputs[arg.index])
+            args[place], inner = unpack(inputs[arg.place])
             refs.extend(inner)
     return args, refs
 

@@ -53,7 +53,7 @@ def scenario_of(seed: int) -> Scenario:
         present, share = random.random() < 0.35, random.random()
         if present:
             rates[name] = round(most * share * share, 4)
-    kind = random.choice([name for name in KINDS if name != "empty"])
+    kind: Any = random.choice([name for name in KINDS if name != "empty"])
     pressed = kind in ("memory_pressure", "shuffle", "references", "mixed")
     cluster = ClusterPart(
         nodes=random.choice((1, 1, 1, 2)),
@@ -136,13 +136,12 @@ def _with(scenario: Scenario, part: str, name: str, value: Any) -> Scenario:
 
 def difference(scenario: Scenario) -> str:
     """What is not the default, in one line."""
-    found = []
+    found: list[str] = []
     for part in ("cluster", "network", "workload", "faults", "phases"):
         given = getattr(scenario, part)
         default = type(given)()
-        for name in given.__struct_fields__:
-            if getattr(given, name) != getattr(default, name):
-                found.append(f"{part}.{name}={getattr(given, name)!r}")
+        pairs = [(name, getattr(given, name)) for name in given.__struct_fields__]
+        found += [f"{part}.{name}={value!r}" for name, value in pairs if value != getattr(default, name)]
     return " ".join(found)
 
 

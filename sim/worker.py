@@ -7,7 +7,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sim.process import ARGS_IN_LAST_DEP, Process, Steps, error_in
-from sim.programs import ACTORS, FUNCTIONS, Packed, Program, ProgramError, pack, pack_error, refs_in, unpack_args
+from sim.programs import (
+    ACTORS,
+    FUNCTIONS,
+    Packed,
+    Program,
+    ProgramError,
+    pack,
+    pack_error,
+    refs_in,
+    unpack_args,
+)
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.machine import Address
@@ -104,8 +114,11 @@ class SimWorker(Process):
     def crashes_when_creating(self) -> bool:
         """Die between the room and the bytes."""
         if self.crash_when_creating:
-            self.kernel.after(0, lambda _: self.alive and self.host.worker_ended(self, -9))
+            self.kernel.after(0, self._crash_now)
         return self.crash_when_creating
+
+    def _crash_now(self, _: None) -> None:
+        self.host.worker_ended(self, -9)
 
     # --- what the node says ------------------------------------------------------------------------
 
@@ -233,6 +246,7 @@ class SimWorker(Process):
     def _construct(self, run: Run, kind: Describe, args: list[Any]) -> tuple[Value, ...]:
         self.actor = ACTORS[kind.name](*args)
         self.actor_id = run.task_id
+        self.cluster.judge.actor_made(run.task_id)
         self._keep_state()
         self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
         return (Value(INLINE, pack(None).data),)

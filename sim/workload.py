@@ -1,9 +1,11 @@
 """Programs for drivers, and the tasks and actors that they are made of.
 
-Every kind is a function of the scenario and a random stream that draws the whole shape in the driver; tasks are
-deterministic in their arguments. No program catches a fault of the system, and none lets a result depend on the
-order of calls from different processes: so every value has one right answer, the oracle's.
+Every kind is a function of the scenario and a random stream that draws the whole shape in the driver;
+tasks are deterministic in their arguments. No program catches a fault of the system, and none lets a
+result depend on the order of calls from different processes: so every value has one right answer, the
+oracle's.
 """
+# ruff: noqa: PERF401 - a comprehension cannot yield
 
 from __future__ import annotations
 
@@ -242,7 +244,9 @@ def fan_out(work: WorkloadPart, random: Random) -> Program:
     """Many small trees at once."""
     depth, width = min(work.depth, 3), min(work.fan_out, 3)
     count = max(1, work.tasks // 8)
-    return (yield from _spawn_all(count, lambda _: Spawn("count_below", (depth, width, _duration(work, random)))))
+    return (
+        yield from _spawn_all(count, lambda _: Spawn("count_below", (depth, width, _duration(work, random))))
+    )
 
 
 def random_dag(work: WorkloadPart, random: Random) -> Program:
@@ -301,13 +305,13 @@ def counter(work: WorkloadPart, random: Random) -> Program:
 
 
 def ordered_log(work: WorkloadPart, random: Random) -> Program:
-    """One log, appended to with inputs that come late, read at the end."""
+    """One log, appended to with inputs that come late, read at the end. A lost input would lose a line."""
     log = yield MakeActor("LogActor")
     refs = []
     for number in range(work.tasks):
         line: Any = number
         if random.random() < 0.3:
-            line = yield Spawn("add_all", (_duration(work, random), number), 1, work.retries)
+            line = yield Spawn("add_all", (_duration(work, random), number))
         refs.append((yield CallActor(log, "append", (line, _duration(work, random) // 10))))
         if isinstance(line, Ref):
             yield Forget([line])
@@ -347,7 +351,7 @@ def memory_pressure(work: WorkloadPart, random: Random) -> Program:
 def references(work: WorkloadPart, random: Random) -> Program:
     """Refs inside arguments, results, puts and actors, dropped as early as possible."""
     handle = yield MakeActor("CounterActor", (0,))
-    answers = []
+    answers: list[Ref] = []
     for number in range(work.tasks):
         yield from _reference_game(work, random, handle, number, answers)
         if random.random() < 0.1:
@@ -381,7 +385,8 @@ def _reference_game(
         answers.append((yield Spawn("merge", tuple(refs), 1, work.retries)))
         yield Forget([given, *refs])
     elif game == 4:  # the reply of an actor, in another call and in a task
-        reply = yield CallActor(handle, "big", (size, number)) if size else CallActor(handle, "echo", (number,))
+        method, args = ("big", (size, number)) if size else ("echo", (number,))
+        reply = yield CallActor(handle, method, args)
         answers.append((yield Spawn("merge", (reply,), 1, work.retries)))
         yield Forget([reply])
     else:  # the handle itself travels

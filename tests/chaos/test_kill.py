@@ -352,3 +352,23 @@ def test_stopped_worker_is_not_waited_for_by_others(here: Place) -> None:
         """,
     )
     assert lines == ["[]"]
+
+
+def test_fork_that_comes_back_out_of_a_task_is_no_second_worker(here: Place) -> None:
+    lines = run(
+        here,
+        """
+        @zray.remote
+        def fork(ending):
+            child = os.fork()
+            if child == 0:
+                if ending == "return":
+                    return "from the child"
+                raise ending
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        print(zray.get([fork.remote(ending) for ending in ("return", SystemExit(5), SystemExit())]))
+        print(zray.get([fork.remote("return") for _ in range(20)]) == [0] * 20)
+        """,
+    )
+    assert lines == ["[0, 5, 0]", "True"]

@@ -10,11 +10,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import msgspec
 import pytest
 import zmq
 
 from tests.clusters import PATIENCE_S, Place, finish, line_of, place, tell
+from tests.nonsense import invented, types_of
 from tests.support import eventually
 from zray.config import Config
 from zray.protocol import messages as m
@@ -79,8 +79,8 @@ def cluster() -> Iterator[Cluster]:
 class Peer:
     """A stranger who can speak the protocol."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.transport = Transport(os.urandom(16), decode, Config())
+    def __init__(self, endpoint: str, accepted: Any = m.ToClient) -> None:
+        self.transport = Transport(os.urandom(16), batch_decoder(accepted), Config())
         self.transport.connect(b"peer", endpoint)
 
     def send(self, *batch: Any) -> None:
@@ -225,42 +225,6 @@ def test_code_that_does_not_load_is_an_error_of_its_task(cluster: Cluster, peer:
     assert ready.value.kind in (m.ERROR, m.FAULT)
 
 
-FIELDS: dict[str, list[Any]] = {
-    "int": [0, 1, -1, 2, 255, 10_000, 2**31, 2**63 - 1, -(2**63)],
-    "bytes": [b"", b"x", b"o" * 16, b"\0" * 16, b"t" * 11 + bytes(5), b"y" * 40, b"d" * 16],
-    "str": ["", "node", "x" * 1000, "\ud7ff"],
-    "bool": [False, True],
-}
-
-
-def invented(dice: random.Random, annotation: Any) -> Any:
-    """A value of a type, with a liking for the edges."""
-    kind = msgspec.inspect.type_info(annotation)
-    return _invented(dice, kind)
-
-
-def _invented(dice: random.Random, kind: Any) -> Any:
-    name = type(kind).__name__
-    simple = {"IntType": "int", "BytesType": "bytes", "StrType": "str", "BoolType": "bool"}.get(name)
-    if simple is not None:
-        return dice.choice(FIELDS[simple])
-    if name == "NoneType":
-        return None
-    if name == "UnionType":
-        return _invented(dice, dice.choice(kind.types))
-    if name == "VarTupleType":
-        return tuple(_invented(dice, kind.item_type) for _ in range(dice.choice((0, 1, 2, 5))))
-    if name == "TupleType":
-        return tuple(_invented(dice, item) for item in kind.item_types)
-    if name == "StructType":
-        return kind.cls(*[_invented(dice, field.type) for field in kind.fields])
-    raise AssertionError(f"no value for {kind}")
-
-
-def types_of(union: Any) -> list[type]:
-    return sorted(union.__args__, key=lambda cls: cls.__struct_config__.tag)
-
-
 @pytest.mark.parametrize("seed", range(6))
 def test_well_formed_nonsense_to_the_node(cluster: Cluster, seed: int) -> None:
     """Any message of the right shape with any content, from a driver that introduced itself."""
@@ -280,7 +244,7 @@ def test_well_formed_nonsense_to_the_node(cluster: Cluster, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_well_formed_nonsense_to_a_shard(cluster: Cluster, seed: int) -> None:
     dice = random.Random(seed)
-    peer = Peer(cluster.shard())
+    peer = Peer(cluster.shard(), m.FromShard | m.FromGlobal)
     for _ in range(1500):
         peer.send(invented(dice, dice.choice(types_of(m.ToGcs))))
         peer.transport.receive(10)

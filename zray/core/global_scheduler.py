@@ -15,11 +15,22 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from zray.config import Config
-from zray.core.machine import Address, Effect, Handler, invariant
+from zray.core import checks
+from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
 from zray.core.placement import HOPS_MAX, POLICIES, RANDOMISED, ClusterAverages, NodeLoad, most_room
 from zray.core.resources import shortage_text
 from zray.ids import short
-from zray.protocol.messages import ClientGone, Demand, Forward, Infeasible, NodeReport, Place, Withdraw
+from zray.protocol.messages import (
+    ClientGone,
+    Demand,
+    Forward,
+    Infeasible,
+    NodeReport,
+    Place,
+    Refused,
+    Warn,
+    Withdraw,
+)
 
 if TYPE_CHECKING:
     from random import Random
@@ -85,6 +96,8 @@ class GlobalScheduler:
 
     def on_node_report(self, now_ns: int, source: Address, report: NodeReport) -> None:
         """Believe the load of a node, unless it comes from an incarnation that is over (I9)."""
+        if self._refused(source, checks.problem_of_report(report)):
+            return
         node_id = report.node_id
         node = self.nodes.get(node_id)
         if node is None:
@@ -108,6 +121,8 @@ class GlobalScheduler:
 
     def on_forward(self, now_ns: int, source: Address, forward: Forward) -> None:
         """Take a task in; a known one changes nothing but whom to answer and what is known of it."""
+        if self._refused(source, checks.problem_of_descriptor(forward.descriptor)):
+            return
         task_id = forward.spec.task_id
         parked = self.parked.get(task_id)
         if parked is None:
@@ -117,6 +132,13 @@ class GlobalScheduler:
         else:
             self._unpark(task_id)
             self.arrived[task_id] = source, forward
+
+    def _refused(self, source: Address, problem: str) -> bool:
+        """Tell the sender of nonsense so; whether it was any."""
+        if problem:
+            self.out.append((source, Refused("garbage", problem)))
+            self.out.append((RUNTIME, Warn(f"refused a message from {source.hex()}: {problem}")))
+        return bool(problem)
 
     def on_withdraw(self, now_ns: int, source: Address, message: Withdraw) -> None:
         """Forget a task, if it was not placed before."""

@@ -70,7 +70,8 @@ class Lineage:
 
     def link_of(self, key: bytes) -> _ShardLink:
         """The link to the shard that owns a key."""
-        return self.links[shard_of(key, len(self.links))]
+        links = self.links
+        return links[0] if len(links) == 1 else links[shard_of(key, len(links))]
 
     def record(self, now_ns: int, record: TaskRecord) -> None:
         """Take a record; it leaves with the next batch."""

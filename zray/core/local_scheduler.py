@@ -185,14 +185,9 @@ class LocalScheduler:
 
     def _expect_returns(self, source: Address, spec: Submit, task_class: TaskClass) -> list[ObjectEntry]:
         count = task_class.descriptor.num_returns
-        ids = (first_return_id(spec.task_id),) if count == 1 else return_ids(spec.task_id, count)
-        returns = []
-        for object_id in ids:
-            entry = self.store.announce(object_id)
-            self.references.hold(source, entry)
-            self.store.subscribe(source, entry)
-            returns.append(entry)
-        return returns
+        if count == 1:
+            return [self.references.expect(source, first_return_id(spec.task_id))]
+        return [self.references.expect(source, object_id) for object_id in return_ids(spec.task_id, count)]
 
     def _need(self, now_ns: int, object_id: bytes) -> ObjectEntry:
         entry = self.store.entry(object_id)
@@ -467,13 +462,14 @@ class LocalScheduler:
         self.finished += 1
         objects, references = self.store.objects, self.references
         ids = (first_return_id(spec.task_id),) if len(values) == 1 else return_ids(spec.task_id, len(values))
-        # What is sealed, or was sealed and freed, is left of a former run of the same task.
-        entries = [objects.get(object_id) for object_id in ids]
-        fresh = [entry is not None and entry.state != SEALED for entry in entries]
-        self._record(task, state, sum(fresh))
-        for entry, is_fresh, value in zip(entries, fresh, values, strict=True):
-            if entry is None or not is_fresh:
-                continue
+        made = []
+        for object_id, value in zip(ids, values, strict=True):
+            entry = objects.get(object_id)
+            # What is sealed, or was sealed and freed, is left of a former run of the same task.
+            if entry is not None and entry.state != SEALED:
+                made.append((entry, value))
+        self._record(task, state, len(made))
+        for entry, value in made:
             if value.contained:
                 references.contain(self.now_ns, value.contained)
             self.store.seal(entry, value)
@@ -494,10 +490,10 @@ class LocalScheduler:
         spec = task.spec
         if new_outputs:
             self.references.follow_lineage(spec.task_id, new_outputs, spec.deps)
-        needed = new_outputs > 0 or spec.task_id in self.references.lineage
+        released = not new_outputs and spec.task_id not in self.references.lineage
         record = TaskRecord(
             spec.task_id, spec.parent_id, spec.descriptor_id, spec.args, spec.deps, self.node_id,
-            task.attempt, state, b"", not needed,
+            task.attempt, state, b"", released,
         )  # fmt: skip
         self.lineage.record(self.now_ns, record)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from zray.config import Config
-from zray.core import reports
+from zray.core import checks, reports
 from zray.core.actors import Actors
 from zray.core.extents import Extents
 from zray.core.lineage import Lineage
@@ -22,7 +22,7 @@ from zray.core.resources import ResourcePool, amounts_of
 from zray.core.table_writer import TableWriter
 from zray.core.worker_pool import TaskClass, Worker, WorkerPool
 from zray.ids import is_put, short
-from zray.protocol import checks, faults
+from zray.protocol import faults
 from zray.protocol.documents import encode_value
 from zray.protocol.messages import (
     DRIVER,
@@ -336,6 +336,7 @@ class Node:
         """Tell the sender of nonsense so; whether it was any."""
         if problem:
             self.out.append((source, Refused("garbage", problem)))
+            self.out.append((RUNTIME, Warn(f"refused a message from {source.hex()}: {problem}")))
         return bool(problem)
 
     def _job_of(self, client: ClientEntry) -> bytes:

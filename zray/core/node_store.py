@@ -281,24 +281,25 @@ class NodeStore:
                 continue
             offset = self.extents.allocate(entry.size)
             if offset is None:
-                if self._make_room(entry.size):
-                    return  # a spill is under way; its end comes back here
+                self._make_room(entry.size)
                 offset = self.extents.allocate(entry.size)
+                if offset is None and self.spilling:
+                    return  # the end of a spill comes back here
             waiting.popleft()
             entry.offset = -1 if offset is None else offset
             entry.granted = True
             self._send_created(entry)
 
-    def _make_room(self, need_bytes: int) -> bool:
-        """Start to spill until ``need_bytes`` are on their way out; False if nothing more can leave."""
+    def _make_room(self, need_bytes: int) -> None:
+        """Give up what is on disk too, and spill until ``need_bytes`` are on their way out."""
         leaving = 0
-        for object_id in list(self.evictable):
-            entry = self.evictable[object_id]
+        on_disk = []
+        for object_id, entry in self.evictable.items():
             if entry.maps == 0 and not entry.spilling:
                 if object_id in self.detached_spills:
                     continue  # its file is still being written by its former life
                 if entry.on_disk:
-                    self._to_file(entry)
+                    on_disk.append(entry)
                     continue
                 entry.spilling = True
                 self.spilling += 1
@@ -307,7 +308,8 @@ class NodeStore:
                 leaving += entry.size
                 if leaving >= need_bytes:
                     break
-        return self.spilling > 0
+        for entry in on_disk:
+            self._to_file(entry)
 
     def _to_file(self, entry: ObjectEntry) -> None:
         """The object's file replaces its extent."""
@@ -405,9 +407,10 @@ class NodeStore:
         """Tell that an object is sealed: a small value itself, of a large one only that it is here."""
         value = entry.value
         assert value is not None
-        if value.kind in (EXTENT, FILE):
+        if value.kind == EXTENT or value.kind == FILE:
             value = Value(AT_NODE, b"", 0, entry.size)
-        self.out.append((reader, ObjectReady(entry.object_id, value)))
+        if self.is_alive(reader):
+            self.out.append((reader, ObjectReady(entry.object_id, value)))
 
     def send_ready(self, reader: Address, entry: ObjectEntry) -> None:
         """Send a sealed object to a living reader."""

@@ -59,6 +59,19 @@ class References:
             held[entry.object_id] = None
             entry.holders += 1
 
+    def expect(self, client: Address, object_id: bytes) -> ObjectEntry:
+        """``client`` submits the task that makes this object: it holds it and is told once it is sealed."""
+        store = self.store
+        entry = store.objects.get(object_id)
+        if entry is None:  # as a rule: nothing of it can be known yet
+            entry = store.objects[object_id] = ObjectEntry(object_id)
+            entry.known = True
+        else:
+            store.announce(object_id)
+        self.hold(client, entry)
+        store.subscribe(client, entry)
+        return entry
+
     def holds(self, client: Address, entry: ObjectEntry) -> bool:
         """Whether ``client`` holds the object."""
         return entry.object_id in self.held.get(client, ())

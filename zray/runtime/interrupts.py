@@ -11,6 +11,7 @@ import _thread
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from zray.runtime.transport import Transport
@@ -25,10 +26,12 @@ class InterruptGuard:
 
     Args:
         followers: the condition at which threads wait that do not wait at the socket themselves.
+        is_inside: whether the present thread holds the lock of that condition.
     """
 
-    def __init__(self, followers: threading.Condition) -> None:
+    def __init__(self, followers: threading.Condition, is_inside: Callable[[], bool]) -> None:
         self._followers = followers
+        self._is_inside = is_inside
         self._put_off = False
         self._repeated = False
 
@@ -62,7 +65,8 @@ class InterruptGuard:
             self._put_off = False
             raise KeyboardInterrupt
         self._put_off = True
-        if self._followers.acquire(blocking=False):  # else it is no follower that waits, or not yet
+        # If this thread waits as a follower, it does not hold the lock now.
+        if not self._is_inside() and self._followers.acquire(blocking=False):
             self._followers.notify_all()
             self._followers.release()
         _thread.start_new_thread(self._repeat, ())  # threading.Thread takes locks that this thread may hold

@@ -47,7 +47,8 @@ class NodeLink:
     def __init__(self, identity: Address, config: Config) -> None:
         self.identity = identity
         self.config = config
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()  # held once at a time; it knows by whom, which a plain lock does not
+        self.is_inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         self.out: list[Effect] = []
         self.handlers: dict[type, Handler] = {}
         self.transport = Transport(identity, decode_for_process, config)
@@ -69,7 +70,7 @@ class NodeLink:
         self.before_waiting: Callable[[], bool] | None = None  # worker: may lend its CPU
         self.after_waiting: Callable[[], None] | None = None
         self.duty = IdleDuty(self)
-        self.interrupts = InterruptGuard(self._followers)
+        self.interrupts = InterruptGuard(self._followers, self.is_inside)
 
     def watch_node(self, pid_fd: int) -> None:
         """Learn at once when the node is gone; ``pid_fd`` becomes readable then."""

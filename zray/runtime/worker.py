@@ -15,7 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from zray import ids
 from zray.config import Config
@@ -246,12 +246,24 @@ class WorkerProcess:
             self._look_away(run)
             raise
         args, kwargs = self._arguments(run)
-        result = function(*args, **kwargs)
+        result = self._call(function, args, kwargs)
         if descriptor.kind == ACTOR:
             self.actor, self.actor_name = result, descriptor.name
             self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
             return None, (Value(INLINE, dump(None).to_bytes()),)
         return result, self._pack(run.task_id, descriptor.name, descriptor.num_returns, result)
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The user's code. A process that it forks and that comes back out of it is no worker: it ends."""
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            if os.getpid() != self.client.pid:
+                _end_fork(error)
+            raise
+        if os.getpid() != self.client.pid:
+            _end_fork(None)
+        return result
 
     def _arguments(self, run: Run) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not run.deps:
@@ -357,7 +369,7 @@ class WorkerProcess:
         try:
             method: Callable[..., Any] = getattr(self.actor, call.method)
             args, kwargs = self._call_arguments(call)
-            result = method(*args, **kwargs)
+            result = self._call(method, args, kwargs)
             del args, kwargs
             values = self._pack(call.task_id, name, call.num_returns, result, source)
         except BaseException as error:
@@ -391,3 +403,16 @@ class WorkerProcess:
                 client.give_back(values)
                 raise InputFailedError(value)
         return {object_id: client.view(object_id, value) for object_id, value in values.items()}
+
+
+def _end_fork(error: BaseException | None) -> NoReturn:
+    """End this process as the interpreter would, had it run only the user's code."""
+    code = 0
+    if isinstance(error, SystemExit):
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    elif error is not None:
+        print(format_user_traceback(error), file=sys.stderr)
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)

@@ -6,8 +6,10 @@ changes. Messages of the hot path are not looked at here: they name things, and 
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from zray.ids import ID_BYTES
-from zray.protocol.messages import ACTOR, DRIVER, TASK, WORKER, Create, Demand, Describe, Hello
+from zray.protocol.messages import ACTOR, DRIVER, TASK, WORKER, Create, Demand, Describe, Hello, NodeReport
 
 NUM_RETURNS_MAX = 1_000_000
 """Return values of one task; each costs its node an entry at once."""
@@ -43,6 +45,16 @@ def problem_of_demand(demand: Demand) -> str:
             return f"no demand is {demand}"
         before = name
     return ""
+
+
+def problem_of_report(message: NodeReport) -> str:
+    """A sentence, or nothing if a node could be like that. What is free may be negative, for a while."""
+    names = [name for name, _ in message.free]
+    if any(later <= earlier for earlier, later in pairwise(names)):
+        return f"nothing free is like {message.free}"
+    if min(message.backlog, message.run_ns, message.bandwidth) < 0:
+        return f"a negative load: {message.backlog}, {message.run_ns}, {message.bandwidth}"
+    return problem_of_demand(message.total)
 
 
 def problem_of_create(message: Create) -> str:

@@ -1,0 +1,89 @@
+"""A short swarm, the runs that once failed, and the tools around them."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from sim import command
+from sim.run import CORRECTNESS, CRASH, LIVENESS, PASSED, run_scenario
+from sim.scenario import ScenarioError, load, shipped
+from sim.swarm import Regression, difference, regressions, run_seed, run_seeds, shrink, worst
+
+REGRESSIONS = Path(__file__).with_name("regressions.toml")
+OPEN = [entry["name"] for entry in tomllib.loads(REGRESSIONS.read_text())["run"] if entry.get("open")]
+SMOKE_SEEDS = range(30)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SMOKE_SEEDS)
+def test_swarm_smoke(seed: int) -> None:
+    verdict = run_seed(seed)[1]
+    assert verdict.kind == PASSED, f"{verdict.detail}\nreplay: python -m sim run swarm --seed {seed}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in shipped() if name != "empty"])
+def test_shipped_scenarios_pass(name: str) -> None:
+    verdict, _ = run_scenario(load(name), 1)
+    assert verdict.kind == PASSED, verdict.detail
+    assert verdict.summary.tasks > 50
+
+
+@pytest.mark.parametrize("regression", regressions(REGRESSIONS), ids=lambda regression: regression.name)
+def test_what_failed_once_passes(regression: Regression, request: pytest.FixtureRequest) -> None:
+    if regression.name in OPEN:
+        request.applymarker(pytest.mark.xfail(reason=regression.story.strip(), strict=True))
+    verdict, _ = run_scenario(regression.scenario, regression.seed)
+    assert verdict.kind == PASSED, verdict.detail
+
+
+def test_regressions_are_refused_by_name_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "regressions.toml"
+    path.write_text("[[run]]\nname = 'x'\nseed = 1\nstory = ''\nchanges = { 'cluster.colour' = 3 }\n")
+    with pytest.raises(ScenarioError, match=r"regressions\.toml: run 0"):
+        regressions(path)
+
+
+@pytest.mark.slow
+def test_two_jobs_give_the_verdicts_of_one() -> None:
+    alone = dict(run_seeds(range(4), 1))
+    assert dict(run_seeds(range(4), 2)) == alone
+
+
+def test_the_worst_verdict_is_the_exit_code() -> None:
+    assert worst([]) == worst([PASSED]) == 0
+    assert worst([PASSED, LIVENESS]) == 4
+    assert worst([LIVENESS, CRASH]) == 3
+    assert worst([CRASH, CORRECTNESS, LIVENESS]) == 5
+
+
+def test_the_command_runs_lists_and_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace, picture = tmp_path / "trace.json", tmp_path / "chrome.json"
+    arguments = ["run", "chain", "--seed", "3", "--trace", str(trace), "--chrome", str(picture)]
+    assert command.main(arguments) == 0
+    assert "chain, seed 3: passed" in capsys.readouterr().out
+    assert '"add_all"' in picture.read_text()
+    assert trace.stat().st_size > 100
+    assert command.main(["list"]) == 0
+    assert "crashes" in capsys.readouterr().out
+    assert command.main(["run", "nowhere"]) == 2
+    assert "shipped scenarios" in capsys.readouterr().err
+    assert command.main(["swarm", "--seeds", "0..1"]) == 0
+    assert "2 seeds, 2 passed" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_failing_scenario_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zray.core.local_scheduler import LocalScheduler
+
+    monkeypatch.setattr(LocalScheduler, "dependencies_sealed", lambda self, tasks: None)
+    scenario = load("outages")
+    verdict, _ = run_scenario(scenario, 1)
+    assert verdict.kind != PASSED
+    smaller = shrink(scenario, 1, verdict.kind, lambda _: None)
+    assert run_scenario(smaller, 1)[0].kind == verdict.kind
+    assert smaller.workload.tasks < 20
+    assert "faults.shard_crash" not in difference(smaller)
