@@ -1,7 +1,7 @@
 """How fast the simulator is and what it needs: events per second and memory for many empty tasks.
 
-Run ``python -m benchmarks.bench_sim``; every size runs in a process of its own, with real machines, one node, one
-driver, no judges of single tasks.
+Run ``python -m benchmarks.bench_sim``; every size runs in a process of its own, with real machines, one node,
+one driver, no judges of single tasks.
 """
 
 from __future__ import annotations

@@ -406,19 +406,53 @@ class TestHostileCode:
         assert type(zray.get(echo.remote(Touchy()))).__name__ == "Touchy"
         assert type(zray.get(zray.put([Touchy()]))[0]).__name__ == "Touchy"
 
-    def test_a_del_that_uses_the_api(self, echo: Any) -> None:
-        @zray.remote
-        def look() -> int:
+    @pytest.mark.slow
+    def test_destructors_that_use_the_api(self) -> None:
+        """The collector may run them in the middle of the runtime: then they fail, and nothing hangs."""
+        done = run_script(
+            """
+            import faulthandler, gc, random
+            import zray
+
+            faulthandler.dump_traceback_later(30, exit=True)
+            zray.init(num_cpus=2)
+
+            @zray.remote
+            def echo(x):
+                return x
+
+            @zray.remote
+            class Actor:
+                def method(self):
+                    return 1
+
+            actor = Actor.remote()
+            zray.get([actor.method.remote(), zray.put(1)])
+            refused = finished = 0
+
             class Farewell:
-                def __del__(self) -> None:
-                    zray.get(zray.put(1))
+                def __del__(self):
+                    global refused, finished
+                    try:
+                        zray.get([actor.method.remote(), zray.put(1)])
+                        finished += 1
+                    except zray.exceptions.ZrayError as error:
+                        assert "destructor" in str(error)
+                        refused += 1
 
-            for _ in range(100):
-                cycle: list[Any] = [Farewell()]
+            chance = random.Random(3)
+            for i in range(1_500):
+                gc.set_threshold(chance.randrange(5, 400))
+                cycle = [Farewell()]
                 cycle.append(cycle)
-            return 1
-
-        assert zray.get(look.remote(), timeout=PATIENCE_S) == 1
+                del cycle
+                assert zray.get([echo.remote([j]) for j in range(10)]) == [[j] for j in range(10)]
+            gc.collect()
+            assert refused + finished == 1_500 and refused and finished, (refused, finished)
+            print("fine")
+            """
+        )
+        assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
 
     def test_recursion_without_end(self) -> None:
         @zray.remote

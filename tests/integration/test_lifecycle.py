@@ -134,8 +134,8 @@ def test_interrupt_of_the_terminal_reaches_only_the_driver(here: Place) -> None:
 
         before = zray.get(pid.remote())
         ref = nap.remote()
-        print("ready")
         try:
+            print("ready")
             zray.get(ref)
         except KeyboardInterrupt:
             print("interrupted")

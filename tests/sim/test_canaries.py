@@ -83,7 +83,6 @@ def test_an_attempt_number_that_is_used_twice_is_noticed(monkeypatch: Patch) -> 
 @pytest.mark.usefixtures("no_self_judgement")
 def test_no_recall_on_block_is_noticed(monkeypatch: Patch) -> None:
     monkeypatch.setattr(SimWorker, "return_queued", lambda self: None)
-    monkeypatch.setattr(LocalScheduler, "_recall_stalled", lambda self, now_ns: None)
     workload = WorkloadPart("references", tasks=200, task_us=1)
     phases = PhasesPart(liveness_s=10.0)
     scenario = Scenario("one-cpu", cluster=ClusterPart(cpus=1), workload=workload, phases=phases)

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zray.config import Config
-from zray.errors import ClusterUnavailableError, NotInitializedError
+from zray.errors import ClusterUnavailableError, LocalProtocolError, NotInitializedError
 from zray.runtime import own_client
 
 if TYPE_CHECKING:  # imported while the node starts
@@ -67,9 +67,12 @@ def current() -> Client:
 
     Raises:
         NotInitializedError: in a process that was forked from one with a connection.
+        LocalProtocolError: inside a call of zray, which only a destructor or a signal handler can be.
     """
     client = own_client.get()
     if client is not None:
+        if client.is_inside():
+            raise _inside_error()
         return client
     if own_client.was_forked():
         raise NotInitializedError(
@@ -79,6 +82,13 @@ def current() -> Client:
     client = own_client.get()
     assert client is not None
     return client
+
+
+def _inside_error() -> LocalProtocolError:
+    return LocalProtocolError(
+        "zray was called by a destructor (__del__) or a signal handler in the midst of another call of zray; "
+        "leave such calls to a method that you call yourself, or to a thread"
+    )
 
 
 def is_initialized() -> bool:
@@ -144,6 +154,8 @@ def shutdown() -> None:
         client, context = own_client.get(), _context
         if client is None or own_client.in_worker():
             return
+        if client.is_inside():
+            raise _inside_error()
         own_client.use(None)
         _context = None
         client.close()
