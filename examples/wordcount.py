@@ -143,7 +143,10 @@ def follow(result: Any, progress: Any, total: int) -> None:
     """Draw the progress until ``result`` is ready."""
     line = ProgressLine(total)
     while not zray.wait([result], timeout=LOOK_INTERVAL_S)[0]:
-        line.show(zray.get(progress.done.remote()))
+        try:
+            line.show(zray.get(progress.done.remote()))
+        except zray.exceptions.ActorDiedError:  # the count does not need it: go on without a picture
+            zray.wait([result])
     line.show(total)
     line.end()
 

@@ -39,7 +39,7 @@ def alive(on: Worker) -> ActorState:
 
 @pytest.fixture
 def actors(out: Outbox) -> Actors:
-    machine = Actors(out, dead_max=DEAD_MAX)
+    machine = Actors(out, dead_max=DEAD_MAX, on_change=lambda state: None)
     machine.submitted(A, JOB, "Counter")
     return machine
 
@@ -74,6 +74,18 @@ def test_who_is_gone_is_told_nothing(actors: Actors, out: Outbox) -> None:
     assert out.take()
     actors.client_gone(ANN)
     actors.died(A, CAUSE)
+
+
+def test_every_state_is_reported(out: Outbox) -> None:
+    states: list[ActorState] = []
+    machine = Actors(out, dead_max=DEAD_MAX, on_change=states.append)
+    machine.submitted(A, JOB, "Counter")
+    host = worker()
+    machine.dispatched(A, host)
+    machine.alive(A, host)
+    machine.died(A, CAUSE)
+    machine.died(A, CAUSE)
+    assert [state.state for state in states] == [ACTOR_ALIVE, ACTOR_DEAD]
 
 
 def test_an_unknown_actor_is_dead(actors: Actors, out: Outbox) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from tests.core.conftest import Outbox
@@ -178,7 +180,7 @@ def test_what_an_object_contains_lives_as_long(counts: Counts) -> None:
 def test_a_long_chain_of_containers_is_freed_without_recursion(counts: Counts) -> None:
     chain = [result(number) for number in range(3000)]
     counts.sealed(chain[0])
-    for inner, outer in zip(chain, chain[1:], strict=False):
+    for inner, outer in pairwise(chain):
         entry = counts.store.announce(outer)
         counts.machine.hold(ANN, entry)
         counts.machine.contain(0, (inner,))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.support import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ("wordcount", "parameter_server", "monte_carlo")
@@ -46,6 +50,42 @@ def test_wordcount_uses_as_many_shards_of_files_and_of_the_control_store_as_told
     assert done.returncode == 0
     assert "30 files" in done.stdout
     assert "3 shards" in done.stdout
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_wordcount_counts_right_while_its_workers_are_killed(shards: int) -> None:
+    """kill -9, three times, of whoever works just then: a task, a merge, or the progress actor."""
+    command = [sys.executable, "examples/wordcount.py", "--limit", "300", "--gcs-shards", str(shards)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        first = [program.stdout.readline() for _ in range(3)]
+        killed = [_kill_a_busy_worker(program.pid) for _ in range(3)]
+        rest = program.stdout.read()
+    print(*first, rest)
+    assert program.returncode == 0
+    assert len({*killed}) == 3
+    assert "the counts agree" in rest
+
+
+def _kill_a_busy_worker(driver_pid: int) -> int:
+    """Kill the worker that used most CPU time since a moment ago; returns its process id."""
+
+    def workers() -> list[psutil.Process]:
+        children = psutil.Process(driver_pid).children(recursive=True)
+        return [child for child in children if child.name() == "zray-worker"]
+
+    def busiest() -> psutil.Process | None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            used = {worker: worker.cpu_percent(0.05) for worker in workers()}
+            worker = max(used, key=lambda worker: used[worker], default=None)
+            if worker is not None and used[worker] > 0:
+                return worker
+        return None
+
+    worker = eventually(busiest, 20.0, "a worker that works")
+    worker.kill()
+    return worker.pid
 
 
 def test_parameter_server_that_cannot_converge_says_so_in_its_exit_code() -> None:

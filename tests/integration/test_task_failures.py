@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,10 +14,10 @@ import numpy as np
 import pytest
 
 import zray
+from tests.integration.programs import run_script
 from tests.support import eventually
 from zray.exceptions import RayTaskError, SerializationError, TaskError, WorkerCrashedError
 
-ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30
 
 
@@ -417,17 +414,6 @@ class TestThreads:
         (tmp_path / "go").touch()
         waiter.join(PATIENCE_S)
         assert not waiter.is_alive()
-
-
-def run_script(code: str, *arguments: str, timeout_s: float = 50.0) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *arguments],
-        cwd=ROOT,
-        timeout=timeout_s,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 class TestInterrupts:

@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -65,6 +66,10 @@ log = logging.getLogger("zray.node")
 CELL_BYTES = ids.ID_BYTES
 """Of a worker's progress cell: the id of the task that it runs."""
 SLOT_VARIABLE = "ZRAY_WORKER_SLOT"
+FAILED_STARTS_MAX = 16
+START_PAUSE_S = 0.005
+START_PAUSE_S_MAX = 1.0
+"""After a worker that ended before it could work: the first pause, doubled each time, and the longest."""
 RETRY_INTERVAL_S = 0.05
 KNOCK_TIMEOUT_S = 1.0
 FATAL_REFUSALS = ("version", "shard", "stale")
@@ -96,6 +101,8 @@ class NodeProcess:
         self.free_slots = list(range(config.workers_max - 1, -1, -1))
         self.slots: dict[bytes, int] = {}
         self.exit_code = 0
+        self.failed_starts = 0  # workers in a row that ended before they introduced themselves
+        self.newest_failed = b""  # the newest of them; ids of workers count up
         self.drivers: dict[bytes, int] = {}  # address -> descriptor that tells the end of the process
         self.arena = Arena(options.arena_bytes())
         stack.callback(self.arena.close)
@@ -234,10 +241,28 @@ class NodeProcess:
                 slot = self.slots.pop(event.worker_id)
                 running = bytes(self.cells[slot * CELL_BYTES : (slot + 1) * CELL_BYTES])
                 self.free_slots.append(slot)
-                self.loop.post(RUNTIME, WorkerExited(event.worker_id, event.exit_code, running))
+                self._worker_exited(WorkerExited(event.worker_id, event.exit_code, running))
             elif isinstance(event, ZygoteGone):
                 self.loop.unwatch_fd(self.workers.fileno())
                 self._fail("the process that starts workers is gone; the node ends")
+
+    def _worker_exited(self, exited: WorkerExited) -> None:
+        """Tell the machine, which starts another one: later and later if none of them gets to work."""
+        if exited.worker_id in self.node.clients:
+            self.loop.post(RUNTIME, exited)
+            return
+        worked = (worker_id for worker_id in self.node.pool.workers if worker_id in self.node.clients)
+        if any(worker_id > self.newest_failed for worker_id in worked):
+            self.failed_starts = 0
+        self.newest_failed = max(self.newest_failed, exited.worker_id)
+        self.failed_starts += 1
+        if self.failed_starts >= FAILED_STARTS_MAX:
+            self._fail("workers end before they can work (exit code %d); the node ends", exited.exit_code)
+            return
+        pause_s = min(START_PAUSE_S * 2**self.failed_starts, START_PAUSE_S_MAX)
+        timer = threading.Timer(pause_s, self.loop.post_threadsafe, (RUNTIME, exited))
+        timer.daemon = True
+        timer.start()
 
     def _use_disk(self, messages: list[Any]) -> None:
         for message in messages:
