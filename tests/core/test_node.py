@@ -334,6 +334,7 @@ def test_a_large_backlog_ends_in_a_moment(bench: NodeBench) -> None:
     bench.submit(ready, 5_000)
     bench.all()
     bench.submit(waiting, 1_000, deps=(CALL,))
+    bench.all()
     bench.say(DRIVER_ADDRESS, Goodbye())
     bench.take(ClientGone)
     assert not bench.node.scheduler.tasks
