@@ -508,25 +508,25 @@ def test_workers_that_cannot_start_are_tried_again_and_not_for_ever(here: Place)
         zray.init(num_cpus=1)
 
         @zray.remote(num_cpus=0)
-        def nap():
-            time.sleep(0.2)
+        def nap(seconds):
+            time.sleep(seconds)
             return 1
 
-        assert zray.get(nap.remote()) == 1
+        assert zray.get(nap.remote(0)) == 1
         zygote = session_dir.latest().info.processes[-1].pid
         limits = resource.prlimit(zygote, resource.RLIMIT_NOFILE)
         resource.prlimit(zygote, resource.RLIMIT_NOFILE, (8, limits[1]))
-        refs = [nap.remote() for _ in range(4)]  # for more workers than there are
     """
     mended = here.run(begin + """
-        time.sleep(0.3)
+        refs = [nap.remote(0.3) for _ in range(4)]  # for more workers than there are
+        time.sleep(0.2)
         resource.prlimit(zygote, resource.RLIMIT_NOFILE, limits)
         print(zray.get(refs))
     """)  # fmt: skip
     assert mended.stdout == "[1, 1, 1, 1]\n", mended.stderr
     hopeless = here.run(begin + """
         try:
-            print(zray.get([nap.remote() for _ in range(1000)]))
+            print(zray.get([nap.remote(1000) for _ in range(4)]))
         except zray.exceptions.ClusterUnavailableError as error:
             print(error)
     """)  # fmt: skip
