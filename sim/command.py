@@ -19,7 +19,7 @@ from sim.run import PASSED, VERDICTS, Verdict, run_scenario
 from sim.scenario import Scenario, ScenarioError, load, shipped
 from sim.swarm import Failure, as_toml, describe_failure, run_seeds, scenario_of, shrink, worst
 
-PROGRAM = "python -m sim"
+PROGRAM = "zray sim"
 USAGE_ERROR = 2
 SHRUNK_MAX = 3
 """Failing seeds of one swarm that are made smaller; the others are told as they are."""

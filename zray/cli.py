@@ -26,6 +26,10 @@ POLL_INTERVAL_S = 0.02
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments[:1] == ["sim"]:
+        from sim.command import main as simulate
+
+        return simulate(arguments[1:])
     arguments, script_arguments = _split_run(arguments)
     parser = _parser(wants_start=arguments[:1] == ["start"])
     given = parser.parse_args(arguments)
@@ -76,6 +80,7 @@ def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     status.set_defaults(function=_status)
 
+    commands.add_parser("sim", help="run zray's state machines in virtual time", add_help=False)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(function=_version)
     return parser

@@ -216,6 +216,23 @@ def test_a_large_result_is_held_at_the_node(process: Process) -> None:
     assert process.said() == [Unpin((A,)), Release((A,))]
 
 
+def test_references_in_a_large_result_are_kept_by_the_node(process: Process) -> None:
+    process.machine.expect_reply((A,))
+    process.machine.on_reply(A, Value(EXTENT, b"", 0, 4096, (B,)))
+    assert process.said() == [HoldFor(b"", (B,), 0), Release((B,))]
+    assert not process.machine.refers_to(B)
+
+
+def test_references_in_a_result_that_came_before_are_let_go(process: Process) -> None:
+    """The caller ran again and made the same call; the first value stays."""
+    process.machine.expect_reply((A,))
+    process.machine.on_reply(A, SMALL)
+    process.machine.expect_reply((A,))
+    process.machine.on_reply(A, Value(INLINE, b"other", 0, 0, (B,)))
+    assert process.take(A) == SMALL
+    assert process.said() == [HoldFor(b"", (B,), 0), Release((B,))]
+
+
 def test_references_in_a_result_are_taken_over_from_the_actor(process: Process) -> None:
     process.machine.expect_reply((A,))
     process.machine.on_reply(A, Value(INLINE, b"", 0, 0, (B, C)))

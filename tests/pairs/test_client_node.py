@@ -374,11 +374,11 @@ class PlayedWorker(Peer):
         """One result: small or large, with or without references inside."""
         contained = self.pick()
         self.objects.share(contained)
+        if contained and holder:
+            self.token += 1
+            self.out.append((NODE, HoldFor(holder, contained, self.token)))
+            yield self.answered(self.token)
         if self.random.random() < 0.6:
-            if contained and holder:
-                self.token += 1
-                self.out.append((NODE, HoldFor(holder, contained, self.token)))
-                yield self.answered(self.token)
             values.append(Value(INLINE, object_id, 0, 0, contained))
             return
         yield from self.write(object_id, contained, holder)

@@ -21,7 +21,7 @@ SMOKE_SEEDS = range(30)
 @pytest.mark.parametrize("seed", SMOKE_SEEDS)
 def test_swarm_smoke(seed: int) -> None:
     verdict = run_seed(seed)[1]
-    assert verdict.kind == PASSED, f"{verdict.detail}\nreplay: python -m sim run swarm --seed {seed}"
+    assert verdict.kind == PASSED, f"{verdict.detail}\nreplay: zray sim run swarm --seed {seed}"
 
 
 @pytest.mark.slow

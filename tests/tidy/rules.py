@@ -46,7 +46,7 @@ LAYERS = (
     Layer(own=("zray.runtime",), project=BELOW_RUNTIME, third_party=PROCESS_LIBRARIES),
     Layer(own=("zray.services",), project=BELOW_SERVICES, third_party=PROCESS_LIBRARIES),
     Layer(own=("zray.api",), project=BELOW_SERVICES, third_party=PROCESS_LIBRARIES),
-    Layer(own=("zray.cli",), project=(*BELOW_SERVICES, "zray.services", "zray.api", "zray"),
+    Layer(own=("zray.cli",), project=(*BELOW_SERVICES, "zray.services", "zray.api", "zray", "sim"),
           third_party=(*PROCESS_LIBRARIES, "rich")),
     Layer(own=("sim",), project=(*FOUNDATION, "zray.protocol", "zray.core"),
           third_party=("msgspec", "numpy")),

@@ -186,31 +186,35 @@ class ClientObjects:
 
     # --- values ----------------------------------------------------------------------------------
 
-    def on_reply(self, object_id: bytes, value: Value, *, adopt: bool = True) -> None:
+    def on_reply(self, object_id: bytes, value: Value) -> None:
         """An actor call that this process made has a value; the call needs the object no more.
 
-        With ``adopt`` the node counts this process as a holder of what the value contains.
+        The actor has handed to this process what the value contains.
         """
         local = self.objects.get(object_id)
         if local is None:
             return
-        if local.value is not None:  # its maker ran again: the first value stays (I1)
-            if value.contained and adopt and value.kind != EXTENT:
-                self._adopt(value.contained)
-                for inner in value.contained:
-                    self.drop(inner)
-        elif value.kind == EXTENT:  # it is in the node's store, which counts us as a holder
+        if value.contained:
+            self._adopt(value.contained)
+        if value.kind == EXTENT:  # it is in the node's store, which counts us as a holder
             local.known = True
-            local.value = Value(AT_NODE, b"", 0, value.size)
-        else:
-            local.value = value
-            if value.contained and adopt:
-                self._adopt(value.contained)
-                local.contained = value.contained
-            if local.known:
-                self._publish(object_id, value)
+        if local.value is not None or value.kind == EXTENT:
+            # Its maker ran again, and the first value stays (I1); or the node keeps what it contains.
+            for inner in value.contained:
+                self.drop(inner)
+        if local.value is None:
+            self._set_reply(object_id, local, value)
         self._satisfy(object_id, local)
         self.drop(object_id)
+
+    def _set_reply(self, object_id: bytes, local: LocalObject, value: Value) -> None:
+        if value.kind == EXTENT:
+            local.value = Value(AT_NODE, b"", 0, value.size)
+            return
+        local.value = value
+        local.contained = value.contained
+        if local.known:
+            self._publish(object_id, value)
 
     def _adopt(self, object_ids: tuple[bytes, ...]) -> None:
         """Hold what the actor has handed to this process, and tell the node that it arrived.
