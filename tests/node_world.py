@@ -552,8 +552,9 @@ class World:
         for entry in objects.values():
             if entry.value is not None:
                 pins.update(entry.value.contained)
-        for handed in self.node.references.handed.values():
-            pins.update(handed)
+        for givers in self.node.references.handed.values():
+            for handed in givers.values():
+                pins.update(handed)
         assert {key: entry.pins for key, entry in objects.items() if entry.pins} == dict(pins)
 
     def _pass_on(self, destination: bytes, message: Any) -> None:

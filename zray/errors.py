@@ -230,9 +230,7 @@ class VersionMismatchError(RemoteProtocolError):
     """The two sides speak different versions of the protocol."""
 
     def __init__(self, ours: int, theirs: int) -> None:
-        super().__init__(
-            f"protocol version {theirs} met version {ours}; install the same zray on both sides"
-        )
+        super().__init__(f"protocol version {theirs} met version {ours}; install the same zray on both sides")
         self.ours, self.theirs = ours, theirs
 
 

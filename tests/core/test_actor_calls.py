@@ -15,6 +15,7 @@ from zray.protocol.messages import (
     INLINE,
     ActorState,
     Call,
+    LetGo,
     Reply,
     Value,
     WatchActor,
@@ -88,6 +89,7 @@ def test_when_the_actor_dies_every_open_call_ends_with_its_cause(caller: Caller,
     ended = caller.state(DEAD)
     assert [call.sequence for call, _ in ended] == [1, 3]
     assert all(cause == CAUSE for _, cause in ended)
+    assert out.take() == [(NODE, LetGo(A))]
     assert caller.machine.on_reply(Reply(open_call.task_id, (VALUE,))) is None, "its reply comes too late"
     late, fault = caller.call()
     assert fault == CAUSE
@@ -99,7 +101,7 @@ def test_when_the_actor_dies_every_open_call_ends_with_its_cause(caller: Caller,
 def test_calls_that_wait_for_a_constructor_end_with_its_fault(caller: Caller, out: Outbox) -> None:
     call, _ = caller.call()
     assert caller.state(DEAD) == [(call, CAUSE)]
-    assert out.take() == [(NODE, WatchActor(A))]
+    assert out.take() == [(NODE, WatchActor(A)), (NODE, LetGo(A))]
 
 
 def test_actors_do_not_disturb_each_other(caller: Caller, out: Outbox) -> None:

@@ -16,6 +16,7 @@ from zray.errors import InvariantError
 from zray.protocol.messages import INLINE, ObjectReady, Value
 
 ANN, BOB = b"ann", b"bob"
+ACTOR = b"an actor"
 LINEAGE_MAX = 3
 
 
@@ -116,8 +117,8 @@ def test_a_stranger_that_nobody_wants_any_more_is_forgotten(counts: Counts) -> N
 def test_all_that_a_dead_process_held_or_was_handed_is_released(counts: Counts) -> None:
     counts.sealed(A)
     counts.sealed(B, holder=BOB)
-    counts.machine.hand(0, ANN, (B,))
-    counts.machine.hand(0, ANN, (B,))
+    counts.machine.hand(0, ACTOR, ANN, (B,))
+    counts.machine.hand(0, ACTOR, ANN, (B,))
     counts.release(BOB, B)
     assert counts.known == [A, B]
     counts.machine.client_gone(ANN)
@@ -134,7 +135,7 @@ def test_a_release_that_crosses_a_gift_does_not_take_it(counts: Counts) -> None:
     """Bob holds A, and lets go of it while Ann hands it to him again."""
     counts.sealed(A)
     counts.machine.acquire(0, BOB, (A,))
-    counts.machine.hand(0, BOB, (A,))
+    counts.machine.hand(0, ACTOR, BOB, (A,))
     counts.release(ANN, A)
     counts.release(BOB, A)
     assert counts.known == [A]
@@ -146,8 +147,8 @@ def test_a_release_that_crosses_a_gift_does_not_take_it(counts: Counts) -> None:
 
 def test_each_gift_is_taken_over_once(counts: Counts) -> None:
     counts.sealed(A)
-    counts.machine.hand(0, BOB, (A,))
-    counts.machine.hand(0, BOB, (A,))
+    counts.machine.hand(0, ACTOR, BOB, (A,))
+    counts.machine.hand(0, ACTOR, BOB, (A,))
     counts.machine.take_over(0, BOB, (A,))
     counts.release(BOB, A)
     counts.release(ANN, A)
@@ -251,3 +252,19 @@ def test_check_notices_a_wrong_count(counts: Counts) -> None:
     counts.sealed(A).holders += 1
     with pytest.raises(InvariantError, match="holders"):
         counts.machine.check()
+
+
+def test_what_a_dead_actor_handed_goes_when_the_receiver_knows_of_its_death(counts: Counts) -> None:
+    """The reply that carried the gifts may be lost with the actor; another giver's gifts stay."""
+    counts.sealed(A)
+    counts.sealed(B)
+    counts.machine.hand(0, ACTOR, BOB, (A, A))
+    counts.machine.hand(0, b"another", BOB, (B,))
+    counts.release(ANN, A, B)
+    counts.machine.let_go(BOB, ACTOR)
+    counts.machine.check()
+    assert counts.known == [B]
+    counts.machine.let_go(BOB, ACTOR)
+    counts.machine.take_over(0, BOB, (B,))
+    assert not counts.machine.handed
+    assert counts.known == [B]

@@ -11,7 +11,7 @@ from collections import deque
 
 from zray.core.machine import Address, Effect, invariant
 from zray.ids import short
-from zray.protocol.messages import ACTOR_ALIVE, ACTOR_DEAD, ActorState, Call, Reply, Value, WatchActor
+from zray.protocol.messages import ACTOR_ALIVE, ACTOR_DEAD, ActorState, Call, LetGo, Reply, Value, WatchActor
 
 
 class _Callee:
@@ -80,6 +80,7 @@ class ActorCalls:
                 self.out.append((message.address, call))
             callee.waiting.clear()
         elif message.state == ACTOR_DEAD:
+            self.out.append((self.node, LetGo(message.actor_id)))  # a reply that still comes is ignored
             return self._fail_all(callee, message)
         return []
 

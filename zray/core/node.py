@@ -25,6 +25,7 @@ from zray.ids import is_put, short
 from zray.protocol import faults
 from zray.protocol.documents import encode_value
 from zray.protocol.messages import (
+    ACTOR_DEAD,
     DRIVER,
     ERROR,
     EXTENT,
@@ -57,6 +58,7 @@ from zray.protocol.messages import (
     Infeasible,
     JobContext,
     KillActor,
+    LetGo,
     NodeHello,
     NodeReport,
     Place,
@@ -440,9 +442,18 @@ class Node:
         if not message.holder:
             self.references.take_over(now_ns, source, message.object_ids)
         elif message.holder in self.clients:
-            self.references.hand(now_ns, message.holder, message.object_ids)
+            worker = self._worker(source)
+            giver = b"" if worker is None else worker.actor_id
+            self.references.hand(now_ns, giver, message.holder, message.object_ids)
         if message.token:
             self.out.append((source, Acked(message.token)))
+
+    def on_let_go(self, now_ns: int, source: Address, message: LetGo) -> None:
+        """A process has ended all its calls of an actor that it knows to be dead."""
+        self.now_ns = now_ns
+        entry = self.actors.entries.get(message.actor_id)
+        if entry is None or entry.state.state == ACTOR_DEAD:
+            self.references.let_go(source, message.actor_id)
 
     def on_release(self, now_ns: int, source: Address, message: Release) -> None:
         """A process lets go."""
@@ -671,6 +682,7 @@ Node.HANDLERS = {
     Get: Node.on_get,
     Acquire: Node.on_acquire,
     HoldFor: Node.on_hold_for,
+    LetGo: Node.on_let_go,
     Release: Node.on_release,
     Unpin: Node.on_unpin,
     Publish: Node.on_publish,

@@ -44,7 +44,8 @@ class References:
         self.on_actor_released = on_actor_released
         self.lineage_max = lineage_max
         self.held: dict[Address, dict[bytes, None]] = {}
-        self.handed: dict[Address, dict[bytes, int]] = {}  # receiver -> object -> times; each is a pin
+        # receiver -> actor that gives -> object -> times; each time is a pin
+        self.handed: dict[Address, dict[bytes, dict[bytes, int]]] = {}
         self.lineage: dict[bytes, tuple[list[int], tuple[bytes, ...]]] = {}  # task -> ([needs], deps)
         self.lineage_truncated = 0
 
@@ -83,25 +84,44 @@ class References:
             self.store.watch_stranger(now_ns, entry)
             self.hold(client, entry)
 
-    def hand(self, now_ns: int, receiver: Address, object_ids: Iterable[bytes]) -> None:
-        """Keep these for ``receiver`` until it takes them over."""
-        handed = self.handed.setdefault(receiver, {})
+    def hand(self, now_ns: int, actor_id: bytes, receiver: Address, object_ids: Iterable[bytes]) -> None:
+        """Keep these for ``receiver`` until it takes them over, or knows that the giving actor is dead."""
+        handed = self.handed.setdefault(receiver, {}).setdefault(actor_id, {})
         self.contain(now_ns, object_ids)
         for object_id in object_ids:
             handed[object_id] = handed.get(object_id, 0) + 1
 
     def take_over(self, now_ns: int, client: Address, object_ids: Iterable[bytes]) -> None:
         """``client`` has received what was handed to it, and holds it itself from now on."""
-        handed = self.handed.get(client, {})
         self.acquire(now_ns, client, object_ids)
         for object_id in object_ids:
-            times = handed.pop(object_id, 0)
-            if times > 1:
-                handed[object_id] = times - 1
-            if times:
-                self.unpin(self.store.objects[object_id])
+            self._taken(client, object_id)
+
+    def _taken(self, client: Address, object_id: bytes) -> None:
+        givers = self.handed.get(client, {})
+        giver = next((actor_id for actor_id, handed in givers.items() if object_id in handed), None)
+        if giver is None:
+            return
+        handed = givers[giver]
+        handed[object_id] -= 1
+        if not handed[object_id]:
+            del handed[object_id]
         if not handed:
+            del givers[giver]
+        if not givers:
+            del self.handed[client]
+        self.unpin(self.store.objects[object_id])
+
+    def let_go(self, client: Address, actor_id: bytes) -> None:
+        """``client`` takes nothing more of what a dead actor handed to it."""
+        givers = self.handed.get(client, {})
+        handed = givers.pop(actor_id, {})
+        if not givers:
             self.handed.pop(client, None)
+        for object_id, times in handed.items():
+            entry = self.store.objects[object_id]
+            entry.pins -= times - 1
+            self.unpin(entry)
 
     def release(self, client: Address, object_ids: Iterable[bytes]) -> None:
         """``client`` does not hold these any more; what it never held is ignored."""
@@ -125,10 +145,8 @@ class References:
         if held is not None:
             self.release(client, list(held))
             del self.held[client]
-        for object_id, times in self.handed.pop(client, {}).items():
-            entry = self.store.objects[object_id]
-            entry.pins -= times - 1
-            self.unpin(entry)
+        for actor_id in list(self.handed.get(client, {})):
+            self.let_go(client, actor_id)
 
     # --- tasks and containers --------------------------------------------------------------------
 

@@ -196,6 +196,12 @@ class HoldFor(Message, frozen=True, tag=18):
     token: int
 
 
+class LetGo(Message, frozen=True, tag=19):
+    """The sender knows that an actor is dead: what it handed over and the sender did not take may go."""
+
+    actor_id: bytes
+
+
 class TaskDone(Message, frozen=True, tag=20):
     """Worker: the attempt ended with these values (user errors included)."""
 
@@ -634,8 +640,8 @@ class ClientJoined(Message, frozen=True, tag=228):
 
 FromClient = (
     Hello | Goodbye | Describe | ExportFunction | Submit | Get | Acquire | Release | Unpin | Publish
-    | Promise | Create | Seal | Abort | WatchActor | KillActor | Query | HoldFor | TaskDone | Blocked
-    | Unblocked | Returned
+    | Promise | Create | Seal | Abort | WatchActor | KillActor | Query | HoldFor | LetGo | TaskDone
+    | Blocked | Unblocked | Returned
 )  # fmt: skip
 ToClient = (
     Welcome | Refused | ObjectReady | Created | CreateFailed | ActorState | Warn | Credit | Acked
