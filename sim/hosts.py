@@ -16,8 +16,9 @@ from zray import ids
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.control_shard import ControlShard, Logged, ShardOpened
 from zray.core.global_scheduler import GlobalScheduler
+from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, LOG, RUNTIME, WORKER_POOL, Address, pump
-from zray.core.node import Node, NodeIdentity
+from zray.core.node import Node
 from zray.protocol.codec import batch_decoder, encode_batch
 from zray.protocol.messages import (
     RESOURCE_UNIT,

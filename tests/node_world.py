@@ -17,8 +17,9 @@ from typing import Any
 
 from zray import ids
 from zray.config import Config
+from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, RUNTIME, WORKER_POOL, pump
-from zray.core.node import Node, NodeIdentity
+from zray.core.node import Node
 from zray.protocol.messages import (
     ACTOR,
     ACTOR_ALIVE,

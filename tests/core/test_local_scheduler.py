@@ -9,8 +9,9 @@ import pytest
 
 from zray import ids
 from zray.config import Config
+from zray.core.identity import NodeIdentity
 from zray.core.machine import RUNTIME, WORKER_POOL, pump
-from zray.core.node import Node, NodeIdentity
+from zray.core.node import Node
 from zray.core.resources import demand_from
 from zray.protocol.faults import WORKER_CRASHED, fault_value
 from zray.protocol.messages import (

@@ -139,7 +139,7 @@ def test_a_release_that_crosses_a_gift_does_not_take_it(counts: Counts) -> None:
     counts.release(ANN, A)
     counts.release(BOB, A)
     assert counts.known == [A]
-    counts.machine.take_over(0, BOB, (A,))
+    counts.machine.take_over(0, BOB, ACTOR, (A,))
     assert counts.known == [A]
     counts.release(BOB, A)
     assert not counts.known
@@ -149,18 +149,18 @@ def test_each_gift_is_taken_over_once(counts: Counts) -> None:
     counts.sealed(A)
     counts.machine.hand(0, ACTOR, BOB, (A,))
     counts.machine.hand(0, ACTOR, BOB, (A,))
-    counts.machine.take_over(0, BOB, (A,))
+    counts.machine.take_over(0, BOB, ACTOR, (A,))
     counts.release(BOB, A)
     counts.release(ANN, A)
     assert counts.known == [A]
-    counts.machine.take_over(0, BOB, (A,))
+    counts.machine.take_over(0, BOB, ACTOR, (A,))
     counts.release(BOB, A)
     assert not counts.known
 
 
 def test_what_was_never_handed_is_simply_acquired(counts: Counts) -> None:
     counts.sealed(A)
-    counts.machine.take_over(0, BOB, (A,))
+    counts.machine.take_over(0, BOB, ACTOR, (A,))
     counts.release(ANN, A)
     assert counts.known == [A]
 
@@ -265,6 +265,20 @@ def test_what_a_dead_actor_handed_goes_when_the_receiver_knows_of_its_death(coun
     counts.machine.check()
     assert counts.known == [B]
     counts.machine.let_go(BOB, ACTOR)
-    counts.machine.take_over(0, BOB, (B,))
+    counts.machine.take_over(0, BOB, b"another", (B,))
     assert not counts.machine.handed
     assert counts.known == [B]
+
+
+def test_the_same_object_from_two_actors_is_two_gifts(counts: Counts) -> None:
+    """One actor is dead; the reply of the other is still on its way."""
+    counts.sealed(A)
+    counts.machine.hand(0, ACTOR, BOB, (A,))
+    counts.machine.hand(0, b"another", BOB, (A,))
+    counts.machine.take_over(0, BOB, ACTOR, (A,))
+    counts.release(ANN, A)
+    counts.machine.let_go(BOB, ACTOR)
+    counts.release(BOB, A)
+    assert counts.known == [A], "the other's gift is not taken yet"
+    counts.machine.let_go(BOB, b"another")
+    assert not counts.known

@@ -14,7 +14,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.clusters import Place, finish, line_of, place, tell
+from tests.integration.test_commands import task_table
 from tests.support import eventually
+from zray.runtime import session_dir
 
 pytestmark = pytest.mark.slow
 
@@ -450,28 +452,35 @@ def test_death_of_the_node_is_an_error_at_once_and_a_new_one_can_be_made(here: P
 
 
 def test_death_of_a_shard_is_mended_and_no_record_is_lost(here: Place) -> None:
-    done = here.run(
-        textwrap.dedent("""
-        import os, signal, time, zray
-        from zray.api.cluster import report
-        from zray.runtime import session_dir
+    driver = here.start("""
+        import zray
         zray.init(num_cpus=2)
+        kept = []
+
         @zray.remote
         def double(x):
             return 2 * x
-        for turn in range(2):
-            shard = session_dir.latest().info.processes[-1 if turn else 1].pid
-            os.kill(shard, signal.SIGKILL)
-            assert zray.get([double.remote(i) for i in range(200)]) == [2 * i for i in range(200)]
-            deadline = time.monotonic() + 10
-            while report("node")["lineage"]["unacknowledged"]:
-                assert time.monotonic() < deadline, report("node")
-                time.sleep(0.02)
-        print(report("node")["lineage"]["dropped"])
-        """)
-    )
-    assert done.stdout == "0\n", done.stderr
-    assert done.stderr.count("was killed by signal 9; it starts again from its log") == 2, done.stderr
+
+        for turn in range(3):
+            refs = [double.remote(i) for i in range(200)]
+            kept += refs
+            assert zray.get(refs) == [2 * i for i in range(200)]
+            print("ran")
+            input()
+    """)
+    killed: list[int] = []
+    for turn in range(3):
+        assert line_of(driver) == "ran"
+        [session] = here.sessions()
+        endpoint = f"ipc://{session}/gcs0"
+        eventually(lambda: len(task_table(endpoint, 0)) == 200 * (turn + 1))  # noqa: B023  called here
+        if turn < 2:
+            pids = [process.pid for process in session_dir.load(str(session)).info.processes]
+            killed.append(pids[-1] if killed else pids[1])  # the zygote is the last one at first
+            os.kill(killed[-1], signal.SIGKILL)
+        tell(driver)
+    assert finish(driver).stderr.count("was killed by signal 9; it starts again from its log") == 2
+    assert len(set(killed)) == 2
 
 
 def test_shard_that_cannot_live_is_given_up_and_tasks_run_on(here: Place) -> None:

@@ -19,8 +19,9 @@ from zray.config import Config
 from zray.core.actor_calls import ActorCalls
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.client_objects import ClientObjects
+from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, RUNTIME, WORKER_POOL, Effect, pump
-from zray.core.node import Node, NodeIdentity
+from zray.core.node import Node
 from zray.protocol.codec import decode_for_node, decode_for_process, encode_batch
 from zray.protocol.messages import (
     ACTOR,
@@ -145,7 +146,7 @@ class Peer:
 
     def end_call(self, call: Call, values: tuple[Value, ...]) -> None:
         for object_id, value in zip(ids.return_ids(call.task_id, call.num_returns), values, strict=True):
-            self.objects.on_reply(object_id, value)
+            self.objects.on_reply(object_id, value, call.actor_id)
         for object_id in self.needs.pop(call.task_id):
             self.objects.drop(object_id)
 

@@ -13,8 +13,9 @@ from zray.config import Config
 from zray.core import checks
 from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
+from zray.core.identity import NodeIdentity
 from zray.core.machine import pump
-from zray.core.node import Node, NodeIdentity
+from zray.core.node import Node
 from zray.errors import RemoteProtocolError
 from zray.protocol.codec import decode_for_gcs, decode_for_node, encode_batch
 from zray.protocol.messages import (

@@ -186,16 +186,16 @@ class ClientObjects:
 
     # --- values ----------------------------------------------------------------------------------
 
-    def on_reply(self, object_id: bytes, value: Value) -> None:
+    def on_reply(self, object_id: bytes, value: Value, giver: bytes = b"") -> None:
         """An actor call that this process made has a value; the call needs the object no more.
 
-        The actor has handed to this process what the value contains.
+        The actor ``giver`` has handed to this process what the value contains.
         """
         local = self.objects.get(object_id)
         if local is None:
             return
         if value.contained:
-            self._adopt(value.contained)
+            self._adopt(value.contained, giver)
         if value.kind == EXTENT:  # it is in the node's store, which counts us as a holder
             local.known = True
         if local.value is not None or value.kind == EXTENT:
@@ -216,12 +216,12 @@ class ClientObjects:
         if local.known:
             self._publish(object_id, value)
 
-    def _adopt(self, object_ids: tuple[bytes, ...]) -> None:
+    def _adopt(self, object_ids: tuple[bytes, ...], giver: bytes) -> None:
         """Hold what the actor has handed to this process, and tell the node that it arrived.
 
         Until then the node counts it apart: a ``Release`` of the same object may have crossed the reply.
         """
-        self.out.append((self.node, HoldFor(b"", object_ids, 0)))
+        self.out.append((self.node, HoldFor(b"", object_ids, 0, giver)))
         for object_id in object_ids:
             local = self.objects.get(object_id)
             if local is None:

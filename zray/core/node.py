@@ -13,6 +13,7 @@ from zray.config import Config
 from zray.core import checks, reports
 from zray.core.actors import Actors
 from zray.core.extents import Extents
+from zray.core.identity import ClientEntry, NodeIdentity
 from zray.core.lineage import Lineage
 from zray.core.local_scheduler import Job, LocalScheduler, actor_of
 from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
@@ -20,7 +21,7 @@ from zray.core.node_store import CREATING, SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
 from zray.core.resources import ResourcePool, amounts_of
 from zray.core.table_writer import TableWriter
-from zray.core.worker_pool import TaskClass, Worker, WorkerPool
+from zray.core.worker_pool import Worker, WorkerPool
 from zray.ids import is_put, short
 from zray.protocol import faults
 from zray.protocol.documents import encode_value
@@ -49,7 +50,6 @@ from zray.protocol.messages import (
     Credit,
     Demand,
     Describe,
-    Exit,
     ExportFunction,
     Get,
     Goodbye,
@@ -89,51 +89,6 @@ from zray.protocol.messages import (
 
 CREDIT_TASKS_MIN = 1024
 """Submissions absorbed before a client is told; telling each would cost a frame each."""
-
-
-class NodeIdentity:
-    """What a node tells others about itself. All fields are constant for its life."""
-
-    __slots__ = (
-        "arena_bytes", "arena_path", "endpoint", "host", "incarnation", "node_id", "pid", "spill_dir",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        *,
-        node_id: bytes,
-        arena_bytes: int,
-        incarnation: int = 0,
-        pid: int = 0,
-        host: str = "",
-        endpoint: str = "",
-        arena_path: str = "",
-        spill_dir: str = "",
-    ) -> None:
-        self.node_id = node_id
-        self.arena_bytes = arena_bytes
-        self.incarnation = incarnation
-        self.pid = pid
-        self.host = host
-        self.endpoint = endpoint
-        self.arena_path = arena_path
-        self.spill_dir = spill_dir
-
-
-class ClientEntry:
-    """One driver or worker that introduced itself; found in ``Node.clients``."""
-
-    __slots__ = ("absorbed", "address", "classes", "job_id", "pid", "promised", "role", "worker")
-
-    def __init__(self, address: Address, role: int, pid: int, job_id: bytes, worker: Worker | None) -> None:
-        self.address = address
-        self.role = role
-        self.pid = pid
-        self.job_id = job_id
-        self.worker = worker
-        self.classes: dict[bytes, TaskClass] = {}
-        self.promised: dict[bytes, None] = {}
-        self.absorbed = 0  # submissions it was not told about yet
 
 
 class Node:
@@ -440,7 +395,7 @@ class Node:
             return
         self.now_ns = now_ns
         if not message.holder:
-            self.references.take_over(now_ns, source, message.object_ids)
+            self.references.take_over(now_ns, source, message.giver, message.object_ids)
         elif message.holder in self.clients:
             worker = self._worker(source)
             giver = b"" if worker is None else worker.actor_id
@@ -660,11 +615,6 @@ class Node:
         self.out.append((self.shards[0], report))
         interval_ns = self.config.heartbeat_interval_ns
         self.report_at_ns = now_ns + (interval_ns if changed else 10 * interval_ns)
-
-
-def exit_workers(node: Node, reason: str) -> None:
-    """Ask every worker to end; for a node that is closing."""
-    node.out.extend((worker_id, Exit(reason)) for worker_id in node.pool.workers)
 
 
 Node.HANDLERS = {

@@ -91,23 +91,22 @@ class References:
         for object_id in object_ids:
             handed[object_id] = handed.get(object_id, 0) + 1
 
-    def take_over(self, now_ns: int, client: Address, object_ids: Iterable[bytes]) -> None:
-        """``client`` has received what was handed to it, and holds it itself from now on."""
+    def take_over(self, now_ns: int, client: Address, actor_id: bytes, object_ids: Iterable[bytes]) -> None:
+        """``client`` has received what an actor handed to it, and holds it itself from now on."""
         self.acquire(now_ns, client, object_ids)
         for object_id in object_ids:
-            self._taken(client, object_id)
+            self._taken(client, actor_id, object_id)
 
-    def _taken(self, client: Address, object_id: bytes) -> None:
+    def _taken(self, client: Address, actor_id: bytes, object_id: bytes) -> None:
         givers = self.handed.get(client, {})
-        giver = next((actor_id for actor_id, handed in givers.items() if object_id in handed), None)
-        if giver is None:
+        handed = givers.get(actor_id, {})
+        if object_id not in handed:
             return
-        handed = givers[giver]
         handed[object_id] -= 1
         if not handed[object_id]:
             del handed[object_id]
         if not handed:
-            del givers[giver]
+            del givers[actor_id]
         if not givers:
             del self.handed[client]
         self.unpin(self.store.objects[object_id])

@@ -189,11 +189,15 @@ class Query(Message, frozen=True, tag=17):
 
 
 class HoldFor(Message, frozen=True, tag=18):
-    """Let ``holder`` hold these objects, before the sender lets go of them; asks for ``Acked``."""
+    """Keep these objects for ``holder``, before the sender lets go of them; asks for ``Acked``.
+
+    With an empty holder: the sender has received what the actor ``giver`` handed to it, and holds it now.
+    """
 
     holder: bytes
     object_ids: tuple[bytes, ...]
     token: int
+    giver: bytes = b""
 
 
 class LetGo(Message, frozen=True, tag=19):

@@ -488,7 +488,7 @@ class Client(NodeLink):
 
     def _end_call(self, call: Call, values: Sequence[Value]) -> None:
         for object_id, value in zip(ids.return_ids(call.task_id, call.num_returns), values, strict=True):
-            self.objects.on_reply(object_id, value)
+            self.objects.on_reply(object_id, value, call.actor_id)
         for object_id in self._call_needs.pop(call.task_id):
             self.objects.drop(object_id)
 

@@ -24,8 +24,9 @@ import zmq
 
 from zray import ids
 from zray.config import Config
+from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, RUNTIME, WORKER_POOL
-from zray.core.node import Node, NodeIdentity
+from zray.core.node import Node
 from zray.errors import ClusterUnavailableError, ZrayError
 from zray.protocol.codec import decode_for_node
 from zray.protocol.messages import (

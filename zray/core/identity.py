@@ -1,0 +1,51 @@
+"""Who a node is, and the processes that it knows: plain records of ``core/node.py``."""
+
+from __future__ import annotations
+
+from zray.core.machine import Address
+from zray.core.worker_pool import TaskClass, Worker
+
+
+class NodeIdentity:
+    """What a node tells others about itself. All fields are constant for its life."""
+
+    __slots__ = (
+        "arena_bytes", "arena_path", "endpoint", "host", "incarnation", "node_id", "pid", "spill_dir",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        *,
+        node_id: bytes,
+        arena_bytes: int,
+        incarnation: int = 0,
+        pid: int = 0,
+        host: str = "",
+        endpoint: str = "",
+        arena_path: str = "",
+        spill_dir: str = "",
+    ) -> None:
+        self.node_id = node_id
+        self.arena_bytes = arena_bytes
+        self.incarnation = incarnation
+        self.pid = pid
+        self.host = host
+        self.endpoint = endpoint
+        self.arena_path = arena_path
+        self.spill_dir = spill_dir
+
+
+class ClientEntry:
+    """One driver or worker that introduced itself; found in ``Node.clients``."""
+
+    __slots__ = ("absorbed", "address", "classes", "job_id", "pid", "promised", "role", "worker")
+
+    def __init__(self, address: Address, role: int, pid: int, job_id: bytes, worker: Worker | None) -> None:
+        self.address = address
+        self.role = role
+        self.pid = pid
+        self.job_id = job_id
+        self.worker = worker
+        self.classes: dict[bytes, TaskClass] = {}
+        self.promised: dict[bytes, None] = {}
+        self.absorbed = 0  # submissions it was not told about yet
