@@ -24,7 +24,12 @@ def processes_of(run: str) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
             if process.pid != os.getpid() and process.environ().get(RUN_VARIABLE) == run:
                 found.append(process)
-    return found
+    return [process for process in found if not _is_resource_tracker(process)]
+
+
+def _is_resource_tracker(process: psutil.Process) -> bool:
+    """Python's own helper of ``multiprocessing``: it lives as long as the process that tests run in."""
+    return process.ppid() == os.getpid() and "multiprocessing.resource_tracker" in _command(process)
 
 
 def sockets_in(folder: Path) -> Iterator[Path]:

@@ -54,17 +54,17 @@ def test_wordcount_uses_as_many_shards_of_files_and_of_the_control_store_as_told
 
 @pytest.mark.parametrize("shards", [1, 4])
 def test_wordcount_counts_right_while_its_workers_are_killed(shards: int) -> None:
-    """kill -9, three times, of whoever works just then: a task, a merge, or the progress actor."""
-    command = [sys.executable, "examples/wordcount.py", "--limit", "300", "--gcs-shards", str(shards)]
+    """kill -9, twice, of whoever works just then: a task, a merge, or the progress actor."""
+    command = [sys.executable, "examples/wordcount.py", "--limit", "600", "--gcs-shards", str(shards)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE) as program:
         assert program.stdout is not None
-        first = [program.stdout.readline() for _ in range(3)]
-        killed = [_kill_a_busy_worker(program.pid) for _ in range(3)]
+        first = program.stdout.readline()
+        killed = [_kill_a_busy_worker(program.pid) for _ in range(2)]
         rest = program.stdout.read()
-    print(*first, rest)
+    print(first, rest)
     assert program.returncode == 0
-    assert len({*killed}) == 3
+    assert len({*killed}) == 2
     assert "the counts agree" in rest
 
 
