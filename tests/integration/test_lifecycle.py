@@ -265,8 +265,10 @@ def test_second_driver_joins_and_leaves_alone(here: Place) -> None:
         input()
         from zray.api.cluster import report
         deadline = time.monotonic() + 5
-        while report("tasks") or len(report("objects")) > 1 or len(report("workers")) > 3:
-            assert time.monotonic() < deadline, [report("tasks"), report("objects"), report("workers")]
+        def alive():
+            return [row for row in report("actors") if row["state"] != "dead"]
+        while report("tasks") or len(report("objects")) > 1 or len(report("workers")) > 3 or len(alive()) > 1:
+            assert time.monotonic() < deadline, [report("tasks"), report("objects"), report("workers"), alive()]
             time.sleep(0.01)
         print(zray.get(counter.add.remote()), zray.available_resources()["CPU"])
         print(sorted(row["name"] + " " + row["state"] for row in report("actors")))
