@@ -20,7 +20,7 @@ from sim.worker import SimDriver
 from zray.config import Config
 from zray.core.machine import Address
 from zray.ids import short
-from zray.protocol.messages import ClientGone
+from zray.protocol.local_messages import ClientGone
 
 STORY_LINES = 400
 

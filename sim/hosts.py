@@ -20,22 +20,24 @@ from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, LOG, RUNTIME, WORKER_POOL, Address, pump
 from zray.core.node import Node
 from zray.protocol.codec import batch_decoder, encode_batch
-from zray.protocol.messages import (
-    RESOURCE_UNIT,
+from zray.protocol.local_messages import (
     ClientGone,
     ClientJoined,
     DeleteFile,
     KillWorker,
-    Recorded,
-    RecordTasks,
-    Refused,
-    ReleaseLineage,
     Spill,
     Spilled,
     SpillFailed,
     StartWorker,
-    Warn,
     WorkerExited,
+)
+from zray.protocol.messages import (
+    RESOURCE_UNIT,
+    Recorded,
+    RecordTasks,
+    Refused,
+    ReleaseLineage,
+    Warn,
 )
 
 if TYPE_CHECKING:

@@ -20,6 +20,14 @@ from zray.config import Config
 from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, RUNTIME, WORKER_POOL, pump
 from zray.core.node import Node
+from zray.protocol.local_messages import (
+    DeleteFile,
+    KillWorker,
+    Spilled,
+    SpillFailed,
+    StartWorker,
+    WorkerExited,
+)
 from zray.protocol.messages import (
     ACTOR,
     ACTOR_ALIVE,
@@ -41,7 +49,6 @@ from zray.protocol.messages import (
     Created,
     CreateFailed,
     Credit,
-    DeleteFile,
     Demand,
     Describe,
     Exit,
@@ -52,7 +59,6 @@ from zray.protocol.messages import (
     Hello,
     HoldFor,
     JobContext,
-    KillWorker,
     ObjectReady,
     Place,
     Promise,
@@ -64,9 +70,6 @@ from zray.protocol.messages import (
     Returned,
     Run,
     Seal,
-    Spilled,
-    SpillFailed,
-    StartWorker,
     Submit,
     TaskDone,
     Unblocked,
@@ -75,7 +78,6 @@ from zray.protocol.messages import (
     Warn,
     Welcome,
     Withdraw,
-    WorkerExited,
 )
 
 MS = 1_000_000

@@ -10,6 +10,7 @@ import pytest
 from zray.config import Config
 from zray.core.control_shard import ANNOUNCEMENTS_MAX, ControlShard, Logged, ShardOpened
 from zray.core.machine import LOG, RUNTIME, pump
+from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
     TABLE_EVENT,
@@ -20,7 +21,6 @@ from zray.protocol.messages import (
     TASK_FAILED,
     TASK_FINISHED,
     TASK_PENDING,
-    ClientGone,
     NodeHello,
     Recorded,
     RecordEvents,

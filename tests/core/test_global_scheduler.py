@@ -15,8 +15,8 @@ from zray.core.machine import RUNTIME, pump
 from zray.core.placement import HOPS_MAX, POLICIES
 from zray.core.resources import demand_from
 from zray.errors import InvariantError
+from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
-    ClientGone,
     Describe,
     Forward,
     Infeasible,

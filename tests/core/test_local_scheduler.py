@@ -14,6 +14,7 @@ from zray.core.machine import RUNTIME, WORKER_POOL, pump
 from zray.core.node import Node
 from zray.core.resources import demand_from
 from zray.protocol.faults import WORKER_CRASHED, fault_value
+from zray.protocol.local_messages import StartWorker, WorkerExited
 from zray.protocol.messages import (
     DRIVER,
     ERROR,
@@ -31,13 +32,11 @@ from zray.protocol.messages import (
     Recall,
     Returned,
     Run,
-    StartWorker,
     Submit,
     TaskDone,
     Unblocked,
     Value,
     Warn,
-    WorkerExited,
 )
 
 MS = 1_000_000

@@ -11,6 +11,7 @@ from tests.core.test_local_scheduler import CONFIG, DRIVER_ADDRESS, GLOBAL, JOB,
 from zray import ids
 from zray.core.machine import DISK, RUNTIME, WORKER_POOL, pump
 from zray.protocol.faults import OBJECT_LOST, fault_value
+from zray.protocol.local_messages import ClientGone, KillWorker, Spill, SpillFailed, StartWorker, WorkerExited
 from zray.protocol.messages import (
     ACTOR,
     ACTOR_ALIVE,
@@ -28,7 +29,6 @@ from zray.protocol.messages import (
     Acquire,
     ActorState,
     Blocked,
-    ClientGone,
     Create,
     Created,
     CreateFailed,
@@ -41,22 +41,17 @@ from zray.protocol.messages import (
     Hello,
     HoldFor,
     KillActor,
-    KillWorker,
     ObjectReady,
     Place,
     Promise,
     Publish,
     Release,
     Seal,
-    Spill,
-    SpillFailed,
-    StartWorker,
     Submit,
     TaskDone,
     Value,
     WatchActor,
     Withdraw,
-    WorkerExited,
 )
 
 OTHER = b"other"

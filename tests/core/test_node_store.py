@@ -13,6 +13,7 @@ from zray.core.extents import Extents
 from zray.core.machine import DISK, RUNTIME
 from zray.core.node_store import CREATING, PENDING, SEALED, NodeStore, ObjectEntry
 from zray.protocol.faults import OBJECT_LOST, fault_value
+from zray.protocol.local_messages import DeleteFile, Spill, Spilled, SpillFailed
 from zray.protocol.messages import (
     AT_NODE,
     ERROR,
@@ -23,12 +24,8 @@ from zray.protocol.messages import (
     Create,
     Created,
     CreateFailed,
-    DeleteFile,
     Get,
     ObjectReady,
-    Spill,
-    Spilled,
-    SpillFailed,
     Unpin,
     Value,
 )

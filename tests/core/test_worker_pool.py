@@ -10,7 +10,11 @@ from zray.core.machine import WORKER_POOL
 from zray.core.resources import ResourcePool, demand_from
 from zray.core.worker_pool import BUSY, DEDICATED, IDLE, STARTING, TaskClass, TaskEntry, Worker, WorkerPool
 from zray.errors import InvariantError
-from zray.protocol.messages import Describe, KillWorker, StartWorker, Submit
+from zray.protocol.local_messages import KillWorker, StartWorker
+from zray.protocol.messages import (
+    Describe,
+    Submit,
+)
 
 NODE_ID = b"n" * 16
 S = 1_000_000_000

@@ -23,6 +23,7 @@ from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, RUNTIME, WORKER_POOL, Effect, pump
 from zray.core.node import Node
 from zray.protocol.codec import decode_for_node, decode_for_process, encode_batch
+from zray.protocol.local_messages import DeleteFile, KillWorker, Spilled, StartWorker, WorkerExited
 from zray.protocol.messages import (
     ACTOR,
     DRIVER,
@@ -39,26 +40,21 @@ from zray.protocol.messages import (
     Call,
     Create,
     Created,
-    DeleteFile,
     Describe,
     Exit,
     ExportFunction,
     Hello,
     HoldFor,
-    KillWorker,
     ObjectReady,
     Recall,
     Reply,
     Returned,
     Run,
     Seal,
-    Spilled,
-    StartWorker,
     Submit,
     TaskDone,
     Unblocked,
     Value,
-    WorkerExited,
 )
 
 NODE = b"node"

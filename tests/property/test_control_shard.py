@@ -13,12 +13,12 @@ from zray.config import Config
 from zray.core.control_shard import ControlShard, Logged, ShardOpened
 from zray.core.machine import LOG, RUNTIME, pump
 from zray.protocol.codec import encode_batch
+from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     TABLE_KV,
     TABLE_TASK,
     TASK_FINISHED,
     TASK_PENDING,
-    ClientGone,
     Recorded,
     RecordTasks,
     ReleaseLineage,

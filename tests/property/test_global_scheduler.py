@@ -14,8 +14,8 @@ from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import RUNTIME, pump
 from zray.core.placement import HOPS_MAX, POLICIES
 from zray.core.resources import shortages
+from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
-    ClientGone,
     Demand,
     Describe,
     Forward,

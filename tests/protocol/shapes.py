@@ -17,13 +17,13 @@ import msgspec.inspect as shape
 from hypothesis import strategies as st
 
 from zray.core import control_shard
-from zray.protocol import codec, messages
+from zray.protocol import base, codec, local_messages, messages
 
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 """What one msgpack integer holds."""
 
-MODULES = (messages, control_shard)
-"""Where messages are defined: those of the links, and those that only a shard's log has."""
+MODULES = (messages, local_messages, control_shard)
+"""Where messages are defined: those of the links, of a process with itself, and of a shard's log."""
 
 LINKS: dict[str, tuple[Callable[[bytes], list[Any]], Any]] = {
     "node": (codec.decode_for_node, messages.ToNode),
@@ -33,18 +33,18 @@ LINKS: dict[str, tuple[Callable[[bytes], list[Any]], Any]] = {
 """Receiver -> its decoder and the union of messages it accepts."""
 
 
-def structs() -> list[type[messages.Message]]:
+def structs() -> list[type[base.Message]]:
     """Every message class and the structs inside them, in the order of the source."""
     return [
         value
         for module in MODULES
         for value in vars(module).values()
-        if isinstance(value, type) and issubclass(value, messages.Message)
-        if value.__module__ == module.__name__ and value is not messages.Message
+        if isinstance(value, type) and issubclass(value, base.Message)
+        if value.__module__ == module.__name__ and value is not base.Message
     ]
 
 
-def unions() -> dict[str, tuple[type[messages.Message], ...]]:
+def unions() -> dict[str, tuple[type[base.Message], ...]]:
     """The unions by name: what travels over which link, and what a log holds."""
     return {
         name: typing.get_args(value)
@@ -54,7 +54,7 @@ def unions() -> dict[str, tuple[type[messages.Message], ...]]:
     }
 
 
-def tag_of(struct: type[messages.Message]) -> int | None:
+def tag_of(struct: type[base.Message]) -> int | None:
     """The permanent integer of a message; ``None`` for a struct that only travels inside others."""
     tag = struct.__struct_config__.tag
     return tag if isinstance(tag, int) else None
@@ -70,7 +70,7 @@ def constants() -> dict[str, int]:
 # --- one example of each -------------------------------------------------------------------------
 
 
-def example(struct: type[messages.Message]) -> messages.Message:
+def example(struct: type[base.Message]) -> base.Message:
     """The one instance that the golden bytes freeze: no field at its default, no two numbers alike."""
     return _example_struct(struct, count(1))
 

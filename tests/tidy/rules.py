@@ -27,7 +27,10 @@ class Layer(NamedTuple):
 
 FOUNDATION = ("zray._version", "zray.ids", "zray.errors", "zray.exceptions", "zray.config")
 # What machines need of the protocol: messages, and values that they hand on as opaque bytes. Never the codec.
-VALUES = ("zray.protocol.messages", "zray.protocol.faults", "zray.protocol.documents")
+VALUES = (
+    "zray.protocol.base", "zray.protocol.messages", "zray.protocol.local_messages", "zray.protocol.faults",
+    "zray.protocol.documents",
+)  # fmt: skip
 BELOW_RUNTIME = (*FOUNDATION, "zray.protocol", "zray.core", "zray.store", "zray.serialize")
 BELOW_SERVICES = (*BELOW_RUNTIME, "zray.runtime")
 PROCESS_LIBRARIES = ("cloudpickle", "msgspec", "numpy", "psutil", "zmq")

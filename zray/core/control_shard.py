@@ -21,7 +21,9 @@ from zray.core.machine import LOG, RUNTIME, Address, Effect, Handler, invariant
 from zray.core.tables import CONFLICT, UNCHANGED, EventTable, TaskTable, ValueTable
 from zray.errors import VersionMismatchError
 from zray.ids import short
+from zray.protocol.base import Message
 from zray.protocol.documents import encode_value
+from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
     TABLE_ACTOR,
@@ -33,8 +35,6 @@ from zray.protocol.messages import (
     TABLE_NODE,
     TABLE_OBJECT,
     TABLE_TASK,
-    ClientGone,
-    Message,
     NodeHello,
     Recorded,
     RecordEvents,

@@ -20,8 +20,8 @@ from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
 from zray.core.placement import HOPS_MAX, POLICIES, RANDOMISED, ClusterAverages, NodeLoad, most_room
 from zray.core.resources import shortage_text
 from zray.ids import short
+from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
-    ClientGone,
     Demand,
     Forward,
     Infeasible,

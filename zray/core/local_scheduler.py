@@ -23,6 +23,7 @@ from zray.core.references import References
 from zray.core.worker_pool import DEDICATED, TaskClass, TaskEntry, Worker, WorkerPool
 from zray.ids import first_return_id, producer_of, return_ids, short
 from zray.protocol import faults
+from zray.protocol.local_messages import WorkerExited
 from zray.protocol.messages import (
     ACTOR,
     ACTOR_DEAD,
@@ -46,7 +47,6 @@ from zray.protocol.messages import (
     TaskRecord,
     Value,
     Withdraw,
-    WorkerExited,
 )
 
 RUN_BYTES_MAX = 8 << 20

@@ -25,6 +25,7 @@ from zray.core.worker_pool import Worker, WorkerPool
 from zray.ids import is_put, short
 from zray.protocol import faults
 from zray.protocol.documents import encode_value
+from zray.protocol.local_messages import ClientGone, ClientJoined, Spilled, SpillFailed, WorkerExited
 from zray.protocol.messages import (
     ACTOR_DEAD,
     DRIVER,
@@ -44,8 +45,6 @@ from zray.protocol.messages import (
     ActorState,
     Answer,
     Blocked,
-    ClientGone,
-    ClientJoined,
     Create,
     Credit,
     Demand,
@@ -71,8 +70,6 @@ from zray.protocol.messages import (
     Returned,
     Seal,
     ShardWelcome,
-    Spilled,
-    SpillFailed,
     Submit,
     TableChanged,
     TablePage,
@@ -84,7 +81,6 @@ from zray.protocol.messages import (
     Warn,
     WatchActor,
     Welcome,
-    WorkerExited,
 )
 
 CREDIT_TASKS_MIN = 1024

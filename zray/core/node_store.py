@@ -21,6 +21,7 @@ from zray.core.extents import Extents
 from zray.core.machine import DISK, Address, Effect, invariant
 from zray.ids import short
 from zray.protocol import faults
+from zray.protocol.local_messages import DeleteFile, Spill, Spilled, SpillFailed
 from zray.protocol.messages import (
     AT_NODE,
     EXTENT,
@@ -30,12 +31,8 @@ from zray.protocol.messages import (
     Create,
     Created,
     CreateFailed,
-    DeleteFile,
     Get,
     ObjectReady,
-    Spill,
-    Spilled,
-    SpillFailed,
     Unpin,
     Value,
 )

@@ -12,7 +12,12 @@ from collections import deque
 from zray.config import Config
 from zray.core.machine import WORKER_POOL, Address, Effect, invariant
 from zray.core.resources import ResourcePool
-from zray.protocol.messages import ACTOR, Describe, KillWorker, StartWorker, Submit
+from zray.protocol.local_messages import KillWorker, StartWorker
+from zray.protocol.messages import (
+    ACTOR,
+    Describe,
+    Submit,
+)
 
 STARTING, IDLE, BUSY, DEDICATED = 0, 1, 2, 3
 NO_JOB = b""

@@ -29,19 +29,21 @@ from zray.core.machine import DISK, RUNTIME, WORKER_POOL
 from zray.core.node import Node
 from zray.errors import ClusterUnavailableError, ZrayError
 from zray.protocol.codec import decode_for_node
-from zray.protocol.messages import (
-    RESOURCE_UNIT,
+from zray.protocol.local_messages import (
     ClientGone,
     ClientJoined,
     DeleteFile,
     KillWorker,
-    Refused,
     Spill,
     Spilled,
     SpillFailed,
     StartWorker,
-    Warn,
     WorkerExited,
+)
+from zray.protocol.messages import (
+    RESOURCE_UNIT,
+    Refused,
+    Warn,
 )
 from zray.runtime import session_dir
 from zray.runtime.endpoints import knock, shard_address, why
