@@ -12,8 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from sim.oracle import Outcome
-from sim.process import error_in
-from sim.programs import unpack_error
+from sim.programs import error_in, unpack_error
 from zray.core.machine import Address
 from zray.ids import short
 from zray.protocol.messages import ACTOR_ALIVE, RecordTasks, ReleaseLineage, Value

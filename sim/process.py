@@ -28,22 +28,19 @@ from sim.programs import (
     Spawn,
     Store,
     descriptor_of,
+    error_in,
     pack,
     pack_args,
     unpack,
-    unpack_error,
 )
 from zray import ids
 from zray.core.actor_calls import ActorCalls
 from zray.core.client_objects import ClientObjects
+from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import Address, Effect
-from zray.errors import ActorDiedError, ObjectLostError, WorkerCrashedError, ZrayError
-from zray.protocol.faults import fault_error
 from zray.protocol.messages import (
     ACTOR,
-    ERROR,
     EXTENT,
-    FAULT,
     FILE,
     INLINE,
     TASK,
@@ -61,6 +58,9 @@ from zray.protocol.messages import (
     Goodbye,
     HoldFor,
     KillActor,
+    Lease,
+    LeasedReply,
+    LeaseGone,
     ObjectReady,
     Refused,
     Reply,
@@ -102,6 +102,7 @@ class Process:
         self.out: list[Effect] = []
         self.objects = ClientObjects(self.out, node=self.node)
         self.calls = ActorCalls(self.out, node=self.node)
+        self.leased = LeasedTasks(self.out, node=self.node, objects=self.objects)
         self.alive = True
         self.welcome: Welcome | None = None
         self.frozen_until_ns = 0
@@ -215,10 +216,13 @@ class Process:
                 self._duty_planned = True
                 self.kernel.at(self.frozen_until_ns, self._idle_duty)
             else:
+                self.leased.settle()
                 self.send_all()
 
     def send_all(self) -> None:
         """Send what is in the outbox, one batch per peer."""
+        if self.leased.due:
+            self.leased.settle()
         self.objects.settle()
         out = self.out
         if not out:
@@ -344,15 +348,18 @@ class Process:
             self._describe(kind)
         task_id = ids.task_id(self._next_prefix(), self._counter)
         returns = ids.return_ids(task_id, kind.num_returns)
-        if deps:
-            self.objects.share(deps)
-        if packed.contained:
-            self.objects.share(packed.contained)
-        self.objects.expect(returns)
+        self.share((*deps, *packed.contained))
         for object_id in returns:
             self._add_handle(object_id)
         self.cluster.judge.task_submitted(task_id)
         spec = Submit(task_id, self.context_task, kind.descriptor_id, data, deps, packed.contained)
+        lease = None if deps or packed.contained else self.leased.free_for(kind.descriptor_id)
+        if lease is not None:
+            self.leased.run(lease, spec)
+            yield from self._spend()
+            self.send_all()
+            return returns
+        self.objects.expect(returns)
         self.out.append((self.node, spec))
         if stored:
             self.objects.drop(stored)
@@ -361,6 +368,12 @@ class Process:
         if self._window <= self._window_floor:
             yield from self._wait_for_credit()
         return returns
+
+    def share(self, object_ids: Sequence[bytes]) -> None:
+        """Refs leave the process; the node hears of a task before it hears of its value."""
+        if object_ids:
+            self.leased.settle()
+            self.objects.share(object_ids)
 
     def _args_as_sent(self, packed: Packed, deps: tuple[bytes, ...]) -> Steps:
         """(data, deps, id of the stored arguments or nothing): large arguments travel as an object."""
@@ -402,7 +415,7 @@ class Process:
             self.out.append((self.node, Acquire((object_id,))))
             written = yield from self.store(object_id, packed)
         if written:
-            self.objects.share(packed.contained)
+            self.share(packed.contained)
             self.out.append((self.node, Seal(object_id, packed.contained)))
         self.objects.stored(object_id)
         yield from self._after_append()
@@ -514,7 +527,7 @@ class Process:
 
     def acquire_for(self, holder: Address, object_ids: tuple[bytes, ...]) -> Steps:
         """Let another process hold objects, acknowledged."""
-        self.objects.share(object_ids)
+        self.share(object_ids)
         self._tokens += 1
         yield from self._ask(self._tokens, HoldFor(holder, object_ids, self._tokens))
 
@@ -534,7 +547,7 @@ class Process:
         task_id = ids.task_id(self._next_prefix(), self._counter)
         returns = ids.return_ids(task_id, 1)
         needs = (handle.object_id, *deps, *packed.contained)
-        self.objects.share(needs)
+        self.share(needs)
         for object_id in needs:
             self.objects.hold(object_id)
         self.objects.expect_reply(returns)
@@ -574,6 +587,19 @@ class Process:
             if message.object_id not in self.objects.objects:
                 self.host.memory.look_away(self.address, message.object_id, message.value)
         self.objects.on_ready(message)
+        self.leased.on_value_at_node(message.object_id)
+
+    def on_lease(self, source: Address, message: Lease) -> None:
+        """The node has leased a worker to this process."""
+        self.leased.on_lease(message)
+
+    def on_leased_reply(self, source: Address, message: LeasedReply) -> None:
+        """A leased worker answers."""
+        self.leased.on_reply(message)
+
+    def on_lease_gone(self, source: Address, message: LeaseGone) -> None:
+        """A lease is over."""
+        self.leased.on_gone(message)
 
     def on_reply(self, source: Address, message: Reply) -> None:
         """An actor answers."""
@@ -617,6 +643,7 @@ class Process:
 
     def say_goodbye(self) -> None:
         """The last words of a driver."""
+        self.leased.settle()
         self.out.append((self.node, Goodbye()))
         self.send_all()
 
@@ -634,6 +661,9 @@ class Process:
     HANDLERS: ClassVar[dict[type, Any]] = {
         ObjectReady: on_ready,
         Reply: on_reply,
+        Lease: on_lease,
+        LeasedReply: on_leased_reply,
+        LeaseGone: on_lease_gone,
         ActorState: on_actor_state,
         Created: on_object_answer,
         CreateFailed: on_object_answer,
@@ -651,18 +681,3 @@ _NO_ARGS = pack([])
 
 def _never() -> bool:
     return False
-
-
-_ORIGINS: dict[type[ZrayError], str] = {
-    WorkerCrashedError: "worker_crashed", ObjectLostError: "object_lost", ActorDiedError: "actor_died",
-}  # fmt: skip
-
-
-def error_in(value: Value) -> ProgramError | None:
-    """The error that a value stands for, if it does."""
-    if value.kind == ERROR:
-        return unpack_error(value.data)
-    if value.kind == FAULT:
-        fault = fault_error(value.data)
-        return ProgramError(_ORIGINS.get(type(fault), type(fault).__name__), str(fault))
-    return None

@@ -14,7 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from zray import ids
-from zray.protocol.messages import RESOURCE_UNIT, Demand, Describe
+from zray.errors import ActorDiedError, ObjectLostError, WorkerCrashedError, ZrayError
+from zray.protocol.faults import fault_error
+from zray.protocol.messages import ERROR, FAULT, RESOURCE_UNIT, Demand, Describe, Value
 
 Program = Generator[Any, Any, Any]
 _Ext = msgspec.msgpack.Ext
@@ -305,3 +307,18 @@ def pack_error(error: ProgramError) -> bytes:
 def unpack_error(data: bytes) -> ProgramError:
     """The error in the data of a value."""
     return ProgramError(*_decode_error(data))
+
+
+_ORIGINS: dict[type[ZrayError], str] = {
+    WorkerCrashedError: "worker_crashed", ObjectLostError: "object_lost", ActorDiedError: "actor_died",
+}  # fmt: skip
+
+
+def error_in(value: Value) -> ProgramError | None:
+    """The error that a value stands for, if it does."""
+    if value.kind == ERROR:
+        return unpack_error(value.data)
+    if value.kind == FAULT:
+        fault = fault_error(value.data)
+        return ProgramError(_ORIGINS.get(type(fault), type(fault).__name__), str(fault))
+    return None

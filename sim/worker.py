@@ -6,13 +6,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sim.process import ARGS_IN_LAST_DEP, Process, Steps, error_in
+from sim.process import ARGS_IN_LAST_DEP, Process, Steps
 from sim.programs import (
     ACTORS,
     FUNCTIONS,
     Packed,
     Program,
     ProgramError,
+    error_in,
     pack,
     pack_error,
     refs_in,
@@ -34,10 +35,17 @@ from zray.protocol.messages import (
     Blocked,
     Call,
     Describe,
+    EndLease,
     Exit,
     ExportFunction,
+    GrantLease,
     Hello,
     JobContext,
+    LeasedDone,
+    LeasedReply,
+    LeasedRun,
+    LeaseEnded,
+    LeaseReady,
     Recall,
     Reply,
     Returned,
@@ -61,7 +69,9 @@ class SimWorker(Process):
         self.pid = pid
         self.slot = slot
         self.runs: deque[Run] = deque()
-        self.waiting_calls: deque[tuple[Address, Call]] = deque()
+        self.waiting_calls: deque[tuple[Address, Call | LeasedRun | EndLease]] = deque()
+        self.lease_id = 0  # of the submitter that this worker is leased to, or was at last
+        self.last_reply: LeasedReply | None = None
         self.functions: dict[bytes, bytes] = {}
         self.kinds: dict[bytes, Describe] = {}
         self.actor: Any = None
@@ -87,7 +97,7 @@ class SimWorker(Process):
             if self.runs:
                 yield from self._run_task(self.runs.popleft())
             else:
-                yield from self._run_call(*self.waiting_calls.popleft())
+                yield from self._serve(*self.waiting_calls.popleft())
             self._send_if_due()
         yield from self._spend()
         self.say_goodbye()
@@ -129,8 +139,18 @@ class SimWorker(Process):
                 self.host.memory.look(self.address, ready.object_id, ready.value)
         self.runs.append(message)
 
-    def on_call(self, source: Address, message: Call) -> None:
-        """A method call."""
+    def on_grant(self, source: Address, message: GrantLease) -> None:
+        """A submitter may send tasks from now on."""
+        self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
+        self.lease_id, self.last_reply = message.lease_id, None
+        self.out.append((self.node, LeaseReady(message.lease_id)))
+
+    def on_end_lease(self, source: Address, message: EndLease) -> None:
+        """After what is here."""
+        self.waiting_calls.append((source, message))
+
+    def on_call(self, source: Address, message: Call | LeasedRun) -> None:
+        """A method call, or a task straight from its submitter."""
         self.routes[source] = self.address + SERVER_SUFFIX
         self.waiting_calls.append((source, message))
 
@@ -180,6 +200,12 @@ class SimWorker(Process):
     # --- tasks -------------------------------------------------------------------------------------
 
     def _run_task(self, run: Run) -> Steps:
+        values, run_ns, failed = yield from self._attempt(run)
+        self.out.append((self.node, TaskDone(run.task_id, run.attempt, values, run_ns, failed)))
+        self.let_go()
+
+    def _attempt(self, run: Run) -> Steps:
+        """Run a task: (the values of its return objects, run time, whether it failed)."""
         kind = self.kinds[run.descriptor_id]
         self.host.cells[self.slot] = self.current = run.task_id
         self.set_context(run.task_id)
@@ -198,9 +224,8 @@ class SimWorker(Process):
         yield from self._spend()
         now_ns = self.kernel.now_ns
         self.current = ids.NIL_ID
-        self.out.append((self.node, TaskDone(run.task_id, run.attempt, values, now_ns - started_ns, failed)))
         self.cluster.task_ended(self.address, kind.name, run.task_id, started_ns, now_ns, self.lent_ns)
-        self.let_go()
+        return values, now_ns - started_ns, failed
 
     def _execute(self, run: Run, kind: Describe) -> Steps:
         views = {ready.object_id: ready.value for ready in run.deps}
@@ -271,7 +296,7 @@ class SimWorker(Process):
 
     def _pack_one(self, object_id: bytes, packed: Packed, holder: Address) -> Steps:
         if packed.contained:
-            self.objects.share(packed.contained)
+            self.share(packed.contained)
             if holder:
                 yield from self.acquire_for(holder, packed.contained)
         if packed.total_bytes <= self.config.inline_bytes_max:
@@ -280,6 +305,31 @@ class SimWorker(Process):
         if holder and written:
             self.out.append((self.node, Seal(object_id, packed.contained)))
         return Value(EXTENT, b"", 0, packed.total_bytes, packed.contained)
+
+    # --- direct calls ------------------------------------------------------------------------------
+
+    def _serve(self, source: Address, message: Call | LeasedRun | EndLease) -> Steps:
+        if isinstance(message, Call):
+            yield from self._run_call(source, message)
+        elif isinstance(message, LeasedRun):
+            if message.lease_id == self.lease_id:
+                yield from self._run_leased(source, message)
+        elif message.lease_id == self.lease_id:
+            self.out.append((self.node, LeaseEnded(self.lease_id, self.last_reply)))
+            self.lease_id, self.last_reply = 0, None
+
+    def _run_leased(self, source: Address, message: LeasedRun) -> Steps:
+        spec = message.spec
+        run = Run(spec.task_id, spec.attempt, spec.descriptor_id, spec.args)
+        (value,), run_ns, failed = yield from self._attempt(run)
+        if value.kind == EXTENT or value.contained:
+            self.last_reply = None
+            done = LeasedDone(message.lease_id, spec, run_ns, failed, True, value)
+            self.out.append((self.node, done))
+        else:
+            self.last_reply = LeasedReply(message.lease_id, spec.task_id, value, run_ns, failed)
+            self.out.append((source, self.last_reply))
+        self.let_go()
 
     # --- actor calls -------------------------------------------------------------------------------
 
@@ -319,6 +369,9 @@ class SimWorker(Process):
         **Process.HANDLERS,
         Run: on_run,
         Call: on_call,
+        GrantLease: on_grant,
+        LeasedRun: on_call,
+        EndLease: on_end_lease,
         Describe: on_describe,
         ExportFunction: on_export,
         JobContext: on_job,

@@ -46,6 +46,9 @@ class Config(NamedTuple):
     done_batch_max: int = 64
     """Finished tasks a worker gathers before it reports while it runs more."""
 
+    lease_idle_ns: int = 100_000_000
+    """A worker leased to a submitter is taken back once it was not used for this long; 0: no leases."""
+
     backlog_per_slot_max: int = 2
     """Tasks per worker slot kept before new ones are forwarded, in a cluster of several nodes."""
     workers_max: int = 512

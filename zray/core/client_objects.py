@@ -157,6 +157,11 @@ class ClientObjects:
         """Whether any handle is left."""
         return object_id in self.objects
 
+    def is_shared(self, object_id: bytes) -> bool:
+        """Whether the node knows of the object and that this process holds it."""
+        local = self.objects.get(object_id)
+        return local is not None and local.known
+
     def settle(self) -> None:
         """Put what was let go into the outbox; called before it is sent."""
         if self.unpinned:
@@ -205,6 +210,11 @@ class ClientObjects:
         if local.value is None:
             self._set_reply(object_id, local, value)
         self._satisfy(object_id, local)
+        self.drop(object_id)
+
+    def node_holds(self, object_id: bytes) -> None:
+        """What this process waited for itself comes from the node, which counts it as a holder now."""
+        self.objects[object_id].known = True
         self.drop(object_id)
 
     def _set_reply(self, object_id: bytes, local: LocalObject, value: Value) -> None:

@@ -16,6 +16,7 @@ from collections import deque
 
 from zray.config import Config
 from zray.core.actors import Actors
+from zray.core.leases import Leases
 from zray.core.lineage import Lineage
 from zray.core.machine import Address, Effect, invariant
 from zray.core.node_store import SEALED, NodeStore, ObjectEntry
@@ -37,6 +38,7 @@ from zray.protocol.messages import (
     ExportFunction,
     Forward,
     JobContext,
+    LeasedDone,
     ObjectReady,
     Place,
     Recall,
@@ -72,7 +74,7 @@ class LocalScheduler:
         node_id: of this node.
         global_scheduler: where tasks are forwarded; empty: nowhere (they wait and warn).
         config: limits.
-        store, references, pool, actors, lineage: the machines of the same node.
+        store, references, pool, actors, lineage, leases: the machines of the same node.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class LocalScheduler:
         pool: WorkerPool,
         actors: Actors,
         lineage: Lineage,
+        leases: Leases,
     ) -> None:
         self.out = out
         self.node_id = node_id
@@ -97,6 +100,7 @@ class LocalScheduler:
         self.pool = pool
         self.actors = actors
         self.lineage = lineage
+        self.leases = leases
         self.tasks: dict[bytes, TaskEntry] = {}
         self.woken: deque[TaskEntry] = deque()  # their last input was sealed in this batch
         self.ready: dict[int, TaskClass] = {}  # classes with ready tasks, by number
@@ -160,6 +164,8 @@ class LocalScheduler:
         if returns and all(entry.state == SEALED for entry in returns):
             return
         task = TaskEntry(spec, task_class, source)
+        if self.tasks:
+            self.leases.lone = 0
         self.tasks[spec.task_id] = task
         if task_class.descriptor.kind == ACTOR:
             returns[0].is_actor = True
@@ -295,6 +301,7 @@ class LocalScheduler:
             if not ready:
                 del self.ready[number]
         if self.ready:
+            self.leases.revoke()
             self._start_workers(now_ns)
 
     def _run_ahead(self, now_ns: int, task_class: TaskClass) -> None:
@@ -400,6 +407,31 @@ class LocalScheduler:
             self._actor_created(worker, task, message)
         elif not worker.queue:
             self.pool.vacate(now_ns, worker)
+            if not self.tasks:
+                self.leases.lone_task_done(now_ns, task, worker)
+
+    def leased_done(self, now_ns: int, source: Address, task_class: TaskClass, message: LeasedDone) -> None:
+        """A submitter tells of a task that it ran on a leased worker; its value is with the submitter."""
+        if task_class.ended:
+            return
+        self.now_ns = now_ns
+        self.finished += 1
+        self._learn_run_time(task_class, message.run_ns)
+        state = TASK_FAILED if message.failed else TASK_FINISHED
+        self._record(TaskEntry(message.spec, task_class, source), state, int(message.kept))
+
+    def leased_result(
+        self, now_ns: int, submitter: Address, task_class: TaskClass, message: LeasedDone, value: Value
+    ) -> None:
+        """A leased worker hands in a value that is for the node to keep: it is large or contains refs."""
+        if task_class.ended:
+            return
+        self.now_ns = now_ns
+        self._learn_run_time(task_class, message.run_ns)
+        task = TaskEntry(message.spec, task_class, submitter)
+        self._expect_returns(submitter, message.spec, task_class)
+        self.tasks[message.spec.task_id] = task
+        self._finish(task, (value,), TASK_FAILED if message.failed else TASK_FINISHED)
 
     def _learn_run_time(self, task_class: TaskClass, run_ns: int) -> None:
         """Exponential average of run times (paper, section 4.2.2)."""
@@ -516,6 +548,7 @@ class LocalScheduler:
         they run again, uncharged. Those behind it never started.
         """
         self.now_ns = now_ns
+        self.leases.worker_gone(worker, message)
         self.pool.remove(worker)
         queue = list(worker.queue.values())
         worker.queue.clear()

@@ -14,6 +14,7 @@ from zray.core import checks, reports
 from zray.core.actors import Actors
 from zray.core.extents import Extents
 from zray.core.identity import ClientEntry, NodeIdentity
+from zray.core.leases import Leases
 from zray.core.lineage import Lineage
 from zray.core.local_scheduler import Job, LocalScheduler, actor_of
 from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
@@ -22,7 +23,7 @@ from zray.core.references import References
 from zray.core.resources import ResourcePool, amounts_of
 from zray.core.table_writer import TableWriter
 from zray.core.worker_pool import Worker, WorkerPool
-from zray.ids import is_put, short
+from zray.ids import first_return_id, is_put, short
 from zray.protocol import faults
 from zray.protocol.documents import encode_value
 from zray.protocol.local_messages import ClientGone, ClientJoined, Spilled, SpillFailed, WorkerExited
@@ -57,6 +58,9 @@ from zray.protocol.messages import (
     Infeasible,
     JobContext,
     KillActor,
+    LeasedDone,
+    LeaseEnded,
+    LeaseReady,
     LetGo,
     NodeHello,
     NodeReport,
@@ -68,6 +72,7 @@ from zray.protocol.messages import (
     Refused,
     Release,
     Returned,
+    ReturnLease,
     Seal,
     ShardWelcome,
     Submit,
@@ -127,6 +132,7 @@ class Node:
             lineage_max=config.lineage_unacked_max,
         )
         self.actors = Actors(self.out, dead_max=config.finished_tasks_max, on_change=self._actor_changed)
+        self.leases = Leases(self.out, pool=self.pool, config=config)
         self.scheduler = LocalScheduler(
             self.out,
             node_id=identity.node_id,
@@ -137,6 +143,7 @@ class Node:
             pool=self.pool,
             actors=self.actors,
             lineage=self.lineage,
+            leases=self.leases,
         )
         self.now_ns = 0
         self.report_at_ns: int | None = 0
@@ -149,7 +156,7 @@ class Node:
         """The earliest wish of any machine of the node."""
         wishes = (
             self.scheduler.wake_at_ns, self.lineage.wake_at_ns, self.store.wake_at_ns, self.report_at_ns,
-            self.tables.wake_at_ns,
+            self.tables.wake_at_ns, self.leases.look_at_ns,
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -166,6 +173,7 @@ class Node:
         self.scheduler.on_tick(now_ns)
         self.lineage.flush_due(now_ns)
         self.tables.on_tick(now_ns)
+        self.leases.on_tick(now_ns)
         if self.store.wake_at_ns is not None and self.store.wake_at_ns <= now_ns:
             for entry in self.store.on_tick(now_ns):
                 self.references.free_if_unneeded(entry)
@@ -175,6 +183,7 @@ class Node:
     def check(self) -> None:
         """Every invariant of every machine of the node."""
         self.pool.check()
+        self.leases.check()
         self.store.check()
         self.references.check()
         self.actors.check()
@@ -247,6 +256,7 @@ class Node:
         if client.role == DRIVER:
             self.scheduler.end_job(now_ns, client.job_id)
             self.out.append((RUNTIME, ClientGone(address)))
+        self.leases.submitter_gone(address)
         self._break_promises(client)
         self.actors.client_gone(address)
         for entry in self.store.client_gone(address):
@@ -370,6 +380,40 @@ class Node:
         worker = self._worker(source)
         if worker is not None:
             self.scheduler.returned(worker, message)
+
+    # --- leases ----------------------------------------------------------------------------------
+
+    def on_leased_done(self, now_ns: int, source: Address, message: LeasedDone) -> None:
+        """A task that did not pass here ended: its submitter tells, or its worker hands in the value."""
+        client = self._known(source)
+        if client is None:
+            return
+        if message.value is not None:
+            self._leased_result(now_ns, source, message, message.value)
+            return
+        task_class = client.classes.get(message.spec.descriptor_id)
+        if task_class is not None:
+            self.leases.used(now_ns, source, message)
+            self.scheduler.leased_done(now_ns, source, task_class, message)
+
+    def _leased_result(self, now_ns: int, source: Address, message: LeasedDone, value: Value) -> None:
+        worker = self._worker(source)
+        client = None if worker is None else self.clients.get(self.leases.submitter_of(worker, message))
+        task_class = None if client is None else client.classes.get(message.spec.descriptor_id)
+        if client is not None and task_class is not None:
+            self.scheduler.leased_result(now_ns, client.address, task_class, message, value)
+        else:  # nobody waits for it
+            self.on_abort(now_ns, source, Abort(first_return_id(message.spec.task_id)))
+
+    def on_return_lease(self, now_ns: int, source: Address, message: ReturnLease) -> None:
+        """A submitter needs a worker no more."""
+        self.leases.on_return(now_ns, source, message)
+
+    def on_lease_answer(self, now_ns: int, source: Address, message: LeaseReady | LeaseEnded) -> None:
+        """A leased worker listens to its submitter, or does so no more."""
+        worker = self._worker(source)
+        if worker is not None:
+            self.leases.on_answer(now_ns, worker, message)
 
     # --- objects ---------------------------------------------------------------------------------
 
@@ -625,6 +669,10 @@ Node.HANDLERS = {
     Blocked: Node.on_blocked,
     Unblocked: Node.on_unblocked,
     Returned: Node.on_returned,
+    LeasedDone: Node.on_leased_done,
+    ReturnLease: Node.on_return_lease,
+    LeaseReady: Node.on_lease_answer,
+    LeaseEnded: Node.on_lease_answer,
     Get: Node.on_get,
     Acquire: Node.on_acquire,
     HoldFor: Node.on_hold_for,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from zray.core.node_store import SEALED
 from zray.core.resources import amounts_of
-from zray.core.worker_pool import DEDICATED, IDLE, STARTING
+from zray.core.worker_pool import DEDICATED, IDLE, LEASED, STARTING
 from zray.protocol.documents import encode_report
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _node(node: Node) -> dict[str, Any]:
 
 
 def _workers(node: Node) -> list[dict[str, Any]]:
-    names = {STARTING: "starting", IDLE: "idle", DEDICATED: "actor"}
+    names = {STARTING: "starting", IDLE: "idle", DEDICATED: "actor", LEASED: "leased"}
     rows = []
     for worker in list(node.pool.workers.values())[:ROWS_MAX]:
         client = node.clients.get(worker.worker_id)

@@ -19,7 +19,7 @@ from zray.protocol.messages import (
     Submit,
 )
 
-STARTING, IDLE, BUSY, DEDICATED = 0, 1, 2, 3
+STARTING, IDLE, BUSY, DEDICATED, LEASED = 0, 1, 2, 3, 4
 NO_JOB = b""
 
 
@@ -27,7 +27,8 @@ class TaskClass:
     """The tasks of one job with one descriptor: same code, same demand, same expected run time."""
 
     __slots__ = (
-        "cpus", "demand", "descriptor", "ended", "job_id", "may_run_ahead", "number", "ready", "run_ns",
+        "cpus", "demand", "descriptor", "ended", "job_id", "leasable", "may_run_ahead", "number", "ready",
+        "run_ns",
     )  # fmt: skip
 
     def __init__(self, descriptor: Describe, job_id: bytes, number: int) -> None:
@@ -42,6 +43,7 @@ class TaskClass:
         # Behind a task that must not run twice nobody queues: if the worker dies, what was not
         # reported might have run.
         self.may_run_ahead = descriptor.kind != ACTOR and descriptor.max_retries != 0
+        self.leasable = self.may_run_ahead and descriptor.num_returns == 1 and not descriptor.retry_exceptions
 
 
 class TaskEntry:
@@ -53,8 +55,9 @@ class TaskEntry:
         self.spec = spec
         self.task_class = task_class
         self.submitter = submitter
-        self.attempt = 0
-        self.retries_left = task_class.descriptor.max_retries
+        self.attempt = spec.attempt
+        retries = task_class.descriptor.max_retries
+        self.retries_left = retries if retries < 0 else max(0, retries - spec.attempt)
         self.unmet = 0  # dependencies that are not sealed yet
         self.alone = False  # its worker died: no run-ahead with it, so that blame is exact
         self.hops = 0
@@ -158,6 +161,22 @@ class WorkerPool:
         del self.busy[worker.worker_id]
         worker.state = DEDICATED
         worker.actor_id = actor_id
+
+    def lease(self, now_ns: int, worker: Worker, task_class: TaskClass) -> bool:
+        """An idle worker is for one submitter from now on and holds what its tasks need, if it can."""
+        if worker.state != IDLE or worker.doomed or not self.resources.fits(task_class.demand):
+            return False
+        self._forget_idle(worker)
+        self.occupy(now_ns, worker, task_class)
+        del self.busy[worker.worker_id]
+        worker.state = LEASED
+        return True
+
+    def end_lease(self, now_ns: int, worker: Worker) -> None:
+        """Take :meth:`lease` back."""
+        self._give_back(worker)
+        worker.task_class = None
+        self._to_idle(now_ns, worker)
 
     def vacate(self, now_ns: int, worker: Worker) -> None:
         """A worker has nothing left to do."""

@@ -98,6 +98,7 @@ class Submit(Message, frozen=True, tag=5):
     args: bytes
     deps: tuple[bytes, ...] = ()  # objects whose values the task gets
     borrowed: tuple[bytes, ...] = ()  # refs pickled inside args: kept alive until the task ends
+    attempt: int = 0  # a lease was lost with the attempts before it, which may have run
 
 
 class Get(Message, frozen=True, tag=6):
@@ -202,6 +203,16 @@ class LetGo(Message, frozen=True, tag=19):
     actor_id: bytes
 
 
+class LeasedReply(Message, frozen=True, tag=211):
+    """Worker to the submitter: a task of the lease ended with a small value that contains no refs."""
+
+    lease_id: int
+    task_id: bytes
+    value: Value
+    run_ns: int
+    failed: bool = False
+
+
 class TaskDone(Message, frozen=True, tag=20):
     """Worker: the attempt ended with these values (user errors included)."""
 
@@ -228,6 +239,39 @@ class Returned(Message, frozen=True, tag=23):
     """Worker: these tasks were sent to it and not started; it will not start them."""
 
     task_ids: tuple[bytes, ...]
+
+
+class LeasedDone(Message, frozen=True, tag=24):
+    """A task of a lease ended: its record, and from the worker its value for the node to keep.
+
+    The submitter sends it later, without a value: that stays with it, or follows as ``Publish`` if ``kept``.
+    """
+
+    lease_id: int
+    spec: Submit
+    run_ns: int
+    failed: bool
+    kept: bool = True  # the submitter still refers to the return object
+    value: Value | None = None
+
+
+class ReturnLease(Message, frozen=True, tag=25):
+    """Submitter: it needs a lease no more, and nothing that it sent with it is unanswered."""
+
+    lease_id: int
+
+
+class LeaseReady(Message, frozen=True, tag=26):
+    """Worker: it listens to the submitter it is leased to."""
+
+    lease_id: int
+
+
+class LeaseEnded(Message, frozen=True, tag=27):
+    """Worker: it takes no more tasks with this lease. ``last`` is its latest reply, if there was any."""
+
+    lease_id: int
+    last: LeasedReply | None = None
 
 
 # --- node -> driver or worker -------------------------------------------------------------------
@@ -340,6 +384,35 @@ class JobContext(Message, frozen=True, tag=63):
 
 
 # --- node -> GCS shard ---------------------------------------------------------------------------
+
+
+class GrantLease(Message, frozen=True, tag=80):
+    """Worker: take tasks straight from a submitter, until the lease ends."""
+
+    lease_id: int
+
+
+class EndLease(Message, frozen=True, tag=81):
+    """Worker: say ``LeaseEnded`` once the task that it runs is over."""
+
+    lease_id: int
+
+
+class Lease(Message, frozen=True, tag=82):
+    """Submitter: send lone tasks of this kind straight to this worker, one at a time."""
+
+    lease_id: int
+    descriptor_id: bytes
+    address: bytes
+    endpoint: str
+
+
+class LeaseGone(Message, frozen=True, tag=83):
+    """Submitter: the lease is over. What was sent with it did not run, except ``last`` or ``running``."""
+
+    lease_id: int
+    last: LeasedReply | None = None
+    running: bytes = b""  # the task during which the worker was lost
 
 
 class TaskRecord(Message, frozen=True):
@@ -575,14 +648,25 @@ class Reply(Message, frozen=True, tag=201):
     values: tuple[Value, ...]
 
 
+# --- submitter <-> the worker that is leased to it -------------------------------------------------
+
+
+class LeasedRun(Message, frozen=True, tag=210):
+    """Run a task. The next one is sent once this one is answered."""
+
+    lease_id: int
+    spec: Submit
+
+
 FromClient = (
     Hello | Goodbye | Describe | ExportFunction | Submit | Get | Acquire | Release | Unpin | Publish
     | Promise | Create | Seal | Abort | WatchActor | KillActor | Query | HoldFor | LetGo | TaskDone
-    | Blocked | Unblocked | Returned
+    | Blocked | Unblocked | Returned | LeasedDone | ReturnLease | LeaseReady | LeaseEnded
 )  # fmt: skip
 ToClient = (
     Welcome | Refused | ObjectReady | Created | CreateFailed | ActorState | Warn | Credit | Acked
-    | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction
+    | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction | GrantLease | EndLease | Lease
+    | LeaseGone
 )  # fmt: skip
 ToShard = (
     NodeHello | RecordTasks | ReleaseLineage | TablePut | TableGet | TableCas | TableDelete
@@ -591,7 +675,7 @@ ToShard = (
 FromShard = ShardWelcome | Recorded | TableReply | TableChanged | TablePage | Refused
 ToGlobal = NodeReport | Forward | Withdraw
 FromGlobal = Place | Infeasible
-Direct = Call | Reply
+Direct = Call | Reply | LeasedRun | LeasedReply
 
 ToNode = FromClient | FromShard | FromGlobal
 ToGcs = ToShard | ToGlobal

@@ -23,6 +23,7 @@ from zray import ids
 from zray.config import Config
 from zray.core.actor_calls import ActorCalls
 from zray.core.client_objects import ClientObjects
+from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import Address
 from zray.errors import (
     ClusterUnavailableError,
@@ -56,6 +57,9 @@ from zray.protocol.messages import (
     Hello,
     HoldFor,
     KillActor,
+    Lease,
+    LeasedReply,
+    LeaseGone,
     ObjectReady,
     Query,
     Refused,
@@ -96,6 +100,7 @@ class Client(NodeLink):
         self.pid = os.getpid()
         self.objects = ClientObjects(self.out, node=node)
         self.calls = ActorCalls(self.out, node=node)
+        self.leased = LeasedTasks(self.out, node=node, objects=self.objects)
         self.dropped: deque[bytes] = deque()  # refs that died, in any thread, also inside the collector
         self.unpinned: deque[bytes] = deque()
         self.root_task = root_task
@@ -112,8 +117,11 @@ class Client(NodeLink):
         self.welcome: Welcome | None = None
         self._io: ObjectIO | None = None
         self.handlers = {
-            ObjectReady: lambda _source, message: self.objects.on_ready(message),
+            ObjectReady: self._on_ready,
             Reply: self._on_reply,
+            Lease: self._on_lease,
+            LeasedReply: lambda _source, message: self.leased.on_reply(message),
+            LeaseGone: self._on_lease_gone,
             ActorState: self._on_actor_state,
             Created: lambda _source, message: self._answer(message.object_id, message),
             CreateFailed: lambda _source, message: self._answer(message.object_id, message),
@@ -153,6 +161,7 @@ class Client(NodeLink):
                 return
             self._closed = True
             if self._broken is None:
+                self.leased.settle()
                 self.out.append((self.node, Goodbye()))
                 self._send_all()
         self.interrupts.remove()
@@ -226,8 +235,10 @@ class Client(NodeLink):
                 self._share(deps)
             if borrowed:
                 self._share(borrowed)
-            self.objects.expect(returns)
             spec = Submit(task_id, self.context_task, descriptor.descriptor_id, data, deps, borrowed)
+            if self.leased.leases and not deps and not borrowed and self._run_on_lease(spec):
+                return task_id, returns
+            self.objects.expect(returns)
             self.out.append((self.node, spec))
             if stored_args:
                 self.objects.drop(stored_args)
@@ -236,6 +247,17 @@ class Client(NodeLink):
         if self._window <= self._window_floor:
             self._wait_for_credit()
         return task_id, returns
+
+    def _run_on_lease(self, spec: Submit) -> bool:
+        """Send a lone task straight to a worker that is leased for its kind, if one is free. Lock held."""
+        lease = self.leased.free_for(spec.descriptor_id)
+        if lease is None:
+            return False
+        self.leased.run(lease, spec)
+        self._check_usable()
+        self._send_all()
+        self.duty.note_activity()
+        return True
 
     def _wait_for_credit(self) -> None:
         """Go on when the node has room, or after a while with one batch more.
@@ -291,6 +313,8 @@ class Client(NodeLink):
     def _share(self, object_ids: Sequence[bytes]) -> None:
         """Refs to these leave the process. Lock held; raises like :meth:`_check_known`."""
         self._check_known(object_ids)
+        if self.leased.ended:  # the node hears of a task before it hears of its value
+            self.leased.settle()
         self.objects.share(object_ids)
 
     def _check_known(self, object_ids: Sequence[bytes]) -> None:
@@ -453,6 +477,9 @@ class Client(NodeLink):
     def query(self, what: str, timeout_s: float = 10.0) -> bytes:
         """A report of the node, as JSON."""
         with self.lock:
+            self.leased.settle()
+            for address in self.leased.return_idle():  # a lease that is not in use is nothing to report
+                self.transport.disconnect(address)
             token = self._next_token()
             self._expect_answer(token, Query(token, what))
         answer: Answer = self._await_answer(token, timeout_s)
@@ -480,6 +507,20 @@ class Client(NodeLink):
             del self._replies[key]
 
     # --- what arrives ----------------------------------------------------------------------------
+
+    def _on_ready(self, source: Address, message: ObjectReady) -> None:
+        self.objects.on_ready(message)
+        if self.leased.under_way:
+            self.leased.on_value_at_node(message.object_id)
+
+    def _on_lease(self, source: Address, message: Lease) -> None:
+        self.transport.connect(message.address, message.endpoint)
+        self.leased.on_lease(message)
+
+    def _on_lease_gone(self, source: Address, message: LeaseGone) -> None:
+        address = self.leased.on_gone(message)
+        if address is not None:
+            self.transport.disconnect(address)
 
     def _on_reply(self, source: Address, message: Reply) -> None:
         call = self.calls.on_reply(message)
@@ -534,6 +575,8 @@ class Client(NodeLink):
         dropped, objects = self.dropped, self.objects
         while dropped:
             objects.drop(dropped.popleft())
+        if self.leased.due:
+            self.leased.settle()
         unpinned = self.unpinned
         while unpinned:
             objects.unpinned.append(unpinned.popleft())
@@ -545,8 +588,16 @@ class Client(NodeLink):
 
     def before_sending(self) -> None:
         """Refs that died are let go with the next batch. Lock held."""
-        if self.dropped or self.unpinned or self.objects.released or self.objects.unpinned:
+        objects = self.objects
+        if self.dropped or self.unpinned or objects.released or objects.unpinned or self.leased.due:
             self.settle()
+
+    def do_idle_duty(self) -> None:
+        """What had time has time now: the node hears of the tasks that it did not see."""
+        if self.leased.ended:
+            self.settle()
+            self.leased.settle()
+        super().do_idle_duty()
 
 
 def error_of(value: Value, load_error: Callable[[bytes], BaseException]) -> BaseException | None:

@@ -77,6 +77,9 @@ class IdleDuty:
 
     def _sleep(self) -> None:
         """A user thread waits at the socket: nothing to do here until it leaves."""
+        with self._link.lock:
+            if not self._closed and not self._link._closed:
+                self._link.do_idle_duty()
         self._alarm.clear()
         self._asleep = True
         if time.monotonic_ns() - self._active_ns > self._linger_ns and not self._closed:

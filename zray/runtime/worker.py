@@ -36,10 +36,17 @@ from zray.protocol.messages import (
     Blocked,
     Call,
     Describe,
+    EndLease,
     Exit,
     ExportFunction,
+    GrantLease,
     Hello,
     JobContext,
+    LeasedDone,
+    LeasedReply,
+    LeasedRun,
+    LeaseEnded,
+    LeaseReady,
     Recall,
     Reply,
     Returned,
@@ -98,7 +105,9 @@ class WorkerProcess:
         self.config = config
         self.client = Client(worker_id, node_id, root_task=ids.NIL_ID, config=config, role=WORKER)
         self.runs: deque[Run] = deque()
-        self.calls: deque[tuple[Address, Call]] = deque()
+        self.calls: deque[tuple[Address, Call | LeasedRun | EndLease]] = deque()
+        self.lease_id = 0  # of the submitter that this worker is leased to, or was at last
+        self.last_reply: LeasedReply | None = None
         self.functions = FunctionTable()
         self.descriptors: dict[bytes, Describe] = {}
         self.actor: Any = None
@@ -116,6 +125,9 @@ class WorkerProcess:
             {
                 Run: lambda _source, message: self.runs.append(message),
                 Call: self._on_call,
+                GrantLease: self._on_grant,
+                LeasedRun: self._on_call,
+                EndLease: lambda source, message: self.calls.append((source, message)),
                 Describe: self._on_describe,
                 ExportFunction: self._on_export,
                 JobContext: self._on_job,
@@ -132,8 +144,7 @@ class WorkerProcess:
             if self.runs:
                 self._run_task(self.runs.popleft())
             elif self.calls:
-                source, call = self.calls.popleft()
-                self._run_call(source, call)
+                self._serve(*self.calls.popleft())
             self._send_if_due()
         client.close()
         return 0
@@ -162,7 +173,14 @@ class WorkerProcess:
 
     # --- what the node says; called with the client's lock held ------------------------------------
 
-    def _on_call(self, source: Address, message: Call) -> None:
+    def _on_grant(self, source: Address, message: GrantLease) -> None:
+        if not self.client.servers:
+            self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
+        self.lease_id = message.lease_id
+        self.last_reply = None
+        self.client.out.append((self.client.node, LeaseReady(message.lease_id)))
+
+    def _on_call(self, source: Address, message: Call | LeasedRun) -> None:
         self.client.routes[source] = self.client.servers[0]
         self.calls.append((source, message))
 
@@ -217,6 +235,14 @@ class WorkerProcess:
     # --- tasks -------------------------------------------------------------------------------------
 
     def _run_task(self, run: Run) -> None:
+        result, values, run_ns, failed = self._attempt(run)
+        with self.client.lock:
+            done = TaskDone(run.task_id, run.attempt, values, run_ns, failed)
+            self.client.out.append((self.client.node, done))
+        del result  # not before its message is in the outbox: what it holds must not be let go before
+
+    def _attempt(self, run: Run) -> tuple[Any, tuple[Value, ...], int, bool]:
+        """Run a task: (its result, the values of its return objects, run time, whether it failed)."""
         descriptor = self.descriptors[run.descriptor_id]
         client = self.client
         self.cell[:] = run.task_id
@@ -224,7 +250,7 @@ class WorkerProcess:
         client.set_context(run.task_id)
         started_ns = time.perf_counter_ns()
         failed = False
-        result = None  # lives until its message is in the outbox: what it holds must not be let go before
+        result = None
         try:
             result, values = self._execute(run, descriptor)
         except BaseException as error:
@@ -234,10 +260,7 @@ class WorkerProcess:
             )
         run_ns = time.perf_counter_ns() - started_ns
         self.current = ids.NIL_ID
-        with client.lock:
-            done = TaskDone(run.task_id, run.attempt, values, run_ns, failed)
-            client.out.append((client.node, done))
-        del result
+        return result, values, run_ns, failed
 
     def _execute(self, run: Run, descriptor: Describe) -> tuple[Any, tuple[Value, ...]]:
         try:
@@ -249,7 +272,8 @@ class WorkerProcess:
         result = self._call(function, args, kwargs)
         if descriptor.kind == ACTOR:
             self.actor, self.actor_name = result, descriptor.name
-            self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
+            if not self.client.servers:
+                self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
             return None, (Value(INLINE, dump(None).to_bytes()),)
         return result, self._pack(run.task_id, descriptor.name, descriptor.num_returns, result)
 
@@ -356,6 +380,39 @@ class WorkerProcess:
             small.add_note(f"the {type(error).__name__} itself takes {len(data)} bytes and was left out")
             data = dump_error(small)
         return (Value(ERROR, data),) * count
+
+    # --- direct calls --------------------------------------------------------------------------------
+
+    def _serve(self, source: Address, message: Call | LeasedRun | EndLease) -> None:
+        if isinstance(message, Call):
+            self._run_call(source, message)
+        elif isinstance(message, LeasedRun):
+            if message.lease_id == self.lease_id:  # else it crossed the end of its lease, and runs elsewhere
+                self._run_leased(source, message)
+        elif message.lease_id == self.lease_id:
+            self._end_lease()
+
+    def _end_lease(self) -> None:
+        with self.client.lock:
+            ended = LeaseEnded(self.lease_id, self.last_reply)
+            self.client.out.append((self.client.node, ended))
+        self.lease_id, self.last_reply = 0, None
+
+    def _run_leased(self, source: Address, message: LeasedRun) -> None:
+        """A task straight from its submitter. Only a small value without refs goes straight back."""
+        spec = message.spec
+        run = Run(spec.task_id, spec.attempt, spec.descriptor_id, spec.args)
+        result, (value,), run_ns, failed = self._attempt(run)
+        client = self.client
+        with client.lock:
+            if value.kind == EXTENT or value.contained:
+                self.last_reply = None
+                done = LeasedDone(message.lease_id, spec, run_ns, failed, True, value)
+                client.out.append((client.node, done))
+            else:
+                self.last_reply = LeasedReply(message.lease_id, spec.task_id, value, run_ns, failed)
+                client.out.append((source, self.last_reply))
+        del result
 
     # --- actor calls -------------------------------------------------------------------------------
 
