@@ -34,6 +34,8 @@ RATES = {
     "worker_start_failure": 0.2, "worker_start_hang": 0.05,
 }  # fmt: skip
 """Up to how often each nemesis strikes in the swarm."""
+LONE_SHARE = 0.15
+"""Of this many seeds the workload is ``lone``, drawn apart so that the others are what they were before."""
 SHRINK_RUNS_MAX = 60
 
 
@@ -53,7 +55,9 @@ def scenario_of(seed: int) -> Scenario:
         present, share = random.random() < 0.35, random.random()
         if present:
             rates[name] = round(most * share * share, 4)
-    kind: Any = random.choice([name for name in KINDS if name != "empty"])
+    kind: Any = random.choice([name for name in KINDS if name not in ("empty", "lone")])
+    if stream(seed, "swarm/lone").random() < LONE_SHARE:
+        kind = "lone"
     pressed = kind in ("memory_pressure", "shuffle", "references", "mixed")
     cluster = ClusterPart(
         nodes=random.choice((1, 1, 1, 2)),

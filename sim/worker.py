@@ -38,7 +38,6 @@ from zray.protocol.messages import (
     EndLease,
     Exit,
     ExportFunction,
-    GrantLease,
     Hello,
     JobContext,
     LeasedDone,
@@ -46,6 +45,7 @@ from zray.protocol.messages import (
     LeasedRun,
     LeaseEnded,
     LeaseReady,
+    PrepareLease,
     Recall,
     Reply,
     Returned,
@@ -70,7 +70,7 @@ class SimWorker(Process):
         self.slot = slot
         self.runs: deque[Run] = deque()
         self.waiting_calls: deque[tuple[Address, Call | LeasedRun | EndLease]] = deque()
-        self.lease_id = 0  # of the submitter that this worker is leased to, or was at last
+        self.ended_lease = 0
         self.last_reply: LeasedReply | None = None
         self.functions: dict[bytes, bytes] = {}
         self.kinds: dict[bytes, Describe] = {}
@@ -139,11 +139,10 @@ class SimWorker(Process):
                 self.host.memory.look(self.address, ready.object_id, ready.value)
         self.runs.append(message)
 
-    def on_grant(self, source: Address, message: GrantLease) -> None:
-        """A submitter may send tasks from now on."""
+    def on_prepare_lease(self, source: Address, message: PrepareLease) -> None:
+        """Submitters may send tasks from now on."""
         self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
-        self.lease_id, self.last_reply = message.lease_id, None
-        self.out.append((self.node, LeaseReady(message.lease_id)))
+        self.out.append((self.node, LeaseReady()))
 
     def on_end_lease(self, source: Address, message: EndLease) -> None:
         """After what is here."""
@@ -312,11 +311,13 @@ class SimWorker(Process):
         if isinstance(message, Call):
             yield from self._run_call(source, message)
         elif isinstance(message, LeasedRun):
-            if message.lease_id == self.lease_id:
+            if message.lease_id > self.ended_lease:
                 yield from self._run_leased(source, message)
-        elif message.lease_id == self.lease_id:
-            self.out.append((self.node, LeaseEnded(self.lease_id, self.last_reply)))
-            self.lease_id, self.last_reply = 0, None
+        else:
+            last, self.last_reply = self.last_reply, None
+            self.ended_lease = message.lease_id
+            same = last is not None and last.lease_id == message.lease_id
+            self.out.append((self.node, LeaseEnded(message.lease_id, last if same else None)))
 
     def _run_leased(self, source: Address, message: LeasedRun) -> Steps:
         spec = message.spec
@@ -369,7 +370,7 @@ class SimWorker(Process):
         **Process.HANDLERS,
         Run: on_run,
         Call: on_call,
-        GrantLease: on_grant,
+        PrepareLease: on_prepare_lease,
         LeasedRun: on_call,
         EndLease: on_end_lease,
         Describe: on_describe,

@@ -319,6 +319,48 @@ def ordered_log(work: WorkloadPart, random: Random) -> Program:
     return (yield Fetch([last]))[0]
 
 
+def lone(work: WorkloadPart, random: Random) -> Program:
+    """One task after the other, each waited for: what a lease is for, and everything that disturbs one."""
+    seen: list[Any] = []
+    for number in range(work.tasks):
+        game = random.randrange(10)
+        if game == 0:  # too large to come straight back, or with a ref inside
+            size = work.object_kib * 1024
+            function, args = random.choice((("make_blob", (size, number, 0)), ("put_inside", (number, size))))
+            box = yield Spawn(function, args, 1, work.retries)
+            seen.append((yield from _look_into(box)))
+        elif game == 1:  # its ref leaves before it ends, and once more after
+            ref = yield Spawn("add_all", (_duration(work, random), number), 1, work.retries)
+            further = yield Spawn("merge", (ref,), 1, work.retries)
+            seen += yield Fetch([further, ref])
+            yield Forget([ref, further])
+        elif game == 2:  # the same kind, while one is under way
+            pair = []
+            for _ in range(2):
+                pair.append((yield Spawn("add_all", (_duration(work, random), number), 1, work.retries)))
+            seen += yield Fetch(pair)
+            yield Forget(pair)
+        elif game == 3:  # nobody waits for it
+            yield Forget([(yield Spawn("add_all", (0, number), 1, work.retries))])
+        else:
+            ref = yield Spawn("add_all", (_duration(work, random), number), 1, work.retries)
+            seen += yield Fetch([ref])
+            yield Forget([ref])
+    return seen
+
+
+def _look_into(box: Ref) -> Program:
+    (value,) = yield Fetch([box])
+    yield Forget([box])
+    if isinstance(value, Blob):
+        return value.tag
+    (inner,) = value
+    opened = yield Spawn("merge", (1,))
+    (one,) = yield Fetch([opened])
+    yield Forget([opened, inner])
+    return one
+
+
 def heavy_tail(work: WorkloadPart, random: Random) -> Program:
     """Mostly short tasks, some a thousand times longer: queued ones must not wait behind those."""
 
@@ -411,7 +453,7 @@ KINDS: dict[str, Callable[[WorkloadPart, Random], Program]] = {
     function.__name__: function
     for function in (
         empty, chain, tree, fan_out, random_dag, shuffle, counter, ordered_log, heavy_tail, memory_pressure,
-        references, mixed,
+        references, mixed, lone,
     )
 }  # fmt: skip
 

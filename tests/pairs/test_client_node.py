@@ -20,6 +20,7 @@ from zray.core.actor_calls import ActorCalls
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.client_objects import ClientObjects
 from zray.core.identity import NodeIdentity
+from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import DISK, RUNTIME, WORKER_POOL, Effect, pump
 from zray.core.node import Node
 from zray.protocol.codec import decode_for_node, decode_for_process, encode_batch
@@ -41,11 +42,20 @@ from zray.protocol.messages import (
     Create,
     Created,
     Describe,
+    EndLease,
     Exit,
     ExportFunction,
     Hello,
     HoldFor,
+    Lease,
+    LeasedDone,
+    LeasedReply,
+    LeasedRun,
+    LeaseEnded,
+    LeaseGone,
+    LeaseReady,
     ObjectReady,
+    PrepareLease,
     Recall,
     Reply,
     Returned,
@@ -66,7 +76,7 @@ S = 1_000_000_000
 PLAIN = Describe(b"plain".ljust(16), FUNCTION, "plain", 1, (("CPU", 10_000),), 3)
 PAIR = Describe(b"pair".ljust(16), FUNCTION, "pair", 2, (), 3)
 ACTOR_CLASS = Describe(b"actor".ljust(16), FUNCTION, "Actor", 1, (), 0, ACTOR)
-OPS = (*("put", "submit", "get") * 2, *("call", "drop") * 4, "store", "create_actor")
+OPS = (*("put", "submit", "get") * 2, *("call", "drop") * 4, "store", "create_actor", "alone")
 
 Program = Iterator[Callable[[], bool]]
 """Yields what it waits for: it goes on once the function answers true."""
@@ -94,6 +104,7 @@ class Peer:
         self.out: list[Effect] = []
         self.objects = ClientObjects(self.out, node=NODE)
         self.calls = ActorCalls(self.out, node=NODE)
+        self.leased = LeasedTasks(self.out, node=NODE, objects=self.objects)
         self.handles: list[bytes] = []
         self.actors: list[bytes] = []  # handles of actors
         self.needs: dict[bytes, tuple[bytes, ...]] = {}
@@ -109,6 +120,9 @@ class Peer:
     # --- the runtime -------------------------------------------------------------------------------
 
     def flush(self) -> None:
+        if self.random.random() < 0.3:
+            self.leased.settle()
+        self.leased.check()
         self.objects.settle()
         self.objects.check()
         self.calls.check()
@@ -129,6 +143,13 @@ class Peer:
     def hear(self, source: bytes, message: Any) -> None:
         if isinstance(message, ObjectReady):
             self.objects.on_ready(message)
+            self.leased.on_value_at_node(message.object_id)
+        elif isinstance(message, Lease):
+            self.leased.on_lease(message)
+        elif isinstance(message, LeasedReply):
+            self.leased.on_reply(message)
+        elif isinstance(message, LeaseGone):
+            self.leased.on_gone(message)
         elif isinstance(message, Reply):
             call = self.calls.on_reply(message)
             assert call is not None
@@ -164,6 +185,10 @@ class Peer:
         count = self.random.randrange(most + 1)
         return tuple(self.random.choice(self.handles) for _ in range(count)) if self.handles else ()
 
+    def share(self, object_ids: tuple[bytes, ...]) -> None:
+        self.leased.settle()
+        self.objects.share(object_ids)
+
     def put(self) -> None:
         object_id = self.next_put()
         self.objects.keep(object_id, Value(INLINE, object_id, 0, 0, self.pick()))
@@ -172,7 +197,7 @@ class Peer:
     def store(self) -> Program:
         object_id, contained = self.next_put(), self.pick()
         yield from self.write(object_id, contained)
-        self.objects.share(contained)
+        self.share(contained)
         self.out.append((NODE, Seal(object_id, contained)))
         self.objects.stored(object_id)
         self.handles.append(object_id)
@@ -187,18 +212,23 @@ class Peer:
         yield self.answered(object_id)
         self.world.write(object_id, self.answers.pop(object_id))
 
-    def submit(self, kind: Describe) -> None:
+    def submit(self, kind: Describe, alone: bool = False) -> None:
         if kind.descriptor_id not in self.described:
             self.described[kind.descriptor_id] = None
             self.out += [(NODE, ExportFunction(FUNCTION, b"code")), (NODE, kind)]
         task_id = self.next_task()
-        deps, borrowed = (self.pick(), self.pick()) if kind.kind == TASK else ((), ())
-        self.objects.share(deps)
-        self.objects.share(borrowed)
+        deps, borrowed = (self.pick(), self.pick()) if kind.kind == TASK and not alone else ((), ())
+        self.share(deps)
+        self.share(borrowed)
         returns = ids.return_ids(task_id, kind.num_returns)
-        self.objects.expect(returns)
         spec = Submit(task_id, self.root, kind.descriptor_id, b"".join(borrowed), deps, borrowed)
-        self.out.append((NODE, spec))
+        lease = None if deps or borrowed else self.leased.free_for(kind.descriptor_id)
+        if lease is not None:
+            self.leased.run(lease, spec)
+            self.world.leased += 1
+        else:
+            self.objects.expect(returns)
+            self.out.append((NODE, spec))
         (self.actors if kind.kind == ACTOR else self.handles).extend(returns)
 
     def call(self) -> None:
@@ -208,7 +238,7 @@ class Peer:
         actor_id = ids.producer_of(handle)
         task_id, deps, borrowed = self.next_task(), self.pick(), self.pick()
         needs = self.needs[task_id] = (handle, *deps, *borrowed)
-        self.objects.share(needs)
+        self.share(needs)
         for object_id in needs:
             self.objects.hold(object_id)
         returns = ids.return_ids(task_id, self.random.randrange(3))
@@ -241,6 +271,13 @@ class Peer:
             self.world.read(object_id, value)
             self.objects.unpinned.append(object_id)
 
+    def alone(self) -> Program:
+        """One task after the other: after a few the node leases a worker."""
+        for _ in range(12):
+            self.submit(PLAIN, alone=True)
+            if self.random.random() < 0.95:
+                yield from self.get(self.handles[-1])
+
     def drop_one(self) -> None:
         if self.handles:
             self.objects.drop(self.handles.pop(self.random.randrange(len(self.handles))))
@@ -265,6 +302,8 @@ class Peer:
                 self.submit(ACTOR_CLASS)
             elif op == "call" and isinstance(self, Driver):
                 self.call()
+            elif op == "alone" and isinstance(self, Driver):
+                yield from self.alone()
             elif op == "get" and self.handles and self.may_get:
                 yield from self.get(self.random.choice(self.handles))
             elif op == "drop":
@@ -297,7 +336,9 @@ class PlayedWorker(Peer):
         super().__init__(world, address, ids.NIL_ID)
         self.out.append((NODE, Hello(PROTOCOL_VERSION, WORKER, 1, ids.NIL_ID, "ipc://w")))
         self.runs: deque[Run] = deque()
-        self.incoming: deque[tuple[bytes, Call]] = deque()
+        self.incoming: deque[tuple[bytes, Call | LeasedRun | EndLease]] = deque()
+        self.ended_lease = 0
+        self.last_reply: LeasedReply | None = None
         self.kinds: dict[bytes, Describe] = {}
         self.exiting = False
         self.program = self.main()
@@ -307,8 +348,10 @@ class PlayedWorker(Peer):
             self.runs.append(message)
         elif isinstance(message, Describe):
             self.kinds[message.descriptor_id] = message
-        elif isinstance(message, Call):
+        elif isinstance(message, Call | LeasedRun | EndLease):
             self.incoming.append((source, message))
+        elif isinstance(message, PrepareLease):
+            self.out.append((NODE, LeaseReady()))
         elif isinstance(message, Recall):
             self.give_back()
         elif isinstance(message, Exit):
@@ -329,7 +372,7 @@ class PlayedWorker(Peer):
             if self.runs:
                 yield from self.run_task(self.runs.popleft())
             elif self.incoming:
-                yield from self.run_call(*self.incoming.popleft())
+                yield from self.serve(*self.incoming.popleft())
             else:
                 self.drop_all()
                 return
@@ -339,6 +382,41 @@ class PlayedWorker(Peer):
         self.out.append((NODE, Blocked(self.root)))
         yield from super().get(object_id)
         self.out.append((NODE, Unblocked(self.root)))
+
+    def serve(self, source: bytes, message: Call | LeasedRun | EndLease) -> Program:
+        if isinstance(message, Call):
+            yield from self.run_call(source, message)
+        elif isinstance(message, LeasedRun):
+            if message.lease_id > self.ended_lease:
+                yield from self.run_leased(source, message)
+        else:
+            last, self.last_reply = self.last_reply, None
+            self.ended_lease = message.lease_id
+            same = last is not None and last.lease_id == message.lease_id
+            self.out.append((NODE, LeaseEnded(message.lease_id, last if same else None)))
+
+    def run_leased(self, source: bytes, message: LeasedRun) -> Program:
+        self.root, self.counter = message.spec.task_id, 0
+        yield from self.some_ops(self.random.randrange(3))
+        values: list[Value] = []
+        yield from self.pack(ids.first_return_id(self.root), b"", values)
+        (value,) = values
+        self.last_reply = None
+        if value.kind == EXTENT or value.contained:
+            done = LeasedDone(message.lease_id, message.spec, MS, False, True, value)
+            self.out.append((NODE, done))
+        else:
+            self.last_reply = LeasedReply(message.lease_id, self.root, value, MS)
+            self.out.append((source, self.last_reply))
+        self.let_go_of(values)
+        self.drop_all()
+
+    def let_go_of(self, values: list[Value]) -> None:
+        """What a large value contains was held while it was written."""
+        for value in values:
+            if value.kind == EXTENT:
+                for inner in value.contained:
+                    self.objects.drop(inner)
 
     def run_task(self, run: Run) -> Program:
         self.root, self.counter = run.task_id, 0
@@ -354,10 +432,7 @@ class PlayedWorker(Peer):
             for object_id in ids.return_ids(run.task_id, kind.num_returns):
                 yield from self.pack(object_id, b"", values)
         self.out.append((NODE, TaskDone(run.task_id, run.attempt, tuple(values), 1 * MS)))
-        for value in values:
-            if value.kind == EXTENT:
-                for inner in value.contained:
-                    self.objects.drop(inner)
+        self.let_go_of(values)
         self.drop_all()
 
     def take_up(self, args: bytes) -> None:
@@ -370,7 +445,7 @@ class PlayedWorker(Peer):
     def pack(self, object_id: bytes, holder: bytes, values: list[Value]) -> Program:
         """One result: small or large, with or without references inside."""
         contained = self.pick()
-        self.objects.share(contained)
+        self.share(contained)
         if contained and holder:
             self.token += 1
             self.out.append((NODE, HoldFor(holder, contained, self.token)))
@@ -400,10 +475,7 @@ class PlayedWorker(Peer):
             self.out.append((NODE, Acquire((), self.token)))
             yield self.answered(self.token)
         self.out.append((caller, Reply(call.task_id, tuple(values))))
-        for value in values:
-            if value.kind == EXTENT:
-                for inner in value.contained:
-                    self.objects.drop(inner)
+        self.let_go_of(values)
         for object_id in call.deps:
             self.objects.drop(object_id)
         if self.random.random() < 0.5:  # else the actor keeps them in its state
@@ -424,6 +496,7 @@ class World:
         identity = NodeIdentity(node_id=NODE_ID, arena_bytes=4 * LARGE)
         self.node = Node(identity, total=(("CPU", 20_000),), shards=(), config=config)
         self.now_ns = 1 * S
+        self.leased = 0  # tasks that went straight to a worker
         self.peers: dict[bytes, Peer] = {}
         self.links: dict[tuple[bytes, bytes], Link] = {}
         self.disk: deque[Any] = deque()
@@ -561,9 +634,14 @@ def run_world(seed: int) -> World:
     assert node.store.extents.used_bytes == 0
     assert not world.files
     assert node.pool.resources.free == node.pool.resources.total
+    assert not node.leases.by_worker
     return world
 
 
 @pytest.mark.parametrize("seed", range(40))
 def test_nothing_is_freed_too_early_and_everything_in_the_end(seed: int) -> None:
     run_world(seed)
+
+
+def test_some_tasks_of_these_worlds_are_leased() -> None:
+    assert sum(run_world(seed).leased for seed in range(10)) > 20

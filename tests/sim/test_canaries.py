@@ -14,6 +14,8 @@ from sim.run import CORRECTNESS, LIVENESS, PASSED, run_scenario
 from sim.scenario import ClusterPart, PhasesPart, Scenario, WorkloadPart, load
 from sim.worker import SimWorker
 from zray.core.client_objects import ClientObjects
+from zray.core.leased_tasks import LeasedTasks
+from zray.core.leases import Leases
 from zray.core.local_scheduler import LocalScheduler
 from zray.core.machine import LOG
 from zray.core.node import Node
@@ -21,7 +23,7 @@ from zray.core.node_store import NodeStore
 from zray.core.references import References
 from zray.core.worker_pool import WorkerPool
 from zray.errors import InvariantError
-from zray.protocol.messages import ObjectReady
+from zray.protocol.messages import LeaseGone, ObjectReady
 
 Patch = pytest.MonkeyPatch
 
@@ -38,7 +40,7 @@ def judged(name: str, seeds: range = range(4)) -> list[int]:
 @pytest.fixture
 def no_self_judgement(monkeypatch: Patch) -> None:
     """``check()`` of the code under test says nothing: the judges have to see it themselves."""
-    for machine in (Node, NodeStore, References, LocalScheduler, WorkerPool):
+    for machine in (Node, NodeStore, References, LocalScheduler, WorkerPool, Leases):
         monkeypatch.setattr(machine, "check", lambda self, *_: None)
 
 
@@ -53,7 +55,7 @@ def every(count: int, original: Callable[..., Any], otherwise: Any = None) -> Ca
     return sometimes
 
 
-@pytest.mark.parametrize("name", ["crashes", "outages", "memory", "references"])
+@pytest.mark.parametrize("name", ["crashes", "outages", "memory", "references", "lone"])
 def test_without_a_canary_they_pass(name: str) -> None:
     assert judged(name, seeds=range(2)) == [PASSED] * 2
 
@@ -78,6 +80,23 @@ def test_an_attempt_number_that_is_used_twice_is_noticed(monkeypatch: Patch) -> 
 
     monkeypatch.setattr(LocalScheduler, "_run_anew", run_anew)
     assert CORRECTNESS in judged("crashes")
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_leased_task_that_runs_twice_in_one_attempt_is_noticed(monkeypatch: Patch) -> None:
+    original = LeasedTasks.on_gone
+
+    def on_gone(self: LeasedTasks, message: LeaseGone) -> Any:
+        return original(self, replace(message, running=b""))
+
+    monkeypatch.setattr(LeasedTasks, "on_gone", on_gone)
+    assert CORRECTNESS in judged("lone")
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_lease_that_is_lost_with_its_task_is_noticed(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(Leases, "worker_gone", lambda self, worker, message: None)
+    assert LIVENESS in judged("lone")
 
 
 @pytest.mark.usefixtures("no_self_judgement")

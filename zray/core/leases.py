@@ -3,7 +3,9 @@
 A client that submits one task, waits for it, and submits the next of the same kind keeps the rest of the
 node idle; the two hops through the node are most of what such a task costs. So after a few of them in a
 row the node *leases* it the worker: it holds the task's resources for the submitter, which sends the worker
-one task at a time, directly (``core/leased_tasks.py``), and tells the node afterwards, in batches.
+one task at a time, directly (``core/leased_tasks.py``), and tells the node afterwards, in batches. The worker
+was told to listen with the task before, so that the submitter hears of the lease and of that task's value at
+once, and its next task finds both ends ready.
 
 A lease ends when its submitter returns it, when it was not used for a while, as soon as any other task
 waits for a worker, or with either process. Only the worker can end one safely: it answers ``EndLease``
@@ -16,17 +18,16 @@ from __future__ import annotations
 from zray.config import Config
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.machine import Address, Effect, invariant
-from zray.core.worker_pool import LEASED, TaskEntry, Worker, WorkerPool
+from zray.core.worker_pool import LEASED, TaskClass, TaskEntry, Worker, WorkerPool
 from zray.protocol.local_messages import WorkerExited
 from zray.protocol.messages import (
     EndLease,
-    GrantLease,
     Lease,
     LeasedDone,
     LeasedReply,
     LeaseEnded,
     LeaseGone,
-    LeaseReady,
+    PrepareLease,
     ReturnLease,
 )
 
@@ -77,8 +78,13 @@ class Leases:
         self.lone += 1
         if self.lone < LONE_TASKS_MIN or not task_class.leasable or task_class.run_ns > self.run_ns_max:
             return
-        if self.idle_ns and self.pool.lease(now_ns, worker, task_class):
+        if worker.listens and self.pool.lease(now_ns, worker, task_class):
             self._grant(now_ns, task, worker)
+
+    def prepare(self, worker: Worker, task_class: TaskClass) -> None:
+        """If the lone task that a worker is sent is followed by one more, the worker is to be leased."""
+        if self.idle_ns and task_class.leasable and not worker.listens:
+            self.out.append((worker.worker_id, PrepareLease()))
 
     def _grant(self, now_ns: int, task: TaskEntry, worker: Worker) -> None:
         self.lone = 0
@@ -86,26 +92,15 @@ class Leases:
         lease = GrantedLease(self.granted, task.spec.descriptor_id, task.submitter, worker)
         lease.used_ns = now_ns
         self.by_worker[worker.worker_id] = lease
-        self.out.append((worker.worker_id, GrantLease(lease.lease_id)))
+        address = worker.worker_id + SERVER_SUFFIX
+        told = Lease(lease.lease_id, lease.descriptor_id, address, worker.endpoint)
+        self.out.append((lease.submitter, told))
         if self.look_at_ns is None:
             self.look_at_ns = now_ns + self.idle_ns
 
     def _of(self, worker: Worker, lease_id: int) -> GrantedLease | None:
         lease = self.by_worker.get(worker.worker_id)
         return lease if lease is not None and lease.lease_id == lease_id else None
-
-    def on_answer(self, now_ns: int, worker: Worker, message: LeaseReady | LeaseEnded) -> None:
-        """The worker listens: tell the submitter. Or it is free again."""
-        lease = self._of(worker, message.lease_id)
-        if lease is None:
-            return
-        if isinstance(message, LeaseEnded):
-            self._free(now_ns, lease)
-            self._tell(lease, message.last, b"")
-        elif not lease.ending:
-            address = worker.worker_id + SERVER_SUFFIX
-            granted = Lease(lease.lease_id, lease.descriptor_id, address, worker.endpoint)
-            self.out.append((lease.submitter, granted))
 
     def used(self, now_ns: int, submitter: Address, message: LeasedDone) -> None:
         """A submitter has used a lease."""
@@ -129,6 +124,13 @@ class Leases:
         if not lease.ending:
             lease.ending = True
             self.out.append((lease.worker.worker_id, EndLease(lease.lease_id)))
+
+    def on_ended(self, now_ns: int, worker: Worker, message: LeaseEnded) -> None:
+        """The worker is free again."""
+        lease = self._of(worker, message.lease_id)
+        if lease is not None:
+            self._free(now_ns, lease)
+            self._tell(lease, message.last, b"")
 
     def on_return(self, now_ns: int, submitter: Address, message: ReturnLease) -> None:
         """The submitter has nothing under way, so the worker is free. One that ends anyway answers itself."""

@@ -16,7 +16,7 @@ from collections import deque
 
 from zray.config import Config
 from zray.core.actors import Actors
-from zray.core.leases import Leases
+from zray.core.leases import LONE_TASKS_MIN, Leases
 from zray.core.lineage import Lineage
 from zray.core.machine import Address, Effect, invariant
 from zray.core.node_store import SEALED, NodeStore, ObjectEntry
@@ -342,6 +342,8 @@ class LocalScheduler:
         if not worker.queue:
             worker.progress_ns = now_ns
         worker.queue[spec.task_id] = task
+        if self.leases.lone >= LONE_TASKS_MIN - 1:
+            self.leases.prepare(worker, task.task_class)
         run = Run(spec.task_id, task.attempt, spec.descriptor_id, spec.args, deps, task.task_class.job_id)
         self.out.append((worker.worker_id, run))
         if descriptor.kind == ACTOR:

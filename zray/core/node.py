@@ -20,7 +20,7 @@ from zray.core.local_scheduler import Job, LocalScheduler, actor_of
 from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
 from zray.core.node_store import CREATING, SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
-from zray.core.resources import ResourcePool, amounts_of
+from zray.core.resources import ResourcePool
 from zray.core.table_writer import TableWriter
 from zray.core.worker_pool import Worker, WorkerPool
 from zray.ids import first_return_id, is_put, short
@@ -335,6 +335,8 @@ class Node:
             detail = f"task {short(message.task_id)} has a descriptor that was never described"
             self.out.append((source, Refused("garbage", detail)))
             return
+        if client.promised:  # a lease was lost with the task: now the task itself keeps the promise
+            client.promised.pop(first_return_id(message.task_id), None)
         client.absorbed += 1
         if client.absorbed >= CREDIT_TASKS_MIN:
             self.credited[source] = client
@@ -401,6 +403,7 @@ class Node:
         client = None if worker is None else self.clients.get(self.leases.submitter_of(worker, message))
         task_class = None if client is None else client.classes.get(message.spec.descriptor_id)
         if client is not None and task_class is not None:
+            client.promised.pop(first_return_id(message.spec.task_id), None)
             self.scheduler.leased_result(now_ns, client.address, task_class, message, value)
         else:  # nobody waits for it
             self.on_abort(now_ns, source, Abort(first_return_id(message.spec.task_id)))
@@ -410,10 +413,12 @@ class Node:
         self.leases.on_return(now_ns, source, message)
 
     def on_lease_answer(self, now_ns: int, source: Address, message: LeaseReady | LeaseEnded) -> None:
-        """A leased worker listens to its submitter, or does so no more."""
+        """A worker listens for submitters, or is free of its lease."""
         worker = self._worker(source)
-        if worker is not None:
-            self.leases.on_answer(now_ns, worker, message)
+        if worker is not None and isinstance(message, LeaseEnded):
+            self.leases.on_ended(now_ns, worker, message)
+        elif worker is not None:
+            worker.listens = True
 
     # --- objects ---------------------------------------------------------------------------------
 
@@ -629,15 +634,10 @@ class Node:
         task = self.scheduler.forwarded.get(message.task_id)
         if source not in self.shards or task is None:
             return
-        asked = ", ".join(f"{amount:g} {name}" for name, amount in amounts_of(message.demand).items())
-        text = (
-            f"{message.name}() asks for {asked}, which no node can provide; it stays pending until one "
-            f"joins that can. {'; '.join(message.nodes) or 'no node is known'}"
-        )
         number = task.task_class.number.to_bytes(8, "big")
         if number not in self.warned:
             self.warned[number] = None
-            self.out.append((task.submitter, Warn(text)))
+            self.out.append((task.submitter, Warn(reports.infeasible_text(message))))
 
     def _report(self, now_ns: int) -> None:
         """Tell the global scheduler our load: often while it changes, at least every second."""

@@ -11,6 +11,7 @@ from zray.protocol.documents import encode_report
 
 if TYPE_CHECKING:
     from zray.core.node import Node
+    from zray.protocol.messages import Infeasible
 
 ROWS_MAX = 10_000
 
@@ -140,3 +141,12 @@ _REPORTS = {
     "actors": _actors,
     "objects": _objects,
 }
+
+
+def infeasible_text(message: Infeasible) -> str:
+    """What the submitter of a task is told that no node can run."""
+    asked = ", ".join(f"{amount:g} {name}" for name, amount in amounts_of(message.demand).items())
+    return (
+        f"{message.name}() asks for {asked}, which no node can provide; it stays pending until one "
+        f"joins that can. {'; '.join(message.nodes) or 'no node is known'}"
+    )

@@ -76,6 +76,7 @@ class Worker:
         "job_id",
         "known",
         "lent",
+        "listens",
         "progress_ns",
         "queue",
         "recalled",
@@ -95,6 +96,7 @@ class Worker:
         self.held: tuple[tuple[str, int], ...] = ()
         self.blocked = False  # waits in ``get``
         self.lent: tuple[tuple[str, int], ...] = ()  # CPUs given back while it is blocked
+        self.listens = False  # for submitters, so that it can be leased
         self.doomed = False  # it is being killed: nothing new for it
         self.task_class: TaskClass | None = None
         self.recalled = False  # asked to give back its queue; no run-ahead until it makes progress

@@ -262,13 +262,11 @@ class ReturnLease(Message, frozen=True, tag=25):
 
 
 class LeaseReady(Message, frozen=True, tag=26):
-    """Worker: it listens to the submitter it is leased to."""
-
-    lease_id: int
+    """Worker: it listens for submitters."""
 
 
 class LeaseEnded(Message, frozen=True, tag=27):
-    """Worker: it takes no more tasks with this lease. ``last`` is its latest reply, if there was any."""
+    """Worker: it takes no more tasks of this lease. ``last`` is its latest reply in it, if there was any."""
 
     lease_id: int
     last: LeasedReply | None = None
@@ -386,14 +384,12 @@ class JobContext(Message, frozen=True, tag=63):
 # --- node -> GCS shard ---------------------------------------------------------------------------
 
 
-class GrantLease(Message, frozen=True, tag=80):
-    """Worker: take tasks straight from a submitter, until the lease ends."""
-
-    lease_id: int
+class PrepareLease(Message, frozen=True, tag=80):
+    """Worker: listen for submitters to which it may be leased."""
 
 
 class EndLease(Message, frozen=True, tag=81):
-    """Worker: say ``LeaseEnded`` once the task that it runs is over."""
+    """Worker: take no more tasks of this lease and those before, and say so after the one that runs."""
 
     lease_id: int
 
@@ -665,7 +661,7 @@ FromClient = (
 )  # fmt: skip
 ToClient = (
     Welcome | Refused | ObjectReady | Created | CreateFailed | ActorState | Warn | Credit | Acked
-    | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction | GrantLease | EndLease | Lease
+    | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction | PrepareLease | EndLease | Lease
     | LeaseGone
 )  # fmt: skip
 ToShard = (

@@ -39,7 +39,6 @@ from zray.protocol.messages import (
     EndLease,
     Exit,
     ExportFunction,
-    GrantLease,
     Hello,
     JobContext,
     LeasedDone,
@@ -47,6 +46,7 @@ from zray.protocol.messages import (
     LeasedRun,
     LeaseEnded,
     LeaseReady,
+    PrepareLease,
     Recall,
     Reply,
     Returned,
@@ -106,7 +106,7 @@ class WorkerProcess:
         self.client = Client(worker_id, node_id, root_task=ids.NIL_ID, config=config, role=WORKER)
         self.runs: deque[Run] = deque()
         self.calls: deque[tuple[Address, Call | LeasedRun | EndLease]] = deque()
-        self.lease_id = 0  # of the submitter that this worker is leased to, or was at last
+        self.ended_lease = 0  # tasks of this lease and those before are not run any more
         self.last_reply: LeasedReply | None = None
         self.functions = FunctionTable()
         self.descriptors: dict[bytes, Describe] = {}
@@ -125,7 +125,7 @@ class WorkerProcess:
             {
                 Run: lambda _source, message: self.runs.append(message),
                 Call: self._on_call,
-                GrantLease: self._on_grant,
+                PrepareLease: self._on_prepare_lease,
                 LeasedRun: self._on_call,
                 EndLease: lambda source, message: self.calls.append((source, message)),
                 Describe: self._on_describe,
@@ -173,12 +173,10 @@ class WorkerProcess:
 
     # --- what the node says; called with the client's lock held ------------------------------------
 
-    def _on_grant(self, source: Address, message: GrantLease) -> None:
+    def _on_prepare_lease(self, source: Address, message: PrepareLease) -> None:
         if not self.client.servers:
             self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
-        self.lease_id = message.lease_id
-        self.last_reply = None
-        self.client.out.append((self.client.node, LeaseReady(message.lease_id)))
+        self.client.out.append((self.client.node, LeaseReady()))
 
     def _on_call(self, source: Address, message: Call | LeasedRun) -> None:
         self.client.routes[source] = self.client.servers[0]
@@ -387,16 +385,20 @@ class WorkerProcess:
         if isinstance(message, Call):
             self._run_call(source, message)
         elif isinstance(message, LeasedRun):
-            if message.lease_id == self.lease_id:  # else it crossed the end of its lease, and runs elsewhere
+            if (
+                message.lease_id > self.ended_lease
+            ):  # else it crossed the end of its lease, and runs elsewhere
                 self._run_leased(source, message)
-        elif message.lease_id == self.lease_id:
-            self._end_lease()
+        else:
+            self._end_lease(message.lease_id)
 
-    def _end_lease(self) -> None:
+    def _end_lease(self, lease_id: int) -> None:
+        last, self.last_reply = self.last_reply, None
+        if last is not None and last.lease_id != lease_id:
+            last = None
+        self.ended_lease = lease_id
         with self.client.lock:
-            ended = LeaseEnded(self.lease_id, self.last_reply)
-            self.client.out.append((self.client.node, ended))
-        self.lease_id, self.last_reply = 0, None
+            self.client.out.append((self.client.node, LeaseEnded(lease_id, last)))
 
     def _run_leased(self, source: Address, message: LeasedRun) -> None:
         """A task straight from its submitter. Only a small value without refs goes straight back."""
