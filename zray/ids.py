@@ -63,6 +63,8 @@ def first_return_id(task: bytes) -> bytes:
 def return_ids(task: bytes, num_returns: int) -> tuple[bytes, ...]:
     """The object ids of a task's return values, in order."""
     stem = task[:12]
+    if num_returns == 1:
+        return (stem + _FIRST_RETURN_SUFFIX,)
     return tuple(stem + index.to_bytes(4, "big") for index in range(1, num_returns + 1))
 
 

@@ -11,7 +11,7 @@ from zray.api import session
 from zray.api.refs import ObjectRef
 from zray.errors import ActorDiedError
 from zray.ids import short
-from zray.serialize.functions import captured_refs, dump_args, export
+from zray.serialize.functions import NO_ARGS, captured_refs, dump_args, export
 
 if TYPE_CHECKING:
     from zray.runtime.client import Client
@@ -167,7 +167,9 @@ class ActorMethod:
         client = session.current()
         handle = self._handle
         handle._check_session(client)
-        blob, deps = dump_args(args, kwargs, ObjectRef, f"{handle._name}.{self._name}")
+        blob, deps = NO_ARGS
+        if args or kwargs:
+            blob, deps = dump_args(args, kwargs, ObjectRef, f"{handle._name}.{self._name}")
         returns = client.call_actor(
             handle._actor_id, handle._creation.id, self._name, self._num_returns, blob, deps
         )

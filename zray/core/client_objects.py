@@ -92,7 +92,10 @@ class ClientObjects:
     def expect_reply(self, object_ids: Iterable[bytes]) -> None:
         """This process makes the actor call that returns these; the call needs them until it ends."""
         for object_id in object_ids:
-            self._made_here(object_id, None).refs += 1
+            if object_id in self.objects or object_id in self.released:
+                self._made_here(object_id, None).refs += 1
+            else:  # as a rule: nothing of it can be known yet
+                self.objects[object_id] = LocalObject(2, False, None, True)
 
     def keep(self, object_id: bytes, value: Value) -> None:
         """A value that this process made and that nobody else knows."""
@@ -130,12 +133,22 @@ class ClientObjects:
             self.acquires += 1
             self.out.append((self.node, Acquire((object_id,))))
 
+    def hold_all(self, object_ids: Iterable[bytes]) -> None:
+        """:meth:`hold` for several."""
+        objects = self.objects
+        for object_id in object_ids:
+            objects[object_id].refs += 1
+
     def hold(self, object_id: bytes) -> None:
         """Something in this process needs an object that it refers to already."""
         self.objects[object_id].refs += 1
 
     def drop(self, object_id: bytes) -> None:
         """One handle or need less; at the last the node is told, with the next batch."""
+        local = self.objects.get(object_id)
+        if local is not None and local.refs > 1:
+            local.refs -= 1
+            return
         dropped = [object_id]
         while dropped:
             object_id = dropped.pop()

@@ -79,6 +79,8 @@ log = logging.getLogger("zray.client")
 ARGS_IN_LAST_DEP = b"@"
 """``Submit.args`` of a task whose arguments are too large to travel inside: they are its last dependency."""
 
+_NO_ARGS: tuple[bytes, tuple[bytes, ...], bytes] = (b"", (), b"")
+
 
 class Client(NodeLink):
     """The connection of one process to its node.
@@ -214,23 +216,16 @@ class Client(NodeLink):
         deps: tuple[bytes, ...],
     ) -> tuple[bytes, tuple[bytes, ...]]:
         """Submit a task; returns its id and the ids of its return objects, each held once."""
-        borrowed: tuple[bytes, ...] = ()
-        stored_args = b""
-        data = b""
-        if args:
-            borrowed = args.contained  # type: ignore[union-attr]
-            if args.total_bytes <= self.config.inline_bytes_max:  # type: ignore[union-attr]
-                data = args.to_bytes()  # type: ignore[union-attr]
-            else:
-                stored_args = self.put(args)  # type: ignore[arg-type]
-                data, deps = ARGS_IN_LAST_DEP, (*deps, stored_args)
+        data, borrowed, stored_args = self._args_as_sent(args) if args else _NO_ARGS
+        if stored_args:
+            deps = (*deps, stored_args)
         with self.lock:
             if descriptor.descriptor_id not in self._described:
                 self.describe(descriptor, code, captured)
             prefix = self._next_prefix()
             task_id = ids.task_id(prefix, self._counter)
             count = descriptor.num_returns
-            returns = (ids.first_return_id(task_id),) if count == 1 else ids.return_ids(task_id, count)
+            returns = ids.return_ids(task_id, count)
             if deps:
                 self._share(deps)
             if borrowed:
@@ -247,6 +242,13 @@ class Client(NodeLink):
         if self._window <= self._window_floor:
             self._wait_for_credit()
         return task_id, returns
+
+    def _args_as_sent(self, args: Serialized | bytes) -> tuple[bytes, tuple[bytes, ...], bytes]:
+        """(bytes to send, refs inside, the object that large arguments are stored as)."""
+        assert not isinstance(args, bytes)
+        if args.total_bytes <= self.config.inline_bytes_max:
+            return args.to_bytes(), args.contained, b""
+        return ARGS_IN_LAST_DEP, args.contained, self.put(args)
 
     def _run_on_lease(self, spec: Submit) -> bool:
         """Send a lone task straight to a worker that is leased for its kind, if one is free. Lock held."""
@@ -274,24 +276,16 @@ class Client(NodeLink):
         deps: tuple[bytes, ...],
     ) -> tuple[bytes, ...]:  # fmt: skip
         """Call a method of an actor; returns the ids of its return objects, each held once."""
-        stored_args = b""
-        data = b""
-        borrowed: tuple[bytes, ...] = ()
-        if args:
-            borrowed = args.contained  # type: ignore[union-attr]
-            if args.total_bytes <= self.config.inline_bytes_max:  # type: ignore[union-attr]
-                data = args.to_bytes()  # type: ignore[union-attr]
-            else:
-                stored_args = self.put(args)  # type: ignore[arg-type]
-                data, deps = ARGS_IN_LAST_DEP, (*deps, stored_args)
+        data, borrowed, stored_args = self._args_as_sent(args) if args else _NO_ARGS
+        if stored_args:
+            deps = (*deps, stored_args)
         with self.lock:
             prefix = self._next_prefix()
             task_id = ids.task_id(prefix, self._counter)
             returns = ids.return_ids(task_id, num_returns)
-            needs = (handle, *deps, *borrowed)
+            needs = (handle, *deps, *borrowed) if deps or borrowed else (handle,)
             self._share(needs)
-            for object_id in needs:
-                self.objects.hold(object_id)
+            self.objects.hold_all(needs)
             self.objects.expect_reply(returns)
             sequence = self.calls.next_sequence(actor_id)
             call = Call(task_id, actor_id, sequence, method, num_returns, data, deps)
@@ -337,7 +331,7 @@ class Client(NodeLink):
             or now_ns - self._sent_ns > self.config.submit_linger_ns
         ):
             self._send_all(now_ns)
-        self.duty.note_activity()
+        self.duty.note_activity(now_ns)
 
     # --- objects ---------------------------------------------------------------------------------
 
@@ -528,10 +522,11 @@ class Client(NodeLink):
             self._end_call(call, message.values)
 
     def _end_call(self, call: Call, values: Sequence[Value]) -> None:
+        objects = self.objects
         for object_id, value in zip(ids.return_ids(call.task_id, call.num_returns), values, strict=True):
-            self.objects.on_reply(object_id, value, call.actor_id)
+            objects.on_reply(object_id, value, call.actor_id)
         for object_id in self._call_needs.pop(call.task_id):
-            self.objects.drop(object_id)
+            objects.drop(object_id)
 
     def _on_actor_state(self, source: Address, message: ActorState) -> None:
         if message.endpoint:

@@ -29,9 +29,9 @@ class IdleDuty:
         self._active_ns = 0
         self.leads = False
 
-    def note_activity(self) -> None:
+    def note_activity(self, now_ns: int = 0) -> None:
         """Something was sent, or a user thread has stopped to lead. Lock held."""
-        self._active_ns = time.monotonic_ns()
+        self._active_ns = now_ns or time.monotonic_ns()
         if self._asleep:
             self._alarm.set()
         elif self.leads:

@@ -166,6 +166,9 @@ def _explain(failure: Exception) -> str:
 
 # --- arguments ----------------------------------------------------------------------------------
 
+NO_ARGS: tuple[Serialized | bytes, tuple[bytes, ...]] = (b"", ())
+"""What :func:`dump_args` makes of a call without arguments."""
+
 
 def dump_args(
     args: tuple[Any, ...],
@@ -190,7 +193,7 @@ def dump_args(
     """
     if not kwargs:
         if not args:
-            return b"", ()
+            return NO_ARGS
         for arg in args:
             kind = type(arg)
             if kind in PLAIN_ATOMS or ((kind is str or kind is bytes) and len(arg) < PLAIN_TEXT_BYTES_MAX):
