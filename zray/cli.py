@@ -139,7 +139,7 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     from zray.config import Config
     from zray.runtime.node_options import command
-    from zray.runtime.processes import spawn
+    from zray.runtime.spawning import spawn
     from zray.services.node_arguments import options_of
 
     options = options_of(given.subparser, given, log_level="INFO", detached=True)

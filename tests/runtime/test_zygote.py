@@ -21,8 +21,9 @@ import pytest
 from tests.support import eventually
 from zray.errors import ClusterUnavailableError, LocalProtocolError
 from zray.runtime import processes, session_dir, zygote
-from zray.runtime.processes import ProcessEvent, WorkerProcesses, ZygoteGone, fork_zygote, spawn
+from zray.runtime.processes import ProcessEvent, WorkerProcesses, ZygoteGone, fork_zygote
 from zray.runtime.session_dir import process_start
+from zray.runtime.spawning import spawn
 from zray.runtime.zygote import Exited, Started
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -553,7 +554,7 @@ def test_a_process_that_ignores_sigterm_is_killed(children: list[int]) -> None:
 
 READY = """
 import json, os, signal
-from zray.runtime.processes import announce, take_ready_fd
+from zray.runtime.spawning import announce, take_ready_fd
 ready_fd = take_ready_fd()
 print("hello from the node", flush=True)
 announce(ready_fd, {
@@ -598,7 +599,7 @@ def test_a_program_that_dies_early_is_quoted(tmp_path: Path) -> None:
 def test_a_program_that_reports_an_error_is_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     program = """
-from zray.runtime.processes import announce, take_ready_fd
+from zray.runtime.spawning import announce, take_ready_fd
 announce(take_ready_fd(), {"error": "port 1 is taken"})
 """
     with pytest.raises(ClusterUnavailableError, match=r"failed to start: port 1 is taken \(exit code 0\)"):

@@ -168,13 +168,14 @@ def shutdown() -> None:
 def _start_local(started: dict[str, Any]) -> Context:
     options = _node_options(**started)
     config = Config.from_environment()
-    from zray.runtime.node_options import command
-    from zray.runtime.processes import Spawning, end_process
+    import json
 
-    argv = command({**options, "parent_pid": os.getpid()})
-    spawning = Spawning(argv, name="the node")
+    from zray.runtime.spawning import Spawning, python_command
+
+    document = json.dumps({**options, "parent_pid": os.getpid()})
+    spawning = Spawning(python_command("zray.services.node", "--options", document), name="the node")
     try:
-        import zray.runtime.client  # noqa: F401  the node starts meanwhile, on another core
+        from zray.runtime.processes import end_process  # the node starts meanwhile, on another core
     except BaseException:
         spawning.give_up()
         raise

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from zray.runtime.spawning import python_command
 
 if TYPE_CHECKING:  # 14 ms that whoever starts a node need not pay first
     from zray.protocol.messages import Demand
@@ -64,10 +65,3 @@ def command(options: Mapping[str, Any]) -> list[str]:
     """The command that starts a node with these options, with the ``zray`` of this process."""
     document = msgspec.json.encode(msgspec.convert(options, NodeOptions)).decode()
     return python_command("zray.services.node", "--options", document)
-
-
-def python_command(module: str, *arguments: str) -> list[str]:
-    """The command that runs ``main`` of a module with the interpreter and the ``zray`` of this process."""
-    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = f"import sys; sys.path.append({here!r}); from {module} import main; sys.exit(main())"
-    return [sys.executable, "-c", program, *arguments]

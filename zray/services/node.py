@@ -53,11 +53,10 @@ from zray.runtime.processes import (
     Exited,
     WorkerProcesses,
     ZygoteGone,
-    announce,
     fork_zygote,
-    take_ready_fd,
     watch_pid,
 )
+from zray.runtime.spawning import announce, take_ready_fd
 from zray.runtime.transport import Transport
 from zray.runtime.zygote import open_output
 from zray.services.shards import LocalShards

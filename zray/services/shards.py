@@ -18,9 +18,9 @@ from typing import NoReturn
 from zray.errors import ClusterUnavailableError
 from zray.ids import random_id
 from zray.runtime.loop import Loop
-from zray.runtime.node_options import python_command
-from zray.runtime.processes import end_process, launch, watch_pid
+from zray.runtime.processes import end_process, watch_pid
 from zray.runtime.session_dir import Session
+from zray.runtime.spawning import launch, python_command
 from zray.runtime.zygote import close_inherited_files
 
 log = logging.getLogger("zray.node")

@@ -20,14 +20,12 @@ because pages are cleared at their first use. See :meth:`ArenaView.copy_in`.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
 import select
 import signal
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -73,6 +71,8 @@ class Arena:
             self._fd = os.memfd_create("zray-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
         else:
+            import tempfile
+
             self._fd, self.path = tempfile.mkstemp(prefix="zray-arena-", dir=directory)  # mode 0600
             self._unlink_path = self.path
         try:
@@ -203,7 +203,7 @@ class ArenaView:
             os.close(self._fd)
             raise
         self._bytes = memoryview(self._mapping)
-        self._window_class = _window_class(capacity_bytes)
+        self._window_class: Any = None
         self._forget_touched()
 
     def read(self, offset: int, size: int, on_release: Callable[[], object]) -> memoryview:
@@ -219,6 +219,8 @@ class ArenaView:
         Cost: 1 to 4 us, whatever the size; pages are mapped as they are looked at.
         """
         self._check_bounds(offset, size)
+        if self._window_class is None:
+            self._window_class = _window_class(self.capacity_bytes)
         window = self._window_class.from_buffer(self._mapping)
         view = memoryview(window).cast("B")[offset : offset + size].toreadonly()
         window.on_release = on_release
@@ -298,8 +300,10 @@ def _window_class(capacity_bytes: int) -> Any:
 
     Every memoryview, numpy array and ``PickleBuffer`` made from an instance keeps it alive, through the
     buffer protocol, however they were sliced, reshaped or cast. One class serves all sizes, because a
-    ctypes class for each would cost more than the objects.
+    ctypes class for each would cost more than the objects. It is made for the first view: many processes
+    never look at a large value.
     """
+    import ctypes
 
     def __del__(self: Any) -> None:
         on_release = getattr(self, "on_release", None)
