@@ -179,3 +179,10 @@ def test_every_task_is_recorded() -> None:
     for _ in range(100):
         zray.get(echo.remote())
     assert report("node")["tasks"]["finished"] == before + 100
+
+
+def test_leases_come_and_go_between_bursts() -> None:
+    """The same worker is leased, taken back and leased again, hundreds of times."""
+    for turn in range(200):
+        assert [zray.get(echo.remote(number)) for number in range(5)] == list(range(5))
+        assert zray.get([echo.remote(turn) for _ in range(5)]) == [turn] * 5

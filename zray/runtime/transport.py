@@ -32,6 +32,7 @@ log = logging.getLogger("zray.transport")
 SEND_FRAMES_MAX = 10_000  # high-water marks, frames per peer; beyond them frames wait in the backlog
 DROPPABLE_FRAMES_MAX = 1_000  # frames in the backlog of a peer that may lose some
 BACKLOG_RETRY_MS = 5
+FORMER_PEERS_MAX = 4_096  # disconnected peers whose routing ids are not used again at once
 
 Decoder = Callable[[bytes], list[Any]]
 
@@ -51,6 +52,11 @@ class Transport:
         self._backlog: dict[Address, deque[bytes]] = {}
         self._endpoints: dict[Address, str] = {}
         self._may_drop: dict[Address, None] = {}
+        # ZeroMQ lets go of a disconnected peer some time later, and aborts the process if its routing id is
+        # given away before: a peer that comes back is known to the socket by another one.
+        self._former: dict[Address, int] = {}  # disconnected peers -> how often, oldest first
+        self._aliases: dict[Address, bytes] = {}  # address -> its routing id at the socket, if it is another
+        self._addresses: dict[bytes, Address] = {}  # the same, backwards
         self._bound: list[str] = []
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
@@ -62,6 +68,7 @@ class Transport:
         socket = self.context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTING_ID, identity)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a peer that comes back before its old link is seen to end
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, SEND_FRAMES_MAX)
         socket.setsockopt(zmq.RCVHWM, SEND_FRAMES_MAX)
@@ -86,17 +93,34 @@ class Transport:
         if self._endpoints.get(address) == endpoint:
             return
         self.disconnect(address)
-        self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, address)
+        self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, self._fresh_routing_id(address))
         self._socket.connect(endpoint)
         self._endpoints[address] = endpoint
         if may_drop:
             self._may_drop[address] = None
+
+    def _fresh_routing_id(self, address: Address) -> bytes:
+        times = self._former.get(address)
+        if times is None:
+            return address
+        alias = self._aliases[address] = b"%s~%d" % (address, times)
+        self._addresses[alias] = address
+        return alias
+
+    def _note_former(self, address: Address) -> None:
+        self._former[address] = self._former.pop(address, 0) + 1
+        alias = self._aliases.pop(address, None)
+        if alias is not None:
+            del self._addresses[alias]
+        if len(self._former) > FORMER_PEERS_MAX:
+            del self._former[next(iter(self._former))]
 
     def disconnect(self, address: Address) -> None:
         """Forget a peer: its link, and frames that still wait for it."""
         endpoint = self._endpoints.pop(address, None)
         if endpoint is not None:
             self._socket.disconnect(endpoint)
+            self._note_former(address)
         self._backlog.pop(address, None)
         self._may_drop.pop(address, None)
         self.unreachable.pop(address, None)
@@ -133,8 +157,9 @@ class Transport:
 
     def _try_send(self, address: Address, frame: bytes) -> bool:
         """Send now; False if the peer is full. A peer without a route loses the frame, counted."""
+        routing_id = self._aliases.get(address, address) if self._aliases else address
         try:
-            self._socket.send(address, zmq.SNDMORE | zmq.NOBLOCK)
+            self._socket.send(routing_id, zmq.SNDMORE | zmq.NOBLOCK)
             self._socket.send(frame, zmq.NOBLOCK)
         except zmq.Again:
             return False
@@ -170,6 +195,8 @@ class Transport:
             except zmq.Again:
                 break
             frame = receive() if self._socket.getsockopt(zmq.RCVMORE) else b""
+            if self._addresses:
+                source = self._addresses.get(source, source)
             try:
                 if self._socket.getsockopt(zmq.RCVMORE):
                     self._drop_rest()

@@ -1,0 +1,65 @@
+"""Links that end and come back, over real sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support import eventually
+from zray.config import Config
+from zray.protocol.codec import decode_for_node, decode_for_process
+from zray.protocol.messages import Acked, Goodbye
+from zray.runtime import transport
+from zray.runtime.transport import Transport
+
+
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[list[Transport]]:
+    made = []
+    for name in ("a", "b"):
+        server = Transport(name.encode(), decode_for_node, Config())
+        server.bind(f"ipc://{tmp_path}/{name}")
+        made.append(server)
+    yield made
+    for server in made:
+        server.close()
+
+
+@pytest.fixture
+def client() -> Iterator[Transport]:
+    made = Transport(b"client", decode_for_process, Config())
+    yield made
+    made.close()
+
+
+def heard(side: Transport) -> list[tuple[bytes, Any]]:
+    return eventually(lambda: side.receive(10), 10.0)
+
+
+def test_a_peer_can_be_connected_again_at_once(
+    servers: list[Transport], client: Transport, tmp_path: Path
+) -> None:
+    """ZeroMQ would end the process if the routing id were given to the new link before the old one is gone."""
+    for turn in range(50):
+        server, endpoint = servers[turn % 2], f"ipc://{tmp_path}/{'ab'[turn % 2]}"
+        client.connect(b"peer", endpoint)
+        client.send(b"peer", [Goodbye()])
+        assert heard(server) == [(b"client", Goodbye())]
+        server.send(b"client", [Acked(turn)])
+        assert heard(client) == [(b"peer", Acked(turn))]
+        client.disconnect(b"peer")
+
+
+def test_former_peers_are_forgotten(
+    monkeypatch: pytest.MonkeyPatch, client: Transport, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(transport, "FORMER_PEERS_MAX", 3)
+    for number in range(10):
+        client.connect(b"peer%d" % number, f"ipc://{tmp_path}/nobody")
+        client.disconnect(b"peer%d" % number)
+    assert list(client._former) == [b"peer7", b"peer8", b"peer9"]
+    assert not client._aliases
+    assert not client._addresses
