@@ -42,7 +42,7 @@ def heard(side: Transport) -> list[tuple[bytes, Any]]:
 def test_a_peer_can_be_connected_again_at_once(
     servers: list[Transport], client: Transport, tmp_path: Path
 ) -> None:
-    """ZeroMQ would end the process if the routing id were given to the new link before the old one is gone."""
+    """ZeroMQ would end the process if a routing id were given away before its old link is gone."""
     for turn in range(50):
         server, endpoint = servers[turn % 2], f"ipc://{tmp_path}/{'ab'[turn % 2]}"
         client.connect(b"peer", endpoint)
