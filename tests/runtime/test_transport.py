@@ -21,6 +21,7 @@ def servers(tmp_path: Path) -> Iterator[list[Transport]]:
     made = []
     for name in ("a", "b"):
         server = Transport(name.encode(), decode_for_node, Config())
+        server.let_peers_return()
         server.bind(f"ipc://{tmp_path}/{name}")
         made.append(server)
     yield made

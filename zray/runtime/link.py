@@ -80,6 +80,7 @@ class NodeLink:
     def serve(self, identity: Address, endpoint: str) -> None:
         """Take direct calls at ``endpoint`` from now on."""
         server = Transport(identity, decode_for_process, self.config, self.transport.context)
+        server.let_peers_return()
         server.bind(endpoint)
         with self.lock:
             self.transport.watch(server.fileno())

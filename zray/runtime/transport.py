@@ -68,7 +68,6 @@ class Transport:
         socket = self.context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.ROUTING_ID, identity)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # a peer that comes back before its old link is seen to end
         socket.setsockopt(zmq.LINGER, 0)
         socket.setsockopt(zmq.SNDHWM, SEND_FRAMES_MAX)
         socket.setsockopt(zmq.RCVHWM, SEND_FRAMES_MAX)
@@ -83,6 +82,13 @@ class Transport:
         actual = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._bound.append(actual)
         return actual
+
+    def let_peers_return(self) -> None:
+        """Before :meth:`bind`: a peer that connects again before its old link is seen to end is the peer.
+
+        Without this it would not be heard, and nobody can take the place of another one.
+        """
+        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
 
     def connect(self, address: Address, endpoint: str, *, may_drop: bool = False) -> None:
         """Make ``address`` reachable at ``endpoint``; frames wait until the peer is there.
