@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from sim.checkers import Judge
 from sim.costs import Costs
@@ -14,11 +14,12 @@ from sim.hosts import SimNode, SimShard
 from sim.kernel import MS, US, Kernel, S
 from sim.network import LinkQuality, Network
 from sim.oracle import Oracle
-from sim.programs import Program
+from sim.programs import FUNCTIONS, Program
 from sim.scenario import Scenario
 from sim.worker import SimDriver
 from zray.config import Config
 from zray.core.machine import Address
+from zray.core.placement import configured
 from zray.ids import short
 from zray.protocol.local_messages import ClientGone
 
@@ -45,15 +46,18 @@ class Cluster:
         config: of every process.
         costs: processor time.
         keep_spans: remember every task for a trace.
+        functions: the code of tasks by name, if it is not that of the shipped workloads.
     """
 
     def __init__(
         self, scenario: Scenario, seed: int, programs: list[Callable[[], Program]], *,
         config: Config | None = None, costs: Costs | None = None, keep_spans: bool = False,
+        functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:  # fmt: skip
         self.scenario = scenario
-        self.config = config or Config()
+        self.config = configured((config or Config())._replace(scheduling_policy=scenario.policy))
         self.costs = costs or Costs()
+        self.functions: Mapping[str, Callable[..., Any]] = functions or FUNCTIONS
         self.kernel = Kernel(seed)
         self.check_every = scenario.check_every
         self.judge = Judge(scenario.faults, strict=scenario.strict)

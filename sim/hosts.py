@@ -19,6 +19,8 @@ from zray.core.global_scheduler import GlobalScheduler
 from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, LOG, RUNTIME, WORKER_POOL, Address, pump
 from zray.core.node import Node
+from zray.core.placement import placement_of
+from zray.core.resources import demand_from
 from zray.protocol.codec import batch_decoder, encode_batch
 from zray.protocol.local_messages import (
     ClientGone,
@@ -174,7 +176,7 @@ class SimNode(MachineHost):
         self.cpus = cpus
         identity = NodeIdentity(node_id=address, arena_bytes=arena_bytes, incarnation=1, host=f"node{number}")
         shards = tuple(shard.address for shard in cluster.shards)
-        total = (("CPU", cpus * RESOURCE_UNIT),)
+        total = demand_from({"CPU": cpus, **cluster.scenario.cluster.resources})
         self.node = Node(identity, total=total, shards=shards, config=cluster.config)
         self.machines = [self.node]
         self.memory = SimMemory(cluster.judge.fail)
@@ -318,7 +320,13 @@ class SimShard(MachineHost):
             self.shard.out.clear()
         self.machines = [self.shard]
         if self.number == 0:
-            self.machines.append(GlobalScheduler(config=self.cluster.config))
+            self.machines.append(self._global_scheduler())
+
+    def _global_scheduler(self) -> GlobalScheduler:
+        config = self.cluster.config
+        return GlobalScheduler(
+            config=config, policy=placement_of(config), random=self.kernel.stream("placement")
+        )
 
     def serve(self, name: Address, messages: list[Any]) -> None:
         """The log, before anything else of this turn leaves."""

@@ -293,7 +293,11 @@ class Process:
             operation = next(program)
             while True:
                 try:
-                    result = yield from self.PERFORM[type(operation)](self, operation)
+                    perform = self.PERFORM.get(type(operation))
+                    if perform is not None:
+                        result = yield from perform(self, operation)
+                    else:
+                        result = yield from operation.perform(self)
                 except ProgramError as error:
                     operation = program.throw(error)
                 else:

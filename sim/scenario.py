@@ -21,6 +21,11 @@ WorkloadKind = Literal[
 ]  # fmt: skip
 
 
+Policy = Literal[
+    "paper", "centralised", "threshold_zero", "locality_blind", "random", "power_of_two", "spread",
+]  # fmt: skip
+
+
 class ScenarioError(ValueError):
     """A scenario that cannot be run: which file, which key, what is wrong."""
 
@@ -38,6 +43,8 @@ class ClusterPart(_Part, frozen=True):
     cpus: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
     arena_kib: Count = 65_536
     compact_messages: Count = 500
+    resources: dict[str, Annotated[float, msgspec.Meta(gt=0.0)]] = {}
+    """Of every node, besides its CPUs."""
 
 
 class NetworkPart(_Part, frozen=True):
@@ -93,6 +100,8 @@ class Scenario(_Part, frozen=True):
     about: str = ""
     check_every: Count = 1
     strict: bool = True
+    policy: Policy = "paper"
+    """When tasks are forwarded and where they go: see ``zray.core.placement.SCHEDULING``."""
     cluster: ClusterPart = ClusterPart()
     network: NetworkPart = NetworkPart()
     workload: WorkloadPart = WorkloadPart()

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from sim.process import ARGS_IN_LAST_DEP, Process, Steps
 from sim.programs import (
     ACTORS,
-    FUNCTIONS,
     Packed,
     Program,
     ProgramError,
@@ -237,7 +236,7 @@ class SimWorker(Process):
             self.take_up(refs)
             if kind.kind == ACTOR:
                 return self._construct(run, kind, args)
-            result = FUNCTIONS[self.functions[kind.function_id].decode()](*args)
+            result = self.cluster.functions[self.functions[kind.function_id].decode()](*args)
             if hasattr(result, "send"):
                 result = yield from self.drive(result)
             return (yield from self._pack(run.task_id, kind.num_returns, result))

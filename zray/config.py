@@ -86,6 +86,13 @@ class Config(NamedTuple):
     log_compact_bytes: int = 64 * MIB
     """A shard rewrites its log once it has grown by this much beyond its live state."""
 
+    trace_bytes_max: int = 4096 * MIB
+    """A recorded trace ends when its file has this size."""
+    scheduling_policy: str = "paper"
+    """When tasks are forwarded and where they go: a name in ``zray.core.placement.SCHEDULING``."""
+    scheduling_seed: int = 0
+    """What a policy that draws random numbers starts from."""
+
     frame_bytes_max: int = 256 * MIB
     """Larger frames are refused."""
     init_timeout_ns: int = 20_000_000_000
@@ -100,7 +107,7 @@ class Config(NamedTuple):
         Raises:
             ValueError: if a variable does not parse, naming it.
         """
-        changes: dict[str, float] = {}
+        changes: dict[str, float | str] = {}
         for field, default in cls._field_defaults.items():
             name = f"ZRAY_{field.upper()}"
             text = environment.get(name)

@@ -104,6 +104,7 @@ def init(
     resources: Mapping[str, float] | None = None,
     object_store_memory: int | None = None,
     gcs_shards: int | None = None,
+    trace: str | os.PathLike[str] | None = None,
     ignore_reinit_error: bool = False,
 ) -> Context:
     """Connect this process to a cluster, or start one on this machine.
@@ -117,6 +118,8 @@ def init(
         resources: custom resources of the new node, amounts by name.
         object_store_memory: bytes of the new node's object store; default: 30 % of the memory.
         gcs_shards: control-store processes of the new cluster; default 1.
+        trace: a file in which the new node records what it decides, for ``zray sim replay`` and ``whatif``;
+            its control store writes ``<trace>.gcs0`` and so on.
         ignore_reinit_error: return the present context instead of refusing a second ``init``.
     Raises:
         RuntimeError: if this process is connected already.
@@ -138,6 +141,7 @@ def init(
             "resources": resources,
             "object_store_memory": object_store_memory,
             "gcs_shards": gcs_shards,
+            "trace": trace,
         }
         if address == "local":
             return _start_local(started)
@@ -194,6 +198,7 @@ def _node_options(
     resources: Mapping[str, float] | None,
     object_store_memory: int | None,
     gcs_shards: int | None,
+    trace: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Checked here, so that a mistake is a Python error and not a node that does not start."""
     for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
@@ -220,6 +225,7 @@ def _node_options(
         "resources": dict(resources or {}),
         "object_store_memory": object_store_memory,
         "gcs_shards": gcs_shards or 1,
+        "trace": None if trace is None else os.path.abspath(os.fsdecode(trace)),
     }
 
 

@@ -12,8 +12,9 @@ where the bare arithmetic of one choice in numpy took 4.8, 4.8 and 5.8 us before
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from zray.config import Config
 from zray.core.machine import Address
 from zray.core.resources import ResourcePool
 from zray.protocol.messages import RESOURCE_UNIT, Demand, Forward, NodeReport
@@ -210,6 +211,50 @@ POLICIES: dict[str, Policy] = {
 
 RANDOMISED = ("random", "power_of_two")
 """The policies that draw random numbers, and so need a ``random.Random``."""
+
+
+class Scheduling(NamedTuple):
+    """How a whole cluster schedules: what its global scheduler does, and when nodes ask it."""
+
+    placement: str
+    """A name in :data:`POLICIES`."""
+    backlog_per_slot_max: int | None = None
+    """Replaces the field of ``Config``; ``None`` leaves it. -1 forwards every task at once."""
+
+
+SCHEDULING: dict[str, Scheduling] = {
+    **{name: Scheduling(name) for name in POLICIES},
+    "centralised": Scheduling("paper", -1),
+    "threshold_zero": Scheduling("paper", 0),
+}
+"""The paper's scheduler and its counterfactuals, by the name that a scenario or ``Config`` gives:
+every placement policy behind the usual threshold; one centralised scheduler that decides for every task;
+and nodes that forward as soon as one task has to wait."""
+
+
+def configured(config: Config) -> Config:
+    """The settings of a cluster with the scheduling that they name.
+
+    Raises:
+        ValueError: for an unknown name, with the known ones.
+    """
+    chosen = SCHEDULING.get(config.scheduling_policy)
+    if chosen is None:
+        known = ", ".join(sorted(SCHEDULING))
+        raise ValueError(f"no scheduling policy {config.scheduling_policy!r}; there are {known}")
+    if chosen.backlog_per_slot_max is None:
+        return config
+    return config._replace(backlog_per_slot_max=chosen.backlog_per_slot_max)
+
+
+def placement_of(config: Config) -> str:
+    """The placement policy behind the name of a scheduling.
+
+    Raises:
+        ValueError: like :func:`configured`.
+    """
+    configured(config)
+    return SCHEDULING[config.scheduling_policy].placement
 
 
 def _given(random: Random | None) -> Random:

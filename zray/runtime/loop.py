@@ -12,10 +12,13 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray.core.machine import Address, Machine, pump
 from zray.runtime.transport import Transport
+
+if TYPE_CHECKING:
+    from zray.runtime.trace import Recorder
 
 FRAMES_PER_TURN_MAX = 256
 
@@ -29,12 +32,17 @@ class Loop:
         machines: the machines; a message goes to every one whose ``HANDLERS`` has its type.
         transport: the socket.
         services: reserved address -> function that carries out the messages sent there.
+        recorder: writes down every pump, if there is one.
     """
 
-    def __init__(self, machines: list[Any], transport: Transport, services: dict[Address, Service]) -> None:
+    def __init__(
+        self, machines: list[Any], transport: Transport, services: dict[Address, Service],
+        recorder: Recorder | None = None,
+    ) -> None:  # fmt: skip
         self.machines: list[Machine] = machines
         self.transport = transport
         self.services = services
+        self.recorder = recorder
         self._posted: deque[tuple[Address, Any]] = deque()
         self._callbacks: dict[int, Callable[[], None]] = {}
         self._wake_read, self._wake_write = os.pipe()
@@ -98,16 +106,22 @@ class Loop:
         if self._posted:
             batch.extend(self._take_posted())
         now_ns = time.monotonic_ns()
-        for machine in self.machines:
-            self._pump(machine, batch, now_ns)
+        for number, machine in enumerate(self.machines):
+            self._pump(number, machine, batch, now_ns)
         self._act()
+        if self.recorder is not None:
+            self.recorder.end_turn()
 
-    def _pump(self, machine: Machine, batch: list[tuple[Address, Any]], now_ns: int) -> None:
+    def _pump(
+        self, number: int, machine: Machine, batch: list[tuple[Address, Any]], now_ns: int
+    ) -> None:
         if len(self.machines) > 1:
             batch = [pair for pair in batch if type(pair[1]) in machine.HANDLERS]
         wake_at_ns = machine.wake_at_ns
         if batch or (wake_at_ns is not None and wake_at_ns <= now_ns):
             pump(machine, batch, now_ns)
+            if self.recorder is not None:
+                self.recorder.note_pump(number, now_ns, batch, machine.out)
 
     def _take_posted(self) -> list[tuple[Address, Any]]:
         posted = self._posted
@@ -116,6 +130,8 @@ class Loop:
     def _wait(self) -> None:
         if self.transport.readable():
             return
+        if self.recorder is not None:
+            self.recorder.flush()
         for fd in self.transport.wait(self._timeout_ms()):
             callback = self._callbacks.get(fd)
             if callback is not None:

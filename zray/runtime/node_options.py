@@ -30,6 +30,8 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     detached: bool = False
     """Write the output of the node, its shards and its workers into files of the session."""
     log_level: str = "WARNING"
+    trace: str | None = None
+    """Record every pump in this file, and those of shards that the node starts beside it."""
 
     def total(self) -> Demand:
         """The resources of the node.

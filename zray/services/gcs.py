@@ -15,7 +15,8 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from random import Random
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import zmq
@@ -24,14 +25,19 @@ from zray.config import Config
 from zray.core.control_shard import ControlShard, Logged, ShardOpened, ShardState
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import LOG, RUNTIME, Address, pump
+from zray.core.placement import configured, placement_of
 from zray.errors import ZrayError
 from zray.ids import ID_BYTES, random_id
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
+from zray.protocol.trace import GlobalStart, MachineStart, ShardStart, encode
 from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError, LogUnavailableError
 from zray.runtime.endpoints import endpoint_of, knock, shard_address
 from zray.runtime.loop import Loop
 from zray.runtime.transport import Transport
+
+if TYPE_CHECKING:
+    from zray.runtime.trace import Recorder
 
 log = logging.getLogger("zray.gcs")
 
@@ -56,6 +62,8 @@ class GcsOptions(NamedTuple):
     """Whether every write waits for the disk: survive a power failure, not only the end of the process."""
     parent_pid: int | None = None
     """End when this process does."""
+    trace: str | None = None
+    """Record every pump in this file."""
 
 
 # --- the log -------------------------------------------------------------------------------------
@@ -170,7 +178,7 @@ def serve(options: GcsOptions) -> int:
     For the main thread of a process of its own: it installs handlers for SIGINT and SIGTERM.
     """
     try:
-        config = Config.from_environment()
+        config = configured(Config.from_environment())
         with contextlib.ExitStack() as stack:
             _serve(options, config, stack)
     except (ZrayError, zmq.ZMQError, OSError, ValueError) as error:
@@ -194,7 +202,8 @@ def _serve(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> 
         journal = Journal(append_log, machine)
         if append_log.wants_compaction:
             journal.compact()
-    loop = _listen(options, config, machine, journal, stack)
+    recorder = _recorder(options, config, machine, stack) if options.trace is not None else None
+    loop = _listen(options, config, machine, journal, stack, recorder)
     if journal is not None:
         loop.post(RUNTIME, ShardOpened())
     _end_on_signals(loop)
@@ -209,12 +218,14 @@ def _listen(
     machine: ControlShard,
     journal: Journal | None,
     stack: contextlib.ExitStack,
+    recorder: Recorder | None,
 ) -> Loop:
     """A loop that serves the shard, and on the first one the global scheduler, at the endpoint."""
     machines: list[Any] = [machine]
     decode = batch_decoder(ToShard)
     if options.shard == 0:
-        machines.append(GlobalScheduler(config=config))
+        random = Random(config.scheduling_seed)
+        machines.append(GlobalScheduler(config=config, policy=placement_of(config), random=random))
         decode = decode_for_gcs
     _refuse_live_socket(options.listen)
     transport = Transport(shard_address(options.shard), decode, config)
@@ -223,13 +234,30 @@ def _listen(
         endpoint = transport.bind(options.listen)
     except zmq.ZMQError as error:
         raise OSError(error.errno, f"cannot listen on {options.listen}: {error.strerror}") from None
-    loop = Loop(machines, transport, {LOG: journal or _forget, RUNTIME: _tell_operator})
+    loop = Loop(machines, transport, {LOG: journal or _forget, RUNTIME: _tell_operator}, recorder)
     stack.callback(loop.close)
     log.info(
         "shard %d/%d of cluster %s listens on %s (%s)",
         options.shard, options.shard_count, machine.cluster_id.hex(), endpoint, _durability(options),
     )  # fmt: skip
     return loop
+
+
+def _recorder(
+    options: GcsOptions, config: Config, machine: ControlShard, stack: contextlib.ExitStack
+) -> Recorder:
+    """What writes the trace; its shard starts from the state that was recovered."""
+    from zray.runtime.trace import Recorder
+
+    restored = [(command.source, command.message) for command in machine.snapshot()]
+    shard = ShardStart(machine.cluster_id, options.shard, options.shard_count, msgspec.Raw(encode(restored)))
+    machines: list[MachineStart] = [shard]
+    if options.shard == 0:
+        machines.append(GlobalStart(placement_of(config), config.scheduling_seed))
+    assert options.trace is not None
+    recorder = Recorder(options.trace, machines, config)
+    stack.callback(recorder.close)
+    return recorder
 
 
 def _durability(options: GcsOptions) -> str:
@@ -358,6 +386,7 @@ def _parser() -> argparse.ArgumentParser:
         help="none: survive the death of the process; group: of the machine, too (default: %(default)s)",
     )
     add("--log-level", type=str.upper, choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
+    add("--trace", metavar="FILE", help="record what the shard decides, for zray sim replay")
     add("--parent-pid", type=int, metavar="PID", help="end when that process does")
     return parser  # fmt: skip
 
@@ -376,6 +405,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             cluster_id=arguments.cluster_id,
             sync=arguments.sync == "group",
             parent_pid=arguments.parent_pid,
+            trace=arguments.trace,
         )
     )
 

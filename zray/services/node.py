@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import zmq
@@ -27,6 +27,7 @@ from zray.config import Config
 from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, RUNTIME, WORKER_POOL
 from zray.core.node import Node
+from zray.core.placement import configured
 from zray.errors import ClusterUnavailableError, ZrayError
 from zray.protocol.codec import decode_for_node
 from zray.protocol.local_messages import (
@@ -45,6 +46,7 @@ from zray.protocol.messages import (
     Refused,
     Warn,
 )
+from zray.protocol.trace import NodeStart
 from zray.runtime import session_dir
 from zray.runtime.endpoints import knock, shard_address, why
 from zray.runtime.loop import Loop, Service
@@ -62,6 +64,9 @@ from zray.runtime.zygote import open_output
 from zray.services.shards import LocalShards
 from zray.store.arena import Arena, ArenaView
 from zray.store.spill import SPILL, DiskOutcome, SpillDirectory, SpillWorker
+
+if TYPE_CHECKING:
+    from zray.runtime.trace import Recorder
 
 log = logging.getLogger("zray.node")
 
@@ -112,7 +117,9 @@ class NodeProcess:
         if options.gcs:
             self.shards = options.gcs
         else:
-            self.local_shards = LocalShards(session, options.gcs_shards, options.log_level)
+            self.local_shards = LocalShards(
+                session, options.gcs_shards, options.log_level, options.trace
+            )
             self.shards = self.local_shards.endpoints
             stack.callback(self.local_shards.close, config.shutdown_timeout_ns / 1e9)
             self.local_shards.fork()
@@ -156,10 +163,25 @@ class NodeProcess:
         services: dict[bytes, Service] = {
             WORKER_POOL: self._manage_workers, DISK: self._use_disk, RUNTIME: self._note,
         }  # fmt: skip
-        self.loop = Loop([self.node], transport, services)
+        self.loop = Loop([self.node], transport, services, self._recorder(stack))
         stack.callback(self.loop.close)
         self.spiller = SpillWorker(SpillDirectory(self.session.spill_dir), self._disk_done)
         stack.callback(self.spiller.close)
+
+    def _recorder(self, stack: contextlib.ExitStack) -> Recorder | None:
+        """What writes the trace, if one was asked for."""
+        if self.options.trace is None:
+            return None
+        from zray.runtime.trace import Recorder
+
+        identity = self.node.identity
+        start = NodeStart(
+            identity.node_id, identity.incarnation, identity.arena_bytes, identity.pid, identity.host,
+            identity.endpoint, identity.arena_path, identity.spill_dir, self.options.total(), self.node.shards,
+        )  # fmt: skip
+        recorder = Recorder(self.options.trace, [start], self.config)
+        stack.callback(recorder.close)
+        return recorder
 
     def serve(self, ready_fd: int | None, early_signals: EarlySignals) -> int:
         """Run until a signal, or the end of the process that started it; the exit code."""
@@ -168,8 +190,7 @@ class NodeProcess:
         if early_signals.came:
             return self.exit_code
         self._watch_processes()
-        self.node.introduce()
-        self._start_first_workers()
+        self._boot()
         self.session.set_address(self.endpoint)
         announce(
             ready_fd,
@@ -207,11 +228,16 @@ class NodeProcess:
             except ProcessLookupError:
                 loop.stop()
 
-    def _start_first_workers(self) -> None:
-        """As many as can run at once; more are started when tasks ask for them."""
+    def _boot(self) -> None:
+        """Introduce the node, and start as many workers as can run at once; tasks ask for more."""
         cpus = dict(self.options.total()).get("CPU", 0) // RESOURCE_UNIT
-        for _ in range(max(1, min(cpus, usable_cpus(), self.config.workers_max))):
-            self.node.pool.start(time.monotonic_ns())
+        workers = max(1, min(cpus, usable_cpus(), self.config.workers_max))
+        now_ns = time.monotonic_ns()
+        self.node.introduce()
+        for _ in range(workers):
+            self.node.pool.start(now_ns)
+        if self.loop.recorder is not None:
+            self.loop.recorder.note_boot(now_ns, workers)
 
     # --- local services of the machine -------------------------------------------------------------
 
@@ -380,7 +406,7 @@ def _start(options: NodeOptions, stack: contextlib.ExitStack, early_signals: Ear
         log_path = os.path.join(session.logs_dir, "node.log")
         open_output(log_path, log_path)
     _log_to_stderr(options.log_level)
-    config = Config.from_environment()
+    config = configured(Config.from_environment())
     for endpoint in options.gcs:
         _await_shard(endpoint, config.init_timeout_ns / 1e9, early_signals)
     return NodeProcess(options, session, config, stack)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 
 from zray.runtime.endpoints import endpoint_of
 from zray.runtime.node_options import NodeOptions
@@ -25,6 +26,10 @@ def add_node_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--gcs-shards", type=_positive, default=1, metavar="N",
         help="processes of the control store of a new cluster (default: 1)",
+    )  # fmt: skip
+    add(
+        "--trace", type=os.path.abspath, metavar="FILE",
+        help="record what the node decides, for zray sim replay and whatif; its shards write FILE.gcs0 ...",
     )  # fmt: skip
 
 
@@ -50,6 +55,7 @@ def options_of(
         gcs=tuple(given.gcs or ()),
         detached=detached,
         log_level=log_level,
+        trace=given.trace,
     )
     try:
         options.total()

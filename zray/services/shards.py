@@ -34,12 +34,13 @@ SHORT_LIVES_MAX = 3
 class LocalShard:
     """One shard: where it listens, its newest process, and when that was started."""
 
-    __slots__ = ("endpoint", "number", "pid", "short_lives", "started_s", "watch_fd")
+    __slots__ = ("endpoint", "lives", "number", "pid", "short_lives", "started_s", "watch_fd")
 
     def __init__(self, number: int, endpoint: str) -> None:
         self.number = number
         self.endpoint = endpoint
         self.pid = 0
+        self.lives = 0
         self.started_s = 0.0
         self.short_lives = 0
         self.watch_fd = -1
@@ -52,10 +53,12 @@ class LocalShards:
         session: the node's; sockets and logs go there.
         count: how many shards.
         log_level: of processes that are started later; a forked one has the node's.
+        trace: the file of the node; each life of a shard has one beside it.
     """
 
-    def __init__(self, session: Session, count: int, log_level: str) -> None:
+    def __init__(self, session: Session, count: int, log_level: str, trace: str | None = None) -> None:
         self._session = session
+        self._trace = trace
         self._log_level = log_level
         self._loop: Loop | None = None
         self._cluster_id = random_id()
@@ -99,7 +102,11 @@ class LocalShards:
 
     def _options(self, shard: LocalShard) -> list[str]:
         """The command line of a shard."""
+        shard.lives += 1
+        life = f"-{shard.lives}" if shard.lives > 1 else ""
+        recorded = ["--trace", f"{self._trace}.gcs{shard.number}{life}"] if self._trace else []
         return [
+            *recorded,
             "--listen", shard.endpoint,
             "--shard", f"{shard.number}/{len(self._shards)}",
             "--data-dir", os.path.join(self._session.path, f"gcs{shard.number}.log"),
