@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from sim.checkers import Judge
-from sim.costs import Costs
+from sim.costs import Costs, default_costs
 from sim.faults import Faults
 from sim.histogram import Histogram
 from sim.hosts import SimNode, SimShard
@@ -56,7 +56,7 @@ class Cluster:
     ) -> None:  # fmt: skip
         self.scenario = scenario
         self.config = configured((config or Config())._replace(scheduling_policy=scenario.policy))
-        self.costs = costs or Costs()
+        self.costs = costs or default_costs()
         self.functions: Mapping[str, Callable[..., Any]] = functions or FUNCTIONS
         self.kernel = Kernel(seed)
         self.check_every = scenario.check_every
@@ -70,6 +70,8 @@ class Cluster:
         self.run_times = Histogram()
         self.work_ns = 0  # run times without the time in which a processor was lent
         self.tasks_run = 0
+        self.forwards = 0
+        self.spillbacks = 0  # forwards of tasks that had been placed before
         self.ending = False
         self.unfinished = 0
         shape = scenario.cluster

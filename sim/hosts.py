@@ -26,6 +26,7 @@ from zray.protocol.local_messages import (
     ClientGone,
     ClientJoined,
     DeleteFile,
+    Forward,
     KillWorker,
     Spill,
     Spilled,
@@ -104,8 +105,7 @@ class MachineHost:
         self.hear(batch)
         for machine in self.machines:
             self._pump(machine, batch, now_ns)
-        costs = self.cluster.costs
-        cost_ns = costs.turn_ns + len(batch) * costs.message_ns
+        cost_ns = self.cluster.costs.of_turn(batch, slept=self.busy_until_ns < now_ns)
         self.busy_ns += cost_ns
         self.busy_until_ns = now_ns + cost_ns
         self._act()
@@ -206,6 +206,9 @@ class SimNode(MachineHost):
         for destination, message in self.node.out:
             if type(message) in (RecordTasks, ReleaseLineage):
                 self.cluster.judge.recorded(self.address, destination, message)
+            elif type(message) is Forward:
+                self.cluster.forwards += 1
+                self.cluster.spillbacks += message.hops > 0
         super()._act()
 
     def serve(self, name: Address, messages: list[Any]) -> None:

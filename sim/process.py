@@ -196,6 +196,7 @@ class Process:
 
     def _hear(self, source: Address, messages: list[Any]) -> None:
         handlers = self.HANDLERS
+        self._debt_ns += self.costs.of_frame(len(messages), slept=self._waiting is not None)
         for message in messages:
             handlers[type(message)](self, source, message)
         waiting = self._waiting

@@ -34,6 +34,7 @@ class Summary(NamedTuple):
     lost_frames: int = 0
     retries: int = 0
     forwards: int = 0
+    spillbacks: int = 0
     faults_seen: int = 0
     events: int = 0
 
@@ -172,7 +173,8 @@ def _summary(cluster: Cluster) -> Summary:
         bytes=network.bytes,
         lost_frames=network.lost_frames,
         retries=sum(node.node.scheduler.retried for node in cluster.nodes),
-        forwards=sum(len(node.node.scheduler.forwarded) for node in cluster.nodes),
+        forwards=cluster.forwards,
+        spillbacks=cluster.spillbacks,
         faults_seen=cluster.judge.faults_seen,
         events=cluster.kernel.events + network.messages,
     )

@@ -93,6 +93,8 @@ class Config(NamedTuple):
     scheduling_seed: int = 0
     """What a policy that draws random numbers starts from."""
 
+    send_delay_ns: int = 0
+    """Every frame leaves this much later: what a network with that latency would do. For experiments."""
     frame_bytes_max: int = 256 * MIB
     """Larger frames are refused."""
     init_timeout_ns: int = 20_000_000_000

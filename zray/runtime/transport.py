@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import select
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -50,6 +51,8 @@ class Transport:
         self._frame_bytes_max = config.frame_bytes_max
         self._socket = self._open(identity, config)
         self._backlog: dict[Address, deque[bytes]] = {}
+        self._send_delay_ns = config.send_delay_ns
+        self._delayed: deque[tuple[int, Address, bytes]] = deque()  # (when it leaves, to whom, frame)
         self._endpoints: dict[Address, str] = {}
         self._may_drop: dict[Address, None] = {}
         # ZeroMQ lets go of a disconnected peer some time later, and aborts the process if its routing id is
@@ -152,6 +155,17 @@ class Transport:
             log.error("a %s of %d bytes is too large for any frame and is dropped", kind, len(frame))
 
     def _send_frame(self, address: Address, frame: bytes) -> None:
+        if self._send_delay_ns:
+            self._delayed.append((time.monotonic_ns() + self._send_delay_ns, address, frame))
+        else:
+            self._pass_on(address, frame)
+
+    def _send_delayed(self, until_ns: int) -> None:
+        while self._delayed and self._delayed[0][0] <= until_ns:
+            _, address, frame = self._delayed.popleft()
+            self._pass_on(address, frame)
+
+    def _pass_on(self, address: Address, frame: bytes) -> None:
         waiting = self._backlog.get(address)
         if waiting:
             if len(waiting) >= DROPPABLE_FRAMES_MAX and address in self._may_drop:
@@ -191,6 +205,8 @@ class Transport:
         A frame that is not a batch of this link is answered by ``Refused`` and logged; nothing of it is
         returned.
         """
+        if self._delayed:
+            self._send_delayed(time.monotonic_ns())
         if self._backlog:
             self.retry_backlog()
         received: list[tuple[Address, Any]] = []
@@ -245,11 +261,16 @@ class Transport:
         """
         if self._backlog:
             timeout_ms = BACKLOG_RETRY_MS if timeout_ms is None else min(timeout_ms, BACKLOG_RETRY_MS)
+        if self._delayed:  # rounded down: the last millisecond is spent looking, so that it is on time
+            due_ms = max(0, (self._delayed[0][0] - time.monotonic_ns()) // 1_000_000)
+            timeout_ms = due_ms if timeout_ms is None else min(timeout_ms, due_ms)
         ready = self._poll.poll(timeout_ms)
         return [fd for fd, _ in ready] if ready else []
 
     def close(self, linger_ms: int = 200) -> None:
         """Close the socket, give frames already sent ``linger_ms`` to leave, remove socket files."""
+        if self._delayed:
+            self._send_delayed(self._delayed[-1][0])
         self._socket.close(linger=linger_ms)
         if self._owns_context:
             self.context.term()
