@@ -118,6 +118,7 @@ class Process:
         self._window_floor = 0
         self._sent_ns = 0
         self._debt_ns = 0  # processor time used and not yet spent
+        self._hearing_until_ns = 0  # processor time that frames take, beside what it waits for
         self._duty_planned = False
         self._call_needs: dict[bytes, tuple[bytes, ...]] = {}
         self._tokens = 0
@@ -196,13 +197,16 @@ class Process:
 
     def _hear(self, source: Address, messages: list[Any]) -> None:
         handlers = self.HANDLERS
-        self._debt_ns += self.costs.of_frame(len(messages), slept=self._waiting is not None)
+        now_ns, waiting = self.kernel.now_ns, self._waiting
+        self._hearing_until_ns = max(self._hearing_until_ns, now_ns) + self.costs.of_frame(
+            len(messages), slept=waiting is not None and self._hearing_until_ns <= now_ns
+        )
         for message in messages:
             handlers[type(message)](self, source, message)
-        waiting = self._waiting
         if waiting is not None:
             if waiting():
                 self._waiting = None
+                self._debt_ns += self._hearing_until_ns - now_ns
                 self._advance()
             else:
                 self.send_all()
