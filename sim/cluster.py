@@ -22,6 +22,7 @@ from zray.core.machine import Address
 from zray.core.placement import configured
 from zray.ids import short
 from zray.protocol.local_messages import ClientGone
+from zray.protocol.messages import Describe
 
 STORY_LINES = 400
 
@@ -57,7 +58,7 @@ class Cluster:
         self.scenario = scenario
         self.config = configured((config or Config())._replace(scheduling_policy=scenario.policy))
         self.costs = costs or default_costs()
-        self.functions: Mapping[str, Callable[..., Any]] = functions or FUNCTIONS
+        self.functions: Mapping[str, Callable[..., Any]] = FUNCTIONS if functions is None else functions
         self.kernel = Kernel(seed)
         self.check_every = scenario.check_every
         self.judge = Judge(scenario.faults, strict=scenario.strict)
@@ -93,6 +94,10 @@ class Cluster:
             root_task=root_task_of(number),
             program=program,
         )
+
+    def code_of(self, kind: Describe) -> bytes:
+        """What a client exports as the code of a function: the name under which ``functions`` has it."""
+        return (kind.name if kind.name in self.functions else kind.function_id.hex()).encode()
 
     def boot(self) -> None:
         """Start every process; drivers come a little later, one after the other."""

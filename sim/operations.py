@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sim.programs import ProgramError, Ref, unpack
-from zray.protocol.messages import Describe
+from sim.programs import Compute, ProgramError, Ref, pack, unpack, unpack_error
+from zray.protocol.messages import ERROR, FAULT, INLINE, Describe, KillActor, Value
 
 if TYPE_CHECKING:
     from sim.process import Process, Steps
@@ -27,48 +27,109 @@ class SubmitAs(NamedTuple):
         return [Ref(object_id) for object_id in object_ids]
 
 
-class Outcome(NamedTuple):
-    """What became of an object: its value, or why there is none."""
+class WhoAmI(NamedTuple):
+    """The result is the process itself."""
 
-    value: Any
-    error: ProgramError | None
+    def perform(self, process: Process) -> Steps:
+        """At once."""
+        return process
+        yield  # a generator like the others
+
+
+class Handed(NamedTuple):
+    """Another operation; the refs that it makes belong to objects of user code, which let go of them."""
+
+    operation: Any
+
+    def perform(self, process: Process) -> Steps:
+        """The same, without the context that lets go of them at its end."""
+        perform = process.PERFORM.get(type(self.operation))
+        steps = perform(process, self.operation) if perform else self.operation.perform(process)
+        made = yield from steps
+        for ref in made if isinstance(made, list) else [made]:
+            times = process.handles.pop(ref.object_id)
+            if times > 1:
+                process.handles[ref.object_id] = times - 1
+        return made
+
+
+class Keep(NamedTuple):
+    """Put an encoded value with the refs inside it; the result is the object's id, held once."""
+
+    data: bytes
+    refs: tuple[Ref, ...]
+
+    def perform(self, process: Process) -> Steps:
+        """As ``put()`` does."""
+        process._debt_ns += process.costs.submit_ns
+        return (yield from process._put(pack([self.data, list(self.refs)])))
+
+
+class KillAs(NamedTuple):
+    """End an actor."""
+
+    actor_id: bytes
+
+    def perform(self, process: Process) -> Steps:
+        """As ``kill()`` does."""
+        process.out.append((process.node, KillActor(self.actor_id)))
+        process.cluster.judge.actor_killed(self.actor_id)
+        yield from process._spend()
+        process.send_all()
+
+
+class Work(NamedTuple):
+    """Use the processor, and be seen doing so."""
+
+    duration_ns: int
+    counter: list[int]
+    """Its only number is how many work now."""
+
+    def perform(self, process: Process) -> Steps:
+        """Let time pass."""
+        self.counter[0] += 1
+        try:
+            yield from process.do_compute(Compute(self.duration_ns))
+        finally:
+            self.counter[0] -= 1
 
 
 class Look(NamedTuple):
-    """Get values, errors as outcomes, not later than at a time; the result is ``None`` if it is over."""
+    """Get encoded values, errors and faults included, not later than at a time; ``None`` if it is over."""
 
     object_ids: tuple[bytes, ...]
     until_ns: int | None = None
 
     def perform(self, process: Process) -> Steps:
         """As ``get()`` does."""
-        taken: dict[bytes, Any] = {}
-        outcomes: dict[bytes, Outcome] = {}
+        objects = process.objects
+        taken: dict[bytes, Value] = {}
         try:
             while True:
-                left = [one for one in dict.fromkeys(self.object_ids) if one not in taken]
-                for object_id in left:
-                    value = process.objects.take(object_id)
+                left = []
+                for object_id in dict.fromkeys(self.object_ids):
+                    value = None if object_id in taken else objects.take(object_id)
                     if value is not None:
                         taken[object_id] = value
-                left = [object_id for object_id in left if object_id not in taken]
+                    elif object_id not in taken:
+                        left.append(object_id)
                 if not left:
-                    break
-                want = process.objects.want(left, None, True)
-                in_time = yield from _wait(process, want, self.until_ns)
-                if not in_time:
+                    return {object_id: _outcome(process, object_id, taken[object_id]) for object_id in taken}
+                want = objects.want(left, None, True)
+                if not (yield from _wait(process, want, self.until_ns)):
                     return None
-            for object_id, value in taken.items():
-                try:
-                    decoded, contained = unpack(process.data_of(object_id, value))
-                except ProgramError as error:
-                    outcomes[object_id] = Outcome(None, error)
-                else:
-                    process.take_up(contained)
-                    outcomes[object_id] = Outcome(decoded, None)
-            return [outcomes[object_id] for object_id in self.object_ids]
         finally:
             process.give_back(taken)
+
+
+def _outcome(process: Process, object_id: bytes, value: Value) -> Value:
+    """What user code is given: a plain value, an error or a fault, with its bytes."""
+    process.cluster.judge.value_seen(process.address, object_id, value)
+    if value.kind == FAULT:
+        return value
+    if value.kind == ERROR:
+        return Value(ERROR, bytes_of(unpack_error(value.data)))
+    return Value(INLINE, unpack(process.data_of(object_id, value))[0][0])
 
 
 class AwaitUntil(NamedTuple):
@@ -98,3 +159,13 @@ def _wait(process: Process, want: Any, until_ns: int | None) -> Steps:
         return want.done
     finally:
         process.objects.end_want(want)
+
+
+def user_error(data: bytes) -> ProgramError:
+    """A pickled error of user code, as programs raise it."""
+    return ProgramError("user", data.decode("latin-1"))
+
+
+def bytes_of(error: ProgramError) -> bytes:
+    """Take :func:`user_error` back."""
+    return error.text.encode("latin-1")

@@ -394,7 +394,7 @@ class Process:
     def _describe(self, kind: Describe) -> None:
         if kind.function_id not in self._exported:
             self._exported[kind.function_id] = None
-            self.out.append((self.node, ExportFunction(kind.function_id, kind.name.encode())))
+            self.out.append((self.node, ExportFunction(kind.function_id, self.cluster.code_of(kind))))
         self._described[kind.descriptor_id] = None
         self.out.append((self.node, kind))
 
@@ -550,11 +550,11 @@ class Process:
     def do_call_actor(self, operation: CallActor) -> Steps:
         """Call a method."""
         self._debt_ns += self.costs.submit_ns
-        handle, method, args = operation
+        handle, method, args, count = operation
         packed, deps = pack_args(args) if args else (_NO_ARGS, ())
         data, deps, stored = yield from self._args_as_sent(packed, deps)
         task_id = ids.task_id(self._next_prefix(), self._counter)
-        returns = ids.return_ids(task_id, 1)
+        returns = ids.return_ids(task_id, count)
         needs = (handle.object_id, *deps, *packed.contained)
         self.share(needs)
         for object_id in needs:
@@ -563,16 +563,16 @@ class Process:
         for object_id in returns:
             self._add_handle(object_id)
         sequence = self.calls.next_sequence(handle.actor_id)
-        call = Call(task_id, handle.actor_id, sequence, method, 1, data, deps)
+        call = Call(task_id, handle.actor_id, sequence, method, count, data, deps)
         self._call_needs[task_id] = needs
         self.cluster.judge.call_made(self.address, handle.actor_id, task_id)
         fault = self.calls.call(call)
         if fault is not None:
-            self._end_call(call, (fault,))
+            self._end_call(call, (fault,) * count)
         if stored:
             self.objects.drop(stored)
         yield from self._after_append()
-        return Ref(returns[0])
+        return Ref(returns[0]) if count == 1 else [Ref(object_id) for object_id in returns]
 
     def do_end_actor(self, operation: EndActor) -> Steps:
         """Kill an actor."""

@@ -125,11 +125,12 @@ class MakeActor(NamedTuple):
 
 
 class CallActor(NamedTuple):
-    """Call a method; the result is the ref of what it returns."""
+    """Call a method; the result is the ref of what it returns, or a list of them if ``returns`` is not 1."""
 
     actor: ActorRef
     method: str
     args: tuple[Any, ...] = ()
+    returns: int = 1
 
 
 class EndActor(NamedTuple):

@@ -71,7 +71,7 @@ def run_scenario(
         kind, detail = CRASH, f"{type(error).__name__}: {error}\n{_where(error)}"
     story = list(cluster.story)[-STORY_SHOWN:]
     digest = cluster.kernel.digest()
-    return Verdict(kind, detail, digest, _summary(cluster), dict(cluster.faults.strikes), story), cluster
+    return Verdict(kind, detail, digest, summary_of(cluster), dict(cluster.faults.strikes), story), cluster
 
 
 def _where(error: BaseException) -> str:
@@ -157,7 +157,8 @@ def _who_waits(cluster: Cluster) -> str:
     return "\n".join(lines)
 
 
-def _summary(cluster: Cluster) -> Summary:
+def summary_of(cluster: Cluster) -> Summary:
+    """The numbers of a run so far."""
     finished = [driver.finished_ns for driver in cluster.drivers if driver.finished_ns is not None]
     makespan_ns = max(finished, default=cluster.kernel.now_ns)
     cpus = sum(node.cpus for node in cluster.nodes)

@@ -77,6 +77,7 @@ class SimWorker(Process):
         self.actor_id = b""
         self.kept: list[bytes] = []  # refs in the actor's own state, each held once
         self.current = ids.NIL_ID
+        self.current_returns = 0  # return objects of what runs
         self.finished = 0
         self.first_finished_ns = 0
         self.lent_since_ns = 0
@@ -206,6 +207,7 @@ class SimWorker(Process):
         """Run a task: (the values of its return objects, run time, whether it failed)."""
         kind = self.kinds[run.descriptor_id]
         self.host.cells[self.slot] = self.current = run.task_id
+        self.current_returns = kind.num_returns
         self.set_context(run.task_id)
         self.cluster.judge.attempt_started(self.address, run.task_id, run.attempt)
         self._debt_ns += self.costs.run_ns
@@ -235,7 +237,7 @@ class SimWorker(Process):
                 args, refs = unpack_args(run.args, inputs)
             self.take_up(refs)
             if kind.kind == ACTOR:
-                return self._construct(run, kind, args)
+                return (yield from self._construct(run, kind, args))
             result = self.cluster.functions[self.functions[kind.function_id].decode()](*args)
             if hasattr(result, "send"):
                 result = yield from self.drive(result)
@@ -266,8 +268,10 @@ class SimWorker(Process):
         finally:
             self.give_back(taken)
 
-    def _construct(self, run: Run, kind: Describe, args: list[Any]) -> tuple[Value, ...]:
-        self.actor = ACTORS[kind.name](*args)
+    def _construct(self, run: Run, kind: Describe, args: list[Any]) -> Steps:
+        code = self.functions[kind.function_id].decode()
+        made = (self.cluster.functions.get(code) or ACTORS[kind.name])(*args)
+        self.actor = (yield from self.drive(made)) if hasattr(made, "send") else made
         self.actor_id = run.task_id
         self.cluster.judge.actor_made(run.task_id)
         self._keep_state()
@@ -334,7 +338,7 @@ class SimWorker(Process):
     # --- actor calls -------------------------------------------------------------------------------
 
     def _run_call(self, source: Address, call: Call) -> Steps:
-        self.current = call.task_id
+        self.current, self.current_returns = call.task_id, call.num_returns
         self.set_context(call.task_id)
         self._debt_ns += self.costs.run_ns
         started_ns, self.lent_ns = self.kernel.now_ns, 0

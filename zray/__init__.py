@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zray.api.refs import ObjectRef
     from zray.api.remote import remote
     from zray.api.session import init, is_initialized, shutdown
+    from zray.api.simulation import simulate
 
 __all__ = [
     "ActorHandle",
@@ -32,6 +33,7 @@ __all__ = [
     "put",
     "remote",
     "shutdown",
+    "simulate",
     "wait",
 ]
 
@@ -42,6 +44,7 @@ _HOMES = {
     "refs": ("ObjectRef",),
     "remote": ("remote",),
     "session": ("init", "is_initialized", "shutdown"),
+    "simulation": ("simulate",),
 }
 _HOME_OF = {name: f"zray.api.{home}" for home, names in _HOMES.items() for name in names}
 

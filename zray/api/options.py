@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ TASK_DEFAULTS: dict[str, Any] = {
     "max_retries": 3,
     "retry_exceptions": False,
     "name": None,
+    "_duration_s": None,
 }
 ACTOR_DEFAULTS: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0, "memory": 0, "resources": None}
 METHOD_DEFAULTS: dict[str, Any] = {"num_returns": 1}
@@ -114,10 +116,19 @@ def _check_resources(name: str, value: Any) -> None:
         raise TypeError(f"{name} is a dict of amounts by resource name, not {value!r}")
 
 
+def _check_duration(name: str, value: Any) -> None:
+    """How long a simulated task takes (``zray.simulate``)."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise TypeError(f"{name} is a number of seconds, not {value!r}")
+    if value is not None and not 0 <= value < math.inf:
+        raise ValueError(f"{name} is not negative, and finite: {value}")
+
+
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "num_returns": _check_count,
     "max_retries": _check_retries,
     "retry_exceptions": _check_bool,
     "name": _check_name,
     "resources": _check_resources,
+    "_duration_s": _check_duration,
 }

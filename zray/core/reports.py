@@ -77,7 +77,8 @@ def _workers(node: Node) -> list[dict[str, Any]]:
     return rows
 
 
-def _tasks(node: Node) -> list[dict[str, Any]]:
+def tasks_of(node: Node) -> list[dict[str, Any]]:
+    """Every unfinished task: its name, where it is, what it misses and asks for."""
     places: dict[bytes, str] = {}
     for worker in node.pool.workers.values():
         for position, task_id in enumerate(worker.queue):
@@ -137,7 +138,7 @@ _REPORTS = {
     "resources": _resources,
     "node": _node,
     "workers": _workers,
-    "tasks": _tasks,
+    "tasks": tasks_of,
     "actors": _actors,
     "objects": _objects,
 }

@@ -359,7 +359,8 @@ def _prepare_workers() -> None:
     preload()
     public = importlib.import_module("zray")  # by name: it is user code that needs the layers above
     for name in public.__all__:
-        getattr(public, name)
+        if name != "simulate":  # no task needs it, and it brings the whole simulator
+            getattr(public, name)
 
 
 class EarlySignals:

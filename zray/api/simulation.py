@@ -1,0 +1,537 @@
+"""``zray.simulate``: a user's own program on a cluster that exists only in virtual time.
+
+Inside ``with zray.simulate(...)`` the API is the usual one, and the user's functions really run; where and
+when they run is decided by the machines of ``zray.core`` in the simulator. A task takes as long as is declared
+for it, or as its code was measured to compute; ``time.sleep`` passes virtual time. With declared durations a
+run depends on its seed alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import msgspec
+from msgspec.structs import replace
+
+from sim import chrome
+from sim.cluster import Span
+from sim.costs import Costs, default_costs
+from sim.operations import AwaitUntil, Handed, Keep, KillAs, Look, SubmitAs, Work, user_error
+from sim.process import Process
+from sim.programs import ActorRef, CallActor, ProgramError, Ref
+from sim.run import summary_of
+from sim.scenario import ClusterPart, FaultsPart, NetworkPart, PhasesPart, Scenario
+from sim.user_code import CrashedHereError, UserRun
+from sim.worker import SimWorker
+from zray import ids
+from zray.config import Config
+from zray.core.placement import SCHEDULING
+from zray.core.reports import report
+from zray.errors import TaskError, ZrayError
+from zray.protocol.messages import ACTOR, INLINE, Describe, Value
+from zray.runtime import own_client
+from zray.serialize.functions import FunctionTable, load_args
+from zray.serialize.values import Serialized, dump, dump_error, format_user_traceback, load
+
+Durations = Mapping[str, float] | Callable[[str, Random], float | None] | None
+NS_PER_S = 1_000_000_000
+SETTLE_NS = 1_000
+FAULTY_S = 1_000_000.0
+COLLECT_EVERY = 1_000
+CHECK_EVERY = 1_000
+
+
+class SimulatedClient:
+    """What the API takes for the connection of this process: one process of the simulated cluster.
+
+    Args:
+        simulation: the run.
+        process: the driver or worker for which user code runs now.
+    """
+
+    def __init__(self, simulation: Simulation, process: Process) -> None:
+        self.simulation = simulation
+        self.process = process
+        self.pid = os.getpid()
+        self.lock = threading.RLock()
+        self.objects = process.objects
+        self.config = process.config
+        self.perform: Callable[[Any], Any] = simulation.run.perform
+        self.declared_duration_s: float | None = None
+        self.functions = FunctionTable()
+        self.dropped: deque[bytes] = deque()
+
+    def is_inside(self) -> bool:
+        """User code is never called from within a call of the API here."""
+        return False
+
+    def close(self) -> None:
+        """The simulation ends with its ``with``, not before."""
+
+    def hand_over(self, operation: Any) -> Any:
+        """Let the kernel perform an operation.
+
+        Raises:
+            ZrayError: if the object store refuses it.
+        """
+        self.simulation.charge(self)
+        self.settle()
+        try:
+            return self.perform(operation)
+        except ProgramError as error:
+            raise ZrayError(f"{error.origin}: {error.text}") from None
+        finally:
+            self.simulation.clock_ns = time.thread_time_ns()
+
+    # --- tasks and actors --------------------------------------------------------------------------
+
+    def submit(
+        self, descriptor: Describe, code: bytes, captured: tuple[bytes, ...], args: Serialized | bytes,
+        deps: tuple[bytes, ...],
+    ) -> tuple[bytes, tuple[bytes, ...]]:  # fmt: skip
+        """Submit a task, or the creation of an actor; its id and those of its return objects."""
+        descriptor = self.simulation.learn(descriptor, code)
+        payload = (_payload(args), self._duration_ns(descriptor.name), *map(Ref, deps))
+        made = self.hand_over(Handed(SubmitAs(descriptor, payload)))
+        returns = tuple(ref.object_id for ref in made)
+        task_id = ids.producer_of(returns[0]) if returns else ids.NIL_ID
+        if descriptor.kind == ACTOR:
+            self.simulation.actor_names[task_id] = descriptor.name
+            self.simulation.note_got(deps)
+        else:
+            self.simulation.note_submitted(descriptor.name, returns, deps)
+        return task_id, returns
+
+    def call_actor(
+        self, actor_id: bytes, handle: bytes, method: str, num_returns: int, args: Serialized | bytes,
+        deps: tuple[bytes, ...],
+    ) -> tuple[bytes, ...]:  # fmt: skip
+        """Call a method; the ids of its return objects."""
+        name = f"{self.simulation.actor_names.get(actor_id, '')}.{method}"
+        payload = (_payload(args), self._duration_ns(name), *map(Ref, deps))
+        made = self.hand_over(Handed(CallActor(ActorRef(handle), method, payload, num_returns)))
+        returns = tuple(ref.object_id for ref in (made if isinstance(made, list) else [made]))
+        self.simulation.note_submitted(name, returns, deps)
+        return returns
+
+    def kill_actor(self, actor_id: bytes) -> None:
+        """End an actor."""
+        self.hand_over(KillAs(actor_id))
+
+    def _duration_ns(self, name: str) -> int:
+        declared_s, self.declared_duration_s = self.declared_duration_s, None
+        return self.simulation.duration_ns(name, declared_s)
+
+    # --- objects -----------------------------------------------------------------------------------
+
+    def put(self, value: Serialized) -> bytes:
+        """Keep a value; its id, held once."""
+        object_id: bytes = self.hand_over(Keep(value.to_bytes(), tuple(map(Ref, value.contained))))
+        return object_id
+
+    def fetch(self, object_ids: Sequence[bytes], timeout_s: float | None) -> dict[bytes, Value] | None:
+        """Values, or ``None`` if the (virtual) time is over."""
+        found: dict[bytes, Value] | None = self.hand_over(
+            Look(tuple(object_ids), self.simulation.until_ns(timeout_s))
+        )
+        if found is not None:
+            self.simulation.note_got(object_ids)
+        return found
+
+    def wait_ready(
+        self, object_ids: Sequence[bytes], needed: int, timeout_s: float | None, fetch: bool
+    ) -> list[bool]:
+        """Which are ready, once enough are or the (virtual) time is over."""
+        until_ns = self.simulation.until_ns(timeout_s)
+        ready: list[bool] = self.hand_over(AwaitUntil(tuple(object_ids), needed, until_ns))
+        self.simulation.note_got([one for one, there in zip(object_ids, ready, strict=True) if there])
+        return ready
+
+    def view(self, object_id: bytes, value: Value) -> bytes:
+        """The bytes of a value; here they always came with it."""
+        return value.data
+
+    def give_back(self, taken: dict[bytes, Value]) -> None:
+        """Nothing is pinned here."""
+
+    def query(self, what: str, timeout_s: float = 10.0) -> bytes:
+        """A report of the node."""
+        return report(self.process.host.node, what)
+
+    # --- what dies -----------------------------------------------------------------------------------
+
+    def note_dropped(self, object_id: bytes) -> None:
+        """A ref is gone; in any thread, also inside the collector."""
+        self.dropped.append(object_id)
+
+    def settle(self, _: Any = None) -> None:
+        """Count what died since the last time. For the kernel's turn, or user code's own."""
+        while self.dropped:
+            object_id = self.dropped.popleft()
+            if self.process.alive and object_id in self.objects.objects:
+                self.objects.drop(object_id)
+
+    def send_settled(self, _: Any = None) -> None:
+        """The same, and let the node hear of it if nothing else will."""
+        self.settle()
+        if self.process.alive and self.process._waiting is not None:
+            self.process.send_all()
+
+
+def _payload(args: Serialized | bytes) -> list[Any]:
+    if isinstance(args, Serialized):
+        return [args.to_bytes(), [Ref(object_id) for object_id in args.contained]]
+    return [bytes(args), []]
+
+
+class _SimulatedActor:
+    """An instance of a user's class; its methods are programs of the simulator."""
+
+    def __init__(self, simulation: Simulation, name: str, instance: Any) -> None:
+        self._simulation, self._name, self._instance = simulation, name, instance
+
+    def __getattr__(self, method: str) -> Any:
+        if method == "kept":  # what shipped actors call their state
+            raise AttributeError(method)
+
+        def call(payload: list[Any], duration_ns: int, *values: Any) -> Any:
+            name = f"{self._name}.{method}"
+            return self._simulation.program(
+                name, duration_ns, payload, values, lambda _: getattr(self._instance, method), None
+            )
+
+        return call
+
+
+class Simulation:
+    """A simulated cluster, for ``with``; made by :func:`simulate`.
+
+    Attributes:
+        forgotten: name -> how many results nobody asked for, known at the end.
+        measured: name -> seconds of processor time of each run, where no duration was declared.
+    """
+
+    def __init__(
+        self, scenario: Scenario, seed: int, durations: Durations, *, config: Config, costs: Costs
+    ) -> None:
+        self._scenario, self._seed, self._durations = scenario, seed, durations
+        self._config, self._costs = config, costs
+        self._random = Random(f"{seed}/durations")
+        self.clients: dict[bytes, SimulatedClient] = {}
+        self.actor_names: dict[bytes, str] = {}
+        self.measured: dict[str, list[float]] = {}
+        self.forgotten: dict[str, int] = {}
+        self.clock_ns = 0  # processor time of the thread of user code when it went on
+        self._ungot: dict[bytes, str] = {}
+        self._measuring: dict[bytes, tuple[str, list[int]]] = {}  # worker -> (name, its processor time)
+        self._sleep = time.sleep
+        self._collector_was_on = True
+        self._started_ns = self._ended_ns = 0
+        self._driver_thread = threading.current_thread()
+        self._bodies = 0
+        self._codes: dict[bytes, int] = {}  # function id -> its number in this run
+        self._kinds: dict[bytes, Describe] = {}  # descriptor id -> descriptor in this run
+        self.run: UserRun
+
+    # --- with --------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Simulation:
+        """
+        Raises:
+            RuntimeError: if this process is connected to a real cluster, or to another simulated one.
+        """
+        if own_client.get() is not None:
+            raise RuntimeError("this process uses zray already; call zray.shutdown() before zray.simulate()")
+        self._driver_thread = threading.current_thread()
+        self.run = UserRun(self._scenario, self._seed, self._wake, config=self._config, costs=self._costs)
+        self._collector_was_on = gc.isenabled()
+        gc.disable()  # when it runs depends on more than the seed; see ``program``
+        time.sleep = self._virtual_sleep
+        self._wake(self.run.driver)
+        self.run.perform(Work(1, self.run.working))
+        self._started_ns = self.run.now_ns
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        self._ended_ns = self.run.now_ns
+        try:
+            self.run.end() if error is None else self.run.abandon()
+        finally:
+            time.sleep = self._sleep
+            own_client.use(None)
+            if self._collector_was_on:
+                gc.enable()
+        for name in self._ungot.values():
+            self.forgotten[name] = self.forgotten.get(name, 0) + 1
+        unfinished = sum(len(node.node.scheduler.tasks) for node in self.run.cluster.nodes)
+        if error is not None:
+            error.add_note(f"in zray.simulate(), {self.now_s:.6f} virtual seconds after the start")
+        elif unfinished and self.forgotten:
+            what = ", ".join(f"{count} of {name}()" for name, count in sorted(self.forgotten.items()))
+            warnings.warn(
+                f"{unfinished} tasks had not ended when the program did, because nobody waited for them: "
+                f"results that were never got: {what}; call zray.get() on their refs",
+                RuntimeWarning, stacklevel=2,
+            )  # fmt: skip
+
+    def _wake(self, process: Process) -> None:
+        """User code of this process is about to go on."""
+        client = self.clients.get(process.address)
+        if client is None:
+            client = self.clients[process.address] = SimulatedClient(self, process)
+        client.settle()
+        own_client.use(client, in_worker=True)  # type: ignore[arg-type]
+
+    def _virtual_sleep(self, seconds: float) -> None:
+        """``time.sleep`` of simulated code; any other thread really sleeps."""
+        current = threading.current_thread()
+        if current is not self._driver_thread and current.name != "simulated task":
+            self._sleep(seconds)
+            return
+        if not seconds >= 0:
+            raise ValueError("sleep length must be non-negative")
+        client: Any = own_client.get()
+        client.hand_over(Work(round(seconds * NS_PER_S), self.run.working))
+
+    # --- user code ---------------------------------------------------------------------------------
+
+    def learn(self, descriptor: Describe, code: bytes) -> Describe:
+        """A function or class will be run by workers; its descriptor in this run.
+
+        The ids of code are digests of pickles, which differ from one process to the next where a class
+        is pickled by value. Here they are numbered.
+        """
+        known = self._kinds.get(descriptor.descriptor_id)
+        if known is not None:
+            return known
+        number = self._codes.setdefault(descriptor.function_id, len(self._codes))
+        known = self._kinds[descriptor.descriptor_id] = replace(
+            descriptor, descriptor_id=ids.content_id(b"kind %d" % len(self._kinds)),
+            function_id=ids.content_id(b"code %d" % number),
+        )  # fmt: skip
+        self._add_code(known, descriptor.function_id, code)
+        return known
+
+    def _add_code(self, descriptor: Describe, function_id: bytes, code: bytes) -> None:
+        def load_code(client: SimulatedClient) -> Any:
+            client.functions.add(function_id, code)
+            return client.functions.get(function_id, descriptor.name)
+
+        def task(payload: list[Any], duration_ns: int, *values: Any) -> Any:
+            return self.program(descriptor.name, duration_ns, payload, values, load_code, descriptor)
+
+        self.run.codes.setdefault(descriptor.function_id.hex(), task)
+
+    def program(
+        self, name: str, duration_ns: int, payload: list[Any], values: tuple[Any, ...],
+        load_code: Callable[[SimulatedClient], Any], descriptor: Describe | None,
+    ) -> Any:  # fmt: skip
+        """The program of one task, constructor or method."""
+
+        def body(process: SimWorker, perform: Callable[[Any], Any]) -> Any:
+            client = self.clients[process.address]
+            client.perform = perform
+            if duration_ns >= 0:
+                perform(Work(duration_ns, self.run.working))
+            else:
+                self._measuring[process.address] = name, []
+            self.clock_ns = time.thread_time_ns()
+            try:
+                args, kwargs = load_args(payload[0], [load(value[0], "an argument") for value in values])
+                result = load_code(client)(*args, **kwargs)
+                if descriptor is not None and descriptor.kind == ACTOR:
+                    return _SimulatedActor(self, name, result)
+                return _returned(name, result, process.current_returns)
+            except CrashedHereError:
+                raise
+            except BaseException as error:
+                raised = TaskError(name, format_user_traceback(error), error)
+                raise user_error(dump_error(raised)) from None
+            finally:
+                self._end_body(client)
+
+        return self.run.program(body)
+
+    def _end_body(self, client: SimulatedClient) -> None:
+        """A call of user code is over; what it let go of is counted once its result is on its way."""
+        found = self._measuring.pop(client.process.address, None)
+        if found is not None:
+            name, spent = found
+            last_ns = time.thread_time_ns() - self.clock_ns
+            self.measured.setdefault(name, []).append((sum(spent) + last_ns) / NS_PER_S)
+            client.process._debt_ns += last_ns
+        self._bodies += 1
+        if self._bodies % COLLECT_EVERY == 0:
+            gc.collect()
+        self.run.cluster.kernel.after(SETTLE_NS, client.send_settled)
+
+    def charge(self, client: SimulatedClient) -> None:
+        """Let a task pay for what it computed since it last went on, if it is measured."""
+        found = self._measuring.get(client.process.address)
+        if found is not None:
+            spent_ns = time.thread_time_ns() - self.clock_ns
+            found[1].append(spent_ns)
+            client.process._debt_ns += spent_ns
+
+    def duration_ns(self, name: str, declared_s: float | None) -> int:
+        """How long a task takes; -1: as long as it is measured to."""
+        seconds = declared_s
+        if seconds is None and callable(self._durations):
+            seconds = self._durations(name, self._random)
+        elif seconds is None and self._durations is not None:
+            seconds = self._durations.get(name, self._durations.get(name.rpartition(".")[2]))
+        if seconds is None:
+            return -1
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"{name}() cannot take {seconds} s")
+        return round(seconds * NS_PER_S)
+
+    def until_ns(self, timeout_s: float | None) -> int | None:
+        """The end of a wait in virtual time."""
+        if timeout_s is None:
+            return None
+        until_ns = self.run.now_ns + round(min(timeout_s, 1e9) * NS_PER_S)
+        self.run.deadline_ns = max(self.run.deadline_ns, until_ns)
+        return until_ns
+
+    def note_submitted(self, name: str, returns: Sequence[bytes], deps: Sequence[bytes]) -> None:
+        """Somebody has to ask for these, and has asked for those."""
+        for object_id in returns:
+            self._ungot[object_id] = name
+        self.note_got(deps)
+
+    def note_got(self, object_ids: Sequence[bytes]) -> None:
+        """These results are used."""
+        for object_id in object_ids:
+            self._ungot.pop(object_id, None)
+
+    # --- what came of it ---------------------------------------------------------------------------
+
+    @property
+    def now_s(self) -> float:
+        """Virtual seconds since the program began."""
+        return (self.run.now_ns - self._started_ns) / NS_PER_S
+
+    @property
+    def makespan_s(self) -> float:
+        """Virtual seconds from the begin of the program to its end, or until now."""
+        return ((self._ended_ns or self.run.now_ns) - self._started_ns) / NS_PER_S
+
+    @property
+    def utilisation(self) -> float:
+        """Share of all CPU time in which a task ran."""
+        cluster = self.run.cluster
+        cpus = sum(node.cpus for node in cluster.nodes)
+        return cluster.work_ns / max(1.0, self.makespan_s * NS_PER_S * cpus)
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """Every task and call that ran: name, node, worker, start and end in virtual seconds."""
+        return [
+            {
+                "name": span.name, "node": node_of(span), "worker": int.from_bytes(span.worker[12:], "big"),
+                "task_id": span.task_id.hex(), "start_s": (span.start_ns - self._started_ns) / NS_PER_S,
+                "end_s": (span.end_ns - self._started_ns) / NS_PER_S,
+            }
+            for span in self.run.cluster.spans or ()
+        ]  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """Equal for two runs in which the same tasks ran in the same places at the same times."""
+        return blake2b(repr(self.events).encode(), digest_size=16).hexdigest()
+
+    def summary(self) -> dict[str, Any]:
+        """The numbers of the run: tasks, messages, bytes, retries, forwards, latencies."""
+        numbers = summary_of(self.run.cluster)._asdict()
+        numbers["makespan_ns"] = round(self.makespan_s * NS_PER_S)
+        return {**numbers, "utilisation": self.utilisation}
+
+    def chrome(self, path: str | os.PathLike[str]) -> None:
+        """Write a trace that Perfetto opens."""
+        chrome.write(self.run.cluster, Path(path))
+
+    def gantt(self, path: str | os.PathLike[str]) -> None:
+        """Draw what ran where, as PNG, SVG, PDF or HTML.
+
+        Raises:
+            MissingExtraError: without matplotlib.
+        """
+        from sim.plots import draw_gantt
+
+        draw_gantt(self.run.cluster, Path(path))
+
+
+def _returned(name: str, result: Any, count: int) -> Any:
+    """What a task returned, encoded, as many values as it has return objects."""
+    if count == 1:
+        return _encoded(name, result)
+    results = list(result) if isinstance(result, Sequence) else [] if result is None else [result]
+    if len(results) != count:
+        raise ValueError(f"{name}() has num_returns={count} and returned {len(results)} values")
+    return [_encoded(name, one) for one in results]
+
+
+def _encoded(name: str, value: Any) -> list[Any]:
+    return _payload(dump(value, f"the return value of {name}()"))
+
+
+def node_of(span: Span) -> int:
+    """The number of the node where something ran."""
+    return int(span.worker[4:12])
+
+
+def simulate(
+    *, nodes: int = 1, cpus: int = 4, seed: int = 0, resources: Mapping[str, float] | None = None,
+    object_store_memory: int = 1 << 30, durations: Durations = None, faults: Mapping[str, float] | None = None,
+    policy: str = "paper", latency_s: float | None = None,
+) -> Simulation:  # fmt: skip
+    """A cluster in virtual time, for ``with``: what is called inside runs there.
+
+    Args:
+        nodes, cpus: how many nodes, and CPUs of each.
+        seed: of everything that is drawn; with declared durations a run depends on nothing else.
+        resources: what every node has besides CPUs, such as ``{"GPU": 2}``.
+        object_store_memory: bytes of each node's store.
+        durations: seconds by name of function (``f``, ``Class.method``), or a function of the name and a
+            ``random.Random``. What it leaves out, or answers with ``None``, is measured. An option
+            ``_duration_s`` of a task comes first.
+        faults: mean strikes per virtual second, such as ``{"worker_crash": 0.5}``; see
+            ``docs/simulation.md``.
+        policy: when tasks are forwarded and where they go: a name in ``zray.core.placement.SCHEDULING``.
+        latency_s: from one process to another; default: as measured on one machine.
+    Raises:
+        ValueError: for values that make no sense.
+    """
+    costs = default_costs()
+    latency_us = costs.link_ns / 1e3 if latency_s is None else latency_s * 1e6
+    if policy not in SCHEDULING:
+        raise ValueError(f"no policy {policy!r}; there are {', '.join(sorted(SCHEDULING))}")
+    if faults and "driver_crash" in faults:
+        raise ValueError("the driver is this process: driver_crash cannot strike it")
+    try:
+        shape = {
+            "nodes": nodes, "cpus": cpus, "resources": dict(resources or {}),
+            "arena_kib": max(1, object_store_memory >> 10), "drivers": 1,
+        }  # fmt: skip
+        scenario = Scenario(
+            "simulate", strict=False, check_every=CHECK_EVERY, policy=policy,  # type: ignore[arg-type]
+            cluster=msgspec.convert(shape, ClusterPart),
+            network=msgspec.convert({"latency_us": round(latency_us), "jitter_us": 0}, NetworkPart),
+            faults=msgspec.convert(dict(faults or {}), FaultsPart),
+            phases=PhasesPart(faulty_s=FAULTY_S if faults else 0.0),
+        )  # fmt: skip
+    except msgspec.ValidationError as error:
+        raise ValueError(f"zray.simulate(): {error}") from None
+    return Simulation(scenario, seed, durations, config=Config.from_environment(), costs=costs)
