@@ -10,7 +10,6 @@ until a simulated burst takes as long as a real one. Other programs are predicti
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import os
 import platform
@@ -28,7 +27,7 @@ from typing import NamedTuple
 import msgspec
 from msgspec.structs import replace
 
-from sim.costs import SHIPPED, Costs, CostsFile
+from sim.costs import Costs, CostsFile
 from sim.fidelity import Case, simulate_case
 from sim.real.clusters import Measured, RealCluster, real_cluster
 from sim.replay import Machines, open_trace
@@ -241,18 +240,16 @@ def _processor() -> str:
     return names[0] if names else "unknown processor"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write the file; the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="zray sim calibrate", description="Measure what zray costs on this machine."
-    )
-    parser.add_argument("--out", type=Path, default=SHIPPED, metavar="FILE", help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each program (default: %(default)s)")
-    given = parser.parse_args(argv)
-    found = calibrate(max(1, given.rounds), lambda text: print(text, file=sys.stderr))
-    given.out.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
-    print(f"wrote {given.out}")
-    return 0
+def write(found: CostsFile, path: Path) -> None:
+    """Write a file of costs, for people to read, too."""
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(found)) + b"\n")
+
+
+def main() -> int:
+    """The same as ``zray sim calibrate``, for ``python -m sim.calibrate``; the exit code."""
+    from sim.command import main as command
+
+    return command(["calibrate", *sys.argv[1:]])
 
 
 if __name__ == "__main__":

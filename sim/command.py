@@ -1,6 +1,8 @@
-"""The command: ``run`` one scenario, ``swarm`` over seeds, ``list`` what is shipped.
+"""The command ``zray sim``: ``run`` one scenario, ``swarm`` over seeds, ``list`` what is shipped.
 
-Exit codes: 0 passed, 2 a wrong command line or scenario, 3 crash, 4 liveness, 5 correctness.
+The commands about real runs are in ``recorded_command.py``.
+
+Exit codes: 0 passed, 1 a replay differs, 2 a wrong command line or scenario, 3 crash, 4 liveness, 5 correctness.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 
-from sim import chrome
+from sim import chrome, recorded_command
 from sim.cluster import Cluster
+from sim.plots import SUFFIXES, MissingExtraError, draw_all, require
 from sim.run import PASSED, VERDICTS, Verdict, run_scenario
 from sim.scenario import Scenario, ScenarioError, load, shipped
 from sim.swarm import Failure, as_toml, describe_failure, run_seeds, scenario_of, shrink, worst
@@ -62,12 +65,16 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--trace", type=Path, metavar="FILE", help="write the whole verdict and story as JSON")
     run.add_argument("--chrome", type=Path, metavar="FILE", help="write a Chrome trace for Perfetto")
+    run.add_argument("--plots", type=Path, metavar="DIR", help="draw what ran, queues and throughput there")
+    run.add_argument("--format", choices=[suffix[1:] for suffix in SUFFIXES], default="png", help="of plots")
+    run.add_argument("--policy", choices=recorded_command.SCHEDULERS, help="instead of the scenario's")
     swarm = commands.add_parser("swarm", help="many seeds, each with a scenario of its own")
     swarm.add_argument("--seeds", type=_range, default=range(50), metavar="A..B", help="default: 0..49")
     swarm.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
     swarm.add_argument("--no-shrink", action="store_true", help="do not make failing scenarios smaller")
     swarm.add_argument("--keep", type=Path, metavar="DIR", help="write shrunk scenarios there")
     commands.add_parser("list", help="shipped scenarios")
+    recorded_command.add_commands(commands)
     return parser
 
 
@@ -90,8 +97,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _run(given)
         if given.command == "swarm":
             return _swarm(given)
-        return _list()
-    except ScenarioError as error:
+        if given.command == "list":
+            return _list()
+        return recorded_command.run(given.function, given)
+    except (ScenarioError, MissingExtraError) as error:
         print(error, file=sys.stderr)
         return USAGE_ERROR
 
@@ -105,6 +114,10 @@ def _list() -> int:
 def _run(given: argparse.Namespace) -> int:
     seed: int = given.seed
     scenario = scenario_of(seed) if given.scenario == "swarm" else load(given.scenario)
+    if given.policy is not None:
+        scenario = msgspec.structs.replace(scenario, policy=given.policy)
+    if given.plots is not None:
+        require(f".{given.format}")
     total = scenario.workload.tasks * scenario.cluster.drivers
     bar = ProgressBar(total, "tasks")
 
@@ -113,13 +126,19 @@ def _run(given: argparse.Namespace) -> int:
 
     started_s = time.perf_counter()
     verdict, cluster = run_scenario(
-        scenario, seed, keep_spans=given.chrome is not None, watch=watch if bar.shown else None
+        scenario,
+        seed,
+        keep_spans=given.chrome is not None or given.plots is not None,
+        watch=watch if bar.shown else None,
     )
     took_s = time.perf_counter() - started_s
     bar.clear()
     print(summary_text(scenario, seed, verdict, took_s))
     if given.chrome is not None:
         chrome.write(cluster, given.chrome)
+    if given.plots is not None:
+        for path in draw_all(cluster, given.plots, f".{given.format}"):
+            print(f"  drew         {path}")
     if given.trace is not None:
         given.trace.write_bytes(
             msgspec.json.format(msgspec.json.encode([*verdict[:-1], list(cluster.story)]))
@@ -139,7 +158,8 @@ def summary_text(scenario: Scenario, seed: int, verdict: Verdict, took_s: float)
             f"{scenario.name}, seed {seed}: {VERDICTS[verdict.kind]}",
             f"  makespan     {numbers.makespan_ns / 1e9:.6f} s   utilisation {numbers.utilisation:.1%}",
             f"  run time     p50 {numbers.p50_ns / 1e3:.0f} us   p99 {numbers.p99_ns / 1e3:.0f} us",
-            f"  tasks        {numbers.tasks}   retries {numbers.retries}   forwards {numbers.forwards}",
+            f"  tasks        {numbers.tasks}   retries {numbers.retries}   forwards {numbers.forwards}   "
+            f"spillbacks {numbers.spillbacks}",
             f"  network      {numbers.messages} messages in {numbers.frames} frames, {numbers.bytes} bytes, "
             f"{numbers.lost_frames} frames lost",
             f"  faults       {verdict.strikes or 'none'}, seen by programs: {numbers.faults_seen}",

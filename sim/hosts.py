@@ -26,7 +26,6 @@ from zray.protocol.local_messages import (
     ClientGone,
     ClientJoined,
     DeleteFile,
-    Forward,
     KillWorker,
     Spill,
     Spilled,
@@ -35,7 +34,7 @@ from zray.protocol.local_messages import (
     WorkerExited,
 )
 from zray.protocol.messages import (
-    RESOURCE_UNIT,
+    Forward,
     Recorded,
     RecordTasks,
     Refused,
@@ -186,6 +185,7 @@ class SimNode(MachineHost):
         self.cells = [ids.NIL_ID] * cluster.config.workers_max
         self.free_slots = list(range(cluster.config.workers_max - 1, -1, -1))
         self.disk_free_ns = 0
+        self.queue_lengths: list[tuple[int, int]] = []  # (time, tasks ready and not started), for pictures
         self.random = cluster.kernel.stream(f"node/{number}")
         cluster.network.attach(address, self.deliver)
 
@@ -209,7 +209,13 @@ class SimNode(MachineHost):
             elif type(message) is Forward:
                 self.cluster.forwards += 1
                 self.cluster.spillbacks += message.hops > 0
+        if self.cluster.spans is not None:
+            self._note_queue(self.node.scheduler.backlog())
         super()._act()
+
+    def _note_queue(self, length: int) -> None:
+        if not self.queue_lengths or self.queue_lengths[-1][1] != length:
+            self.queue_lengths.append((self.kernel.now_ns, length))
 
     def serve(self, name: Address, messages: list[Any]) -> None:
         """Workers, disk and notices, as ``zray-node`` does it."""

@@ -212,7 +212,7 @@ class _Replaying:
 
     def pump(self, record: Pumped) -> bool:
         """Pump once; whether the outbox is what it was."""
-        machine = self.machines.machines[record.machine] if self._has(record) else None
+        machine = self._machine(record)
         batch = self.machines.batch(record)
         problem = ""
         try:
@@ -228,16 +228,19 @@ class _Replaying:
         self.effects += len(effects)
         name = self.machines.names[record.machine]
         went_in = _kinds_of(batch) or "its tick"
-        self.story.append(f"pump {self.pumps} of {name} at {record.now_ns}: {went_in} -> {_kinds_of(effects)}")
+        self.story.append(
+            f"pump {self.pumps} of {name} at {record.now_ns}: {went_in} -> {_kinds_of(effects)}"
+        )
         if problem:
             story = [*self.story, *_shown("in", batch), *_shown("out", effects)]
             self.difference = Difference(self.pumps, name, record.now_ns, problem, tuple(story))
         return not problem
 
-    def _has(self, record: Pumped) -> bool:
-        if not 0 <= record.machine < len(self.machines.machines):
-            raise TraceError(f"it pumps machine {record.machine}, and there are {len(self.machines.machines)}")
-        return True
+    def _machine(self, record: Pumped) -> Any:
+        machines = self.machines.machines
+        if not 0 <= record.machine < len(machines):
+            raise TraceError(f"it pumps machine {record.machine}, and there are {len(machines)}")
+        return machines[record.machine]
 
 
 def _kinds_of(messages: list[tuple[bytes, Any]]) -> str:

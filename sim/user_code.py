@@ -228,7 +228,7 @@ class UserRun:
 
     # --- tasks ---------------------------------------------------------------------------------------
 
-    def program(self, body: Callable[[Process, Callable[[Any], Any]], Any]) -> Program:
+    def program(self, body: Callable[[Any, Callable[[Any], Any]], Any]) -> Program:
         """The program of a task or call: ``body(process, perform)`` in a thread of its own."""
         process = yield WhoAmI()
         thread = UserThread(lambda perform: body(process, perform), lambda: self.before(process))

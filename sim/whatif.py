@@ -226,9 +226,7 @@ def predict(
     asked = (*other, policy)
     different = same if asked == (*shape, graph.config.scheduling_policy) else run(*asked)
     recorded_ns = graph.makespan_ns
-    return Prediction(
-        len(graph.tasks), graph.work_ns, recorded_ns, same, different, _notes(graph, different)
-    )
+    return Prediction(len(graph.tasks), graph.work_ns, recorded_ns, same, different, _notes(graph, different))
 
 
 def _notes(graph: Graph, other: Estimate) -> tuple[str, ...]:

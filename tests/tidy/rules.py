@@ -49,10 +49,18 @@ LAYERS = (
     Layer(own=("zray.runtime",), project=BELOW_RUNTIME, third_party=PROCESS_LIBRARIES),
     Layer(own=("zray.services",), project=BELOW_SERVICES, third_party=PROCESS_LIBRARIES),
     Layer(own=("zray.api",), project=BELOW_SERVICES, third_party=PROCESS_LIBRARIES),
+    # The simulation of a user's own program: the API on one side, the simulator on the other.
+    Layer(own=("zray.api.simulation",), project=(*BELOW_SERVICES, "zray.api", "sim"),
+          third_party=PROCESS_LIBRARIES),
     Layer(own=("zray.cli",), project=(*BELOW_SERVICES, "zray.services", "zray.api", "zray", "sim"),
           third_party=(*PROCESS_LIBRARIES, "rich")),
     Layer(own=("sim",), project=(*FOUNDATION, "zray.protocol", "zray.core"),
           third_party=("msgspec", "numpy")),
+    Layer(own=("sim.plots",), project=(*FOUNDATION, "zray.protocol", "zray.core", "sim"),
+          third_party=("matplotlib",)),
+    # Programs on real processes, beside the simulation; the only part of it that uses the public package.
+    Layer(own=("sim.real",), project=(*FOUNDATION, "zray.protocol", "sim", "zray", "zray.api"),
+          third_party=("msgspec",)),
     # The public package itself: it gathers names and nothing else.
     Layer(own=("zray",), project=(*FOUNDATION, "zray.api")),
 )  # fmt: skip

@@ -39,7 +39,7 @@ from zray.config import Config
 from zray.core.placement import SCHEDULING
 from zray.core.reports import report
 from zray.errors import TaskError, ZrayError
-from zray.protocol.messages import ACTOR, INLINE, Describe, Value
+from zray.protocol.messages import ACTOR, Describe, Value
 from zray.runtime import own_client
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import Serialized, dump, dump_error, format_user_traceback, load
@@ -257,7 +257,7 @@ class Simulation:
         self.run = UserRun(self._scenario, self._seed, self._wake, config=self._config, costs=self._costs)
         self._collector_was_on = gc.isenabled()
         gc.disable()  # when it runs depends on more than the seed; see ``program``
-        time.sleep = self._virtual_sleep
+        time.sleep = self._virtual_sleep  # type: ignore[assignment]
         self._wake(self.run.driver)
         self.run.perform(Work(1, self.run.working))
         self._started_ns = self.run.now_ns
@@ -389,7 +389,7 @@ class Simulation:
         seconds = declared_s
         if seconds is None and callable(self._durations):
             seconds = self._durations(name, self._random)
-        elif seconds is None and self._durations is not None:
+        elif seconds is None and isinstance(self._durations, Mapping):
             seconds = self._durations.get(name, self._durations.get(name.rpartition(".")[2]))
         if seconds is None:
             return -1
@@ -494,8 +494,8 @@ def node_of(span: Span) -> int:
 
 def simulate(
     *, nodes: int = 1, cpus: int = 4, seed: int = 0, resources: Mapping[str, float] | None = None,
-    object_store_memory: int = 1 << 30, durations: Durations = None, faults: Mapping[str, float] | None = None,
-    policy: str = "paper", latency_s: float | None = None,
+    object_store_memory: int = 1 << 30, durations: Durations = None,
+    faults: Mapping[str, float] | None = None, policy: str = "paper", latency_s: float | None = None,
 ) -> Simulation:  # fmt: skip
     """A cluster in virtual time, for ``with``: what is called inside runs there.
 

@@ -112,9 +112,7 @@ class Loop:
         if self.recorder is not None:
             self.recorder.end_turn()
 
-    def _pump(
-        self, number: int, machine: Machine, batch: list[tuple[Address, Any]], now_ns: int
-    ) -> None:
+    def _pump(self, number: int, machine: Machine, batch: list[tuple[Address, Any]], now_ns: int) -> None:
         if len(self.machines) > 1:
             batch = [pair for pair in batch if type(pair[1]) in machine.HANDLERS]
         wake_at_ns = machine.wake_at_ns

@@ -117,9 +117,7 @@ class NodeProcess:
         if options.gcs:
             self.shards = options.gcs
         else:
-            self.local_shards = LocalShards(
-                session, options.gcs_shards, options.log_level, options.trace
-            )
+            self.local_shards = LocalShards(session, options.gcs_shards, options.log_level, options.trace)
             self.shards = self.local_shards.endpoints
             stack.callback(self.local_shards.close, config.shutdown_timeout_ns / 1e9)
             self.local_shards.fork()
@@ -177,7 +175,8 @@ class NodeProcess:
         identity = self.node.identity
         start = NodeStart(
             identity.node_id, identity.incarnation, identity.arena_bytes, identity.pid, identity.host,
-            identity.endpoint, identity.arena_path, identity.spill_dir, self.options.total(), self.node.shards,
+            identity.endpoint, identity.arena_path, identity.spill_dir, self.options.total(),
+            self.node.shards,
         )  # fmt: skip
         recorder = Recorder(self.options.trace, [start], self.config)
         stack.callback(recorder.close)
