@@ -1,11 +1,12 @@
 """Measure what zray costs on this machine, from real processes: ``python -m sim.calibrate``.
 
 Three programs are run: a *burst* of empty tasks, in which frames are full, *pings*, in which every frame holds
-one message, and a *chain*. What a handler costs is measured on recorded batches, pumped again. What is left of the
-node's processor time is shared out to turns and messages, so that both programs come out right; likewise for
-drivers and workers. In pings every turn begins with a sleep, which costs several times the turn itself. How much of that is on the way of a message, and what a link takes,
-follows from the time of a ping and of a link of the chain, and what a busy node pays per message is raised
-until a simulated burst takes as long as a real one. Other programs are predictions (see ``fidelity.py``).
+one message, and a *chain*, whose links go through the node. What a handler costs is measured on recorded
+batches, pumped again. What submitting, hearing and running cost follows from the processor time of driver and
+worker in a burst; what it costs to be woken, and a link, from the time that pings and chains take, because a
+part of the processor time that waking costs is spent beside the way of a message. What a busy node pays per
+message is raised until a simulated burst takes as long as a real one. Other programs are predictions (see
+``fidelity.py``).
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import shutil
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -29,7 +28,7 @@ from msgspec.structs import replace
 
 from sim.costs import Costs, CostsFile
 from sim.fidelity import Case, simulate_case
-from sim.real.clusters import Measured, RealCluster, real_cluster
+from sim.real.clusters import Measured, real_cluster
 from sim.replay import Machines, open_trace
 from zray.protocol import provenance
 from zray.protocol.trace import Booted, Pumped
@@ -37,24 +36,15 @@ from zray.protocol.trace import Booted, Pumped
 BURST_TASKS = 20_000
 PING_TASKS = 1_000
 ROUNDS = 5
-TURN_NS = 6_000
+FRAME_NS = 6_000
 """A frame in or out of a process that does not sleep (bare ZeroMQ over ipc, both ends 12 us)."""
+TRANSPORT_NS = 2_000
+"""One message inside a frame, encoded and decoded; a first guess."""
 LINK_NS_MIN = 2_000
 FIT_STEPS = 4
 SAMPLES_MIN = 200
 """Types that came less often cost what a message usually does: a few say little, and differ in size."""
 RUN_NS_MIN = 500
-
-
-class Counted(NamedTuple):
-    """What a trace shows of one program."""
-
-    pumps: int
-    messages: int
-    handler_ns: dict[str, int]
-    """Mean time of one message by its type, with its share of the decision after it."""
-    decided_ns: int
-    """Sum over all messages."""
 
 
 class Sample(NamedTuple):
@@ -82,9 +72,9 @@ def calibrate(rounds: int = ROUNDS, progress: Callable[[str], None] | None = Non
                 say(f"{name}, round {number + 1} of {rounds}")
                 runs[name].append(clusters[name].run(name, tasks))
     say("recording and pumping again")
-    counted = {name: _count(name, programs[name]) for name in ("burst", "ping")}
+    handlers = _handlers_of("burst", BURST_TASKS)
     samples = {name: _median(runs[name], tasks) for name, tasks in programs.items()}
-    costs = derive(samples["burst"], samples["ping"], samples["chain"], counted)
+    costs = derive(samples["burst"], samples["ping"], samples["chain"], handlers)
     costs = fit_burst(costs, samples["burst"].makespan_ns * BURST_TASKS, BURST_TASKS)
     return CostsFile(_provenance(rounds), costs)
 
@@ -94,47 +84,32 @@ def _median(runs: Sequence[Measured], tasks: int) -> Sample:
     return Sample(tasks, statistics.median(run.makespan_ns for run in runs) / tasks, spent)
 
 
-def derive(burst: Sample, ping: Sample, chain: Sample, counted: dict[str, Counted]) -> Costs:
-    """The costs that explain the programs."""
-    handlers = {**counted["ping"].handler_ns, **counted["burst"].handler_ns}
-    turn_ns, transport_ns = _node_costs(burst, ping, counted)
+def derive(burst: Sample, ping: Sample, chain: Sample, handlers: dict[str, int]) -> Costs:
+    """The costs that explain the programs, but for what a busy node pays per message (:func:`fit_burst`)."""
     submit_ns = burst.spent_ns["submitted"]
-    heard_ns = burst.spent_ns["driver"] - submit_ns
+    heard_ns = max(0.0, burst.spent_ns["driver"] - submit_ns)
     run_ns = max(RUN_NS_MIN, burst.spent_ns["worker"] - heard_ns)
-    hear_ns = statistics.mean(
-        (ping.spent_ns["driver"] - submit_ns - heard_ns, ping.spent_ns["worker"] - run_ns - heard_ns)
-    )
-    handled_ns = 2 * transport_ns + handlers["Submit"] + handlers["TaskDone"]
-    costs = Costs(
-        turn_ns=min(TURN_NS, round(turn_ns)),
-        node_wake_ns=max(0, round(turn_ns) - TURN_NS),
+    # On the way of a ping are two frames that wake a process, the driver's and the worker's, and two links.
+    spent_ns = ping.spent_ns["driver"] + ping.spent_ns["worker"] - submit_ns - run_ns - 2 * heard_ns
+    way_ns = ping.makespan_ns - submit_ns - run_ns - 2 * heard_ns
+    link_ns = max(LINK_NS_MIN, (way_ns - spent_ns) / 2)
+    hear_ns = max(FRAME_NS, way_ns / 2 - link_ns)
+    # On that of a link of a chain: a frame that wakes the worker, a turn of the node, and two links.
+    turn_ns = chain.makespan_ns - run_ns - heard_ns - hear_ns - 2 * link_ns
+    turn_ns = max(FRAME_NS, turn_ns - handlers["TaskDone"] - TRANSPORT_NS)
+    return Costs(
+        turn_ns=FRAME_NS,
+        node_wake_ns=round(turn_ns - FRAME_NS),
         message_ns=(handlers["Submit"] + handlers["TaskDone"]) // 2,
-        transport_ns=round(transport_ns),
+        transport_ns=TRANSPORT_NS,
         handlers=dict(sorted(handlers.items())),
         submit_ns=round(submit_ns),
-        hear_ns=min(TURN_NS, max(0, round(hear_ns))),
-        wake_ns=max(0, round(hear_ns) - TURN_NS),
-        heard_ns=max(0, round(heard_ns)),
+        hear_ns=FRAME_NS,
+        wake_ns=round(hear_ns - FRAME_NS),
+        heard_ns=round(heard_ns),
         run_ns=round(run_ns),
+        link_ns=round(link_ns),
     )
-    # On the way of a ping the driver submits, the node has two turns, worker and driver each hear a frame; on
-    # that of a link of a chain the node has one turn and the worker hears one frame.
-    ping_ns = ping.makespan_ns - submit_ns - run_ns - 2 * heard_ns - handled_ns
-    chain_ns = chain.makespan_ns - run_ns - heard_ns - transport_ns - handlers["TaskDone"]
-    return _with_links(costs, statistics.mean((ping_ns / 2, chain_ns)))
-
-
-def _with_links(costs: Costs, pair_ns: float) -> Costs:
-    """Share out what one turn of a node, one frame heard and two links take together."""
-    awake_ns = costs.turn_ns + costs.hear_ns
-    asleep_ns = costs.node_wake_ns + costs.wake_ns
-    link_ns = (pair_ns - awake_ns - asleep_ns) / 2
-    if link_ns >= LINK_NS_MIN:
-        return replace(costs, link_ns=round(link_ns))
-    # A part of what waking costs is spent beside the way, after the frame has left.
-    share = max(0.0, pair_ns - awake_ns - 2 * LINK_NS_MIN) / max(1, asleep_ns)
-    node_wake_ns, wake_ns = round(costs.node_wake_ns * share), round(costs.wake_ns * share)
-    return replace(costs, link_ns=LINK_NS_MIN, node_wake_ns=node_wake_ns, wake_ns=wake_ns)
 
 
 def fit_burst(costs: Costs, makespan_ns: float, tasks: int) -> Costs:
@@ -152,42 +127,25 @@ def fit_burst(costs: Costs, makespan_ns: float, tasks: int) -> Costs:
     return costs
 
 
-def _node_costs(burst: Sample, ping: Sample, counted: dict[str, Counted]) -> tuple[float, float]:
-    """Of the node's time beyond its handlers: per turn, and per message, so that both programs fit."""
-    one, many = counted["ping"], counted["burst"]
-    rest_one = ping.spent_ns["node"] * ping.tasks - one.decided_ns
-    rest_many = burst.spent_ns["node"] * burst.tasks - many.decided_ns
-    determinant = one.pumps * many.messages - many.pumps * one.messages
-    turn_ns = (rest_one * many.messages - rest_many * one.messages) / determinant
-    transport_ns = (rest_many * one.pumps - rest_one * many.pumps) / determinant
-    if transport_ns < 0:
-        return rest_one / one.pumps, 0.0
-    return turn_ns, transport_ns
-
-
-def _count(program: str, tasks: int) -> Counted:
+def _handlers_of(program: str, tasks: int) -> dict[str, int]:
     """Record a program, and pump the trace again with a clock in hand."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "node.trace"
-        with real_cluster(nodes=1, cpus=1, trace=True) as cluster:
-            _record(cluster, program, tasks)
-            trace = cluster.nodes[0].trace
-            assert trace is not None
-            shutil.copy(trace, path)
-        return count_trace(path)
+    with real_cluster(nodes=1, cpus=1, trace=True) as cluster:
+        cluster.run(program, tasks)
+        trace = cluster.nodes[0].trace
+        assert trace is not None
+        return measure_handlers(trace)
 
 
-def _record(cluster: RealCluster, program: str, tasks: int) -> None:
-    cluster.run(program, tasks)
+def measure_handlers(path: Path) -> dict[str, int]:
+    """What a message costs the machine of a node, with its share of the decision after it, by type.
 
-
-def count_trace(path: Path) -> Counted:
-    """Pump the trace of a node again and measure each handler."""
+    Types that came less often than :data:`SAMPLES_MIN` are left out.
+    """
     start, _, records = open_trace(path)
     machines = Machines(start)
     node = machines.machines[0]
     times: dict[str, list[int]] = {}
-    flush_ns = pumps = messages = 0
+    flush_ns = messages = 0
     clock = time.perf_counter_ns
     for record in records:
         if isinstance(record, Booted):
@@ -195,14 +153,12 @@ def count_trace(path: Path) -> Counted:
         if not isinstance(record, Pumped):
             continue
         batch = machines.batch(record)
-        pumps += 1
         messages += len(batch)
         for source, message in batch:
             handler = node.HANDLERS[type(message)]
             before_ns = clock()
             handler(node, record.now_ns, source, message)
-            spent_ns = clock() - before_ns
-            times.setdefault(type(message).__name__, []).append(spent_ns)
+            times.setdefault(type(message).__name__, []).append(clock() - before_ns)
         before_ns = clock()
         if node.wake_at_ns is not None and node.wake_at_ns <= record.now_ns:
             node.on_tick(record.now_ns)
@@ -210,12 +166,10 @@ def count_trace(path: Path) -> Counted:
         flush_ns += clock() - before_ns
         node.out.clear()
     share_ns = flush_ns // max(1, messages)
-    handlers = {
+    return {
         name: round(statistics.median(found)) + share_ns
         for name, found in times.items() if len(found) >= SAMPLES_MIN
     }  # fmt: skip
-    decided_ns = flush_ns + sum(sum(found) for found in times.values())
-    return Counted(pumps, messages, handlers, decided_ns)
 
 
 def _provenance(rounds: int) -> dict[str, str | int]:

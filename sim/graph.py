@@ -24,6 +24,7 @@ from zray.protocol.messages import (
     Demand,
     Describe,
     Hello,
+    LeasedDone,
     Submit,
     TaskDone,
     Unblocked,
@@ -31,6 +32,8 @@ from zray.protocol.messages import (
 from zray.protocol.trace import NodeStart, Pumped, TraceError
 
 SUBMITTED, WAITED = 0, 1
+LEASED_REPORT_NS_MAX = 50_000_000
+"""A submitter that waits for the result of a leased task tells the node of earlier ones within this time."""
 
 
 class RecordedTask:
@@ -93,6 +96,7 @@ class Graph:
         self.makers: dict[bytes, tuple[bytes, int]] = {}  # object id -> (task, which of its values)
         self.nodes: list[Demand] = []
         self.config = Config()
+        self.leases_heard_ns: dict[int, int] = {}  # node -> when it last heard of leased tasks
         self.actors = 0
 
     @property
@@ -141,6 +145,30 @@ class Graph:
             case Unblocked(task_id):
                 self._unblocked(number, now_ns, task_id)
 
+    def absorb_leased(self, number: int, now_ns: int, batch: list[tuple[bytes, Any]]) -> None:
+        """Tasks that went past the node, on a lease; it hears of them later, several at once.
+
+        They ran one after the other, each submitted when the one before had ended: here evenly since the
+        last report of their submitter.
+        """
+        reports = [
+            message for _, message in batch
+            if type(message) is LeasedDone and message.spec.task_id not in self.tasks
+        ]  # fmt: skip
+        reports = list({message.spec.task_id: message for message in reports}.values())
+        since_ns = max(self.leases_heard_ns.get(number, 0), now_ns - LEASED_REPORT_NS_MAX)
+        self.leases_heard_ns[number] = now_ns
+        run_ns = sum(message.run_ns for message in reports)
+        pause_ns = max(0, now_ns - since_ns - run_ns) // max(1, len(reports))
+        at_ns = now_ns - run_ns - pause_ns * len(reports)
+        for message in reports:
+            self._submitted(number, at_ns + pause_ns, message.spec)
+            at_ns += pause_ns + message.run_ns
+            task = self.tasks.get(message.spec.task_id)
+            if task is not None:
+                task.done_ns, task.run_ns = at_ns, message.run_ns
+                task.sizes = (len(message.value.data) if message.value is not None else 0,)
+
     def _submitter(self, number: int, task_id: bytes) -> Submitter:
         found = self.submitters.get(task_id)
         if found is None:
@@ -183,14 +211,14 @@ class Graph:
         task = self.tasks.get(task_id)
         if submitter is None or not submitter.events:
             return [], task.work_ns if task is not None else 0
-        since_ns = submitter.events[0][0]
+        since_ns = min(event[0] for event in submitter.events)
         if task is not None and task.done_ns:
             since_ns = min(since_ns, task.done_ns - task.run_ns)
         else:
             since_ns = min(since_ns, self.first_ns)
         steps: list[Step] = []
         open_tasks: dict[bytes, None] = {}
-        for now_ns, what, submitted, end_ns in submitter.events:
+        for now_ns, what, submitted, end_ns in sorted(submitter.events, key=lambda event: event[0]):
             if what == WAITED:
                 done = self._done_by(open_tasks, end_ns)
                 steps.append(Step(max(0, now_ns - since_ns), WAITED, done))
@@ -242,8 +270,10 @@ def load_graph(paths: Sequence[str | Path]) -> Graph:
         try:
             for record in records:
                 if isinstance(record, Pumped):
-                    for _, message in machines.batch(record):
+                    batch = machines.batch(record)
+                    for _, message in batch:
                         graph.absorb(number, record.now_ns, message)
+                    graph.absorb_leased(number, record.now_ns, batch)
         except TraceError as error:
             raise TraceError(f"{path}: {error}") from None
     if not graph.tasks:

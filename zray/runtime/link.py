@@ -269,6 +269,8 @@ class NodeLink:
 
     def sleep(self, timeout_ms: int | None) -> None:
         """Block until something may have arrived. For the thread that leads; the lock is free."""
+        for server in self.servers:
+            timeout_ms = server.until_due(timeout_ms)
         for fd in self.transport.wait(timeout_ms):
             if fd == self._wake_read:
                 self._drain_wakes()

@@ -261,11 +261,18 @@ class Transport:
         """
         if self._backlog:
             timeout_ms = BACKLOG_RETRY_MS if timeout_ms is None else min(timeout_ms, BACKLOG_RETRY_MS)
-        if self._delayed:  # rounded down: the last millisecond is spent looking, so that it is on time
-            due_ms = max(0, (self._delayed[0][0] - time.monotonic_ns()) // 1_000_000)
-            timeout_ms = due_ms if timeout_ms is None else min(timeout_ms, due_ms)
-        ready = self._poll.poll(timeout_ms)
+        ready = self._poll.poll(self.until_due(timeout_ms))
         return [fd for fd, _ in ready] if ready else []
+
+    def until_due(self, timeout_ms: int | None) -> int | None:
+        """How long a wait may take so that delayed frames leave in time.
+
+        Rounded down: the last millisecond is spent looking.
+        """
+        if not self._delayed:
+            return timeout_ms
+        due_ms = max(0, (self._delayed[0][0] - time.monotonic_ns()) // 1_000_000)
+        return due_ms if timeout_ms is None else min(timeout_ms, due_ms)
 
     def close(self, linger_ms: int = 200) -> None:
         """Close the socket, give frames already sent ``linger_ms`` to leave, remove socket files."""
