@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from sim.replay import Machines, config_of, open_trace
 from zray.config import Config
 from zray.core.resources import amounts_of
-from zray.ids import return_ids
 from zray.protocol.messages import (
     ACTOR,
     DRIVER,
@@ -93,7 +92,6 @@ class Graph:
         self.submitters: dict[bytes, Submitter] = {}
         self.drivers: list[bytes] = []
         self.sizes: dict[bytes, int] = {}
-        self.makers: dict[bytes, tuple[bytes, int]] = {}  # object id -> (task, which of its values)
         self.nodes: list[Demand] = []
         self.config = Config()
         self.leases_heard_ns: dict[int, int] = {}  # node -> when it last heard of leased tasks
@@ -183,8 +181,6 @@ class Graph:
             self.actors += 1
             return
         self.tasks[spec.task_id] = RecordedTask(len(self.tasks), spec, kind, now_ns)
-        for place, object_id in enumerate(return_ids(spec.task_id, kind.num_returns)):
-            self.makers[object_id] = spec.task_id, place
         self._submitter(number, spec.parent_id).events.append((now_ns, SUBMITTED, spec.task_id, 0))
 
     def _done(self, now_ns: int, done: TaskDone) -> None:

@@ -120,15 +120,8 @@ class GraphRun:
         deps = (refs[object_id] for object_id in task.spec.deps)
         borrowed = [refs[object_id] for object_id in task.spec.borrowed]
         made: list[Ref] = yield SubmitAs(task.kind, (task.number, borrowed, *deps))
-        for object_id, (maker, place) in _returns_of(self.graph, task):
-            assert maker == task.spec.task_id
-            refs[object_id] = made[place]
+        refs.update(zip(return_ids(task.spec.task_id, task.kind.num_returns), made, strict=True))
         return made
-
-
-def _returns_of(graph: Graph, task: RecordedTask) -> list[tuple[bytes, tuple[bytes, int]]]:
-    object_ids = return_ids(task.spec.task_id, task.kind.num_returns)
-    return [(object_id, graph.makers[object_id]) for object_id in object_ids]
 
 
 def estimate(

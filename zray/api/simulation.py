@@ -265,6 +265,7 @@ class Simulation:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._ended_ns = self.run.now_ns
+        unfinished = sum(len(node.node.scheduler.tasks) for node in self.run.cluster.nodes)
         try:
             self.run.end() if error is None else self.run.abandon()
         finally:
@@ -274,7 +275,6 @@ class Simulation:
                 gc.enable()
         for name in self._ungot.values():
             self.forgotten[name] = self.forgotten.get(name, 0) + 1
-        unfinished = sum(len(node.node.scheduler.tasks) for node in self.run.cluster.nodes)
         if error is not None:
             error.add_note(f"in zray.simulate(), {self.now_s:.6f} virtual seconds after the start")
         elif unfinished and self.forgotten:
