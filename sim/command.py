@@ -2,7 +2,8 @@
 
 The commands about real runs are in ``recorded_command.py``.
 
-Exit codes: 0 passed, 1 a replay differs, 2 a wrong command line or scenario, 3 crash, 4 liveness, 5 correctness.
+Exit codes: 0 passed, 1 a replay differs, 2 a wrong command line or scenario, 3 crash, 4 liveness,
+5 correctness.
 """
 
 from __future__ import annotations

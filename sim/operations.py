@@ -1,7 +1,8 @@
 """Operations beyond those of the shipped workloads: each knows how to perform itself in a process.
 
-They serve programs that were not written for the simulator: a recorded graph, or a user's own functions. What
-they submit is described by a descriptor of the real API, with any demand, and values are looked at one by one.
+They serve programs that were not written for the simulator: a recorded graph, or a user's own functions.
+What they submit is described by a descriptor of the real API, with any demand, and values are looked at one
+by one.
 """
 
 from __future__ import annotations

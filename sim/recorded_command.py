@@ -151,7 +151,6 @@ def _fidelity(given: argparse.Namespace) -> int:
 
     file = load_costs(given.costs)
     print(table(compare(rounds=given.rounds, costs=file.costs, progress=_say)))
-    print(
-        f"\ncosts measured {file.measured.get('day', 'some day')} on {file.measured.get('machine', 'a machine')}"
-    )
+    day, machine = file.measured.get("day", "some day"), file.measured.get("machine", "a machine")
+    print(f"\ncosts measured {day} on {machine}")
     return DONE

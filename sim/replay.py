@@ -1,7 +1,7 @@
 """Pump a recorded process again and compare: same machines, same batches, same times, same effects.
 
-A trace of this code must give equal digests to its end; a difference is a bug of determinism, of the recorder,
-or a trace that somebody changed. With ``other_code`` a trace of other code may be replayed, to see what a
+A trace of this code must give equal digests to its end; a difference is a bug of determinism, of the
+recorder, or a trace that somebody changed. With ``other_code`` a trace of other code may be replayed, to see what a
 change of the machines makes different first. The protocol must be the same in any case, because the
 messages could not be read.
 """
@@ -108,14 +108,14 @@ def check_code(start: TraceStart, path: str | Path) -> None:
     ours = provenance.code_digest()
     if start.code != ours:
         raise TraceVersionError(
-            f"{path}: recorded by code {start.code} (zray {start.zray}, commit {start.commit[:12]}), and this "
-            f"is code {ours} (commit {provenance.commit()[:12]}): check that commit out, or pass --other-code "
-            "to see what is different"
+            f"{path}: recorded by code {start.code} (zray {start.zray}, commit {start.commit[:12]}), and "
+            f"this is code {ours} (commit {provenance.commit()[:12]}): check that commit out, or pass "
+            "--other-code to see what is different"
         )
 
 
 def config_of(start: TraceStart) -> Config:
-    """The settings of the recorded process; fields that are gone are left out, new ones have their default."""
+    """The settings of the recorded process; fields that are gone are left out, new ones are as usual."""
     return Config(**{name: value for name, value in start.config.items() if name in Config._fields})
 
 

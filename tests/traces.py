@@ -77,6 +77,11 @@ def lone_node() -> tuple[Node, NodeStart]:
     total = (("CPU", 20_000),)
     start = NodeStart(b"n" * 16, 1, 1 << 20, 7, "here", "ipc://x", "", "", total, SHARDS)
     identity = NodeIdentity(
-        node_id=start.node_id, arena_bytes=start.arena_bytes, incarnation=1, pid=7, host="here", endpoint="ipc://x"
+        node_id=start.node_id,
+        arena_bytes=start.arena_bytes,
+        incarnation=1,
+        pid=7,
+        host="here",
+        endpoint="ipc://x",
     )
     return Node(identity, total=total, shards=SHARDS, config=Config()), start

@@ -29,7 +29,8 @@ def burst(count: int) -> Program:
     """Many empty tasks at once."""
     refs = []
     for _ in range(count):
-        refs.append((yield Spawn("nothing")))
+        ref = yield Spawn("nothing")
+        refs.append(ref)
     yield Fetch(refs)
 
 
@@ -51,7 +52,8 @@ def pauses(count: int) -> Program:
     """Tasks of 1, 10 and 100 ms."""
     refs = []
     for number in range(count):
-        refs.append((yield Spawn("pause", (PAUSES_NS[number % 3],))))
+        ref = yield Spawn("pause", (PAUSES_NS[number % 3],))
+        refs.append(ref)
     yield Await(refs, len(refs))
 
 
@@ -66,7 +68,8 @@ def warmed(name: str, count: int, started: Callable[[], None]) -> Program:
     yield Compute(WARM_UP_NS)
     refs = []
     for _ in range(20):
-        refs.append((yield Spawn("nothing")))
+        ref = yield Spawn("nothing")
+        refs.append(ref)
     yield Fetch(refs)
     ref = yield Spawn("nothing")
     yield Fetch([(yield Spawn("after", (ref,))), (yield Spawn("pause", (0,)))])

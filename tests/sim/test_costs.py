@@ -20,9 +20,7 @@ HANDLERS = {"Submit": 2_000, "TaskDone": 3_000}
 
 def samples(*, wake_us: float) -> tuple[Sample, Sample, Sample]:
     us = 1_000.0
-    burst = Sample(
-        1000, 20 * us, {"driver": 6 * us, "submitted": 4 * us, "worker": 5 * us, "node": 10 * us}
-    )
+    burst = Sample(1000, 20 * us, {"driver": 6 * us, "submitted": 4 * us, "worker": 5 * us, "node": 10 * us})
     ping = Sample(1000, 2 * wake_us * us + 11 * us, {"driver": wake_us * us, "worker": wake_us * us})
     chain = Sample(1000, 2 * wake_us * us + 11 * us, {})
     return burst, ping, chain

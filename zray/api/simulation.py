@@ -1,8 +1,8 @@
 """``zray.simulate``: a user's own program on a cluster that exists only in virtual time.
 
 Inside ``with zray.simulate(...)`` the API is the usual one, and the user's functions really run; where and
-when they run is decided by the machines of ``zray.core`` in the simulator. A task takes as long as is declared
-for it, or as its code was measured to compute; ``time.sleep`` passes virtual time. With declared durations a
+when they run is decided by the machines of ``zray.core`` in the simulator. A task takes as long as is
+declared for it, or as its code was measured to compute; ``time.sleep`` passes virtual time. With declared durations a
 run depends on its seed alone.
 """
 
@@ -265,7 +265,8 @@ class Simulation:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self._ended_ns = self.run.now_ns
-        unfinished = sum(len(node.node.scheduler.tasks) for node in self.run.cluster.nodes)
+        objects = self.run.driver.objects
+        unfinished = sum(not objects.is_ready(object_id) for object_id in self._ungot)
         try:
             self.run.end() if error is None else self.run.abandon()
         finally:
