@@ -1,12 +1,12 @@
 """Measure what zray costs on this machine, from real processes: ``python -m sim.calibrate``.
 
 Three programs are run: a *burst* of empty tasks, in which frames are full, *pings*, in which every frame
-holds one message, and a *chain*, whose links go through the node. What a handler costs is measured on recorded
-batches, pumped again. What submitting, hearing and running cost follows from the processor time of driver and
-worker in a burst; what it costs to be woken, and a link, from the time that pings and chains take, because a
-part of the processor time that waking costs is spent beside the way of a message. What a busy node pays per
-message is raised until a simulated burst takes as long as a real one. Other programs are predictions (see
-``fidelity.py``).
+holds one message, and a *chain*, whose links go through the node. What a handler costs is measured on
+recorded batches, pumped again. What submitting, hearing and running cost follows from the processor time of
+driver and worker in a burst; what it costs to be woken, and a link, from the time that pings and chains take,
+because a part of the processor time that waking costs is spent beside the way of a message. What a busy node
+pays per message is raised until a simulated burst takes as long as a real one. Other programs are predictions
+(see ``fidelity.py``).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a replay differs from what was recorded, 2 a wrong command
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -150,7 +151,8 @@ def _fidelity(given: argparse.Namespace) -> int:
     from sim.fidelity import compare, table
 
     file = load_costs(given.costs)
+    before = os.getloadavg()[0]
     print(table(compare(rounds=given.rounds, costs=file.costs, progress=_say)))
     day, machine = file.measured.get("day", "some day"), file.measured.get("machine", "a machine")
-    print(f"\ncosts measured {day} on {machine}")
+    print(f"\ncosts measured {day} on {machine}; load {before:.1f} before, {os.getloadavg()[0]:.1f} after")
     return DONE

@@ -1,8 +1,8 @@
 """Pump a recorded process again and compare: same machines, same batches, same times, same effects.
 
 A trace of this code must give equal digests to its end; a difference is a bug of determinism, of the
-recorder, or a trace that somebody changed. With ``other_code`` a trace of other code may be replayed, to see what a
-change of the machines makes different first. The protocol must be the same in any case, because the
+recorder, or a trace that somebody changed. With ``other_code`` a trace of other code may be replayed, to see
+what a change of the machines makes different first. The protocol must be the same in any case, because the
 messages could not be read.
 """
 

@@ -1,4 +1,4 @@
-"""Real clusters on this machine, made with the public commands ``zray-gcs``, ``zray start``, ``zray stop``."""
+"""Real clusters on this machine, by the public commands ``zray-gcs``, ``zray start``, ``zray stop``."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Inside ``with zray.simulate(...)`` the API is the usual one, and the user's functions really run; where and
 when they run is decided by the machines of ``zray.core`` in the simulator. A task takes as long as is
-declared for it, or as its code was measured to compute; ``time.sleep`` passes virtual time. With declared durations a
-run depends on its seed alone.
+declared for it, or as its code was measured to compute; ``time.sleep`` passes virtual time. With declared
+durations a run depends on its seed alone.
 """
 
 from __future__ import annotations

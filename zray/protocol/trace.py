@@ -6,8 +6,8 @@ Layout: eight bytes of magic, then records. All numbers are little endian::
 
 A payload is one msgpack array of :data:`Record`. The first record is a :class:`TraceStart`, which has all
 that is needed to build the same machines again; what follows is in the order in which it happened. A trace
-that ends in the midst of a record is *torn*: its process was killed, and what is whole counts. Damage anywhere
-else is an error, because a replay of the rest would mean nothing.
+that ends in the midst of a record is *torn*: its process was killed, and what is whole counts. Damage
+anywhere else is an error, because a replay of the rest would mean nothing.
 """
 
 from __future__ import annotations
