@@ -153,11 +153,18 @@ def as_toml(scenario: Scenario) -> str:
     """A scenario as the text of its file."""
     lines = [f'name = "{scenario.name}"', f'about = "{scenario.about}"']
     lines += [f"check_every = {scenario.check_every}", f"strict = {str(scenario.strict).lower()}"]
+    lines.append(f'policy = "{scenario.policy}"')
     for part in ("cluster", "network", "workload", "faults", "phases"):
         lines += ["", f"[{part}]"]
         for name, value in msgspec.structs.asdict(getattr(scenario, part)).items():
-            lines.append(f"{name} = {msgspec.json.encode(value).decode()}")
+            lines.append(f"{name} = {_toml_of(value)}")
     return "\n".join(lines) + "\n"
+
+
+def _toml_of(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{msgspec.json.encode(key).decode()} = {value[key]}" for key in value) + "}"
+    return msgspec.json.encode(value).decode()
 
 
 # --- regressions ---------------------------------------------------------------------------------

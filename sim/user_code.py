@@ -132,6 +132,7 @@ class UserRun:
         self.codes: dict[str, Callable[..., Any]] = {}
         self.working = [0]
         self.deadline_ns = 0  # the latest time at which a wait with a timeout ends
+        self._thread = threading.current_thread()
         self._requests: deque[Any] = deque()
         self._reply: list[Any] = []
         self._progress = (0, 0)
@@ -167,8 +168,10 @@ class UserRun:
         """For the driver's thread: turn the kernel until the operation is performed.
 
         Raises:
-            DeadlockError: if that never happens.
+            DeadlockError: if that never happens, or in another thread.
         """
+        if threading.current_thread() is not self._thread:
+            raise DeadlockError("another thread than the one that entered zray.simulate() calls zray")
         self.operations += 1
         self._requests.append(operation)
         self.driver.look()

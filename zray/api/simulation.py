@@ -49,6 +49,7 @@ NS_PER_S = 1_000_000_000
 SETTLE_NS = 1_000
 FAULTY_S = 1_000_000.0
 COLLECT_EVERY = 1_000
+MEASURED_MAX = 10_000
 CHECK_EVERY = 1_000
 
 
@@ -219,7 +220,7 @@ class Simulation:
 
     Attributes:
         forgotten: name -> how many results nobody asked for, known at the end.
-        measured: name -> seconds of processor time of each run, where no duration was declared.
+        measured: name -> seconds of processor time of the last runs, where no duration was declared.
     """
 
     def __init__(
@@ -230,7 +231,7 @@ class Simulation:
         self._random = Random(f"{seed}/durations")
         self.clients: dict[bytes, SimulatedClient] = {}
         self.actor_names: dict[bytes, str] = {}
-        self.measured: dict[str, list[float]] = {}
+        self.measured: dict[str, deque[float]] = {}
         self.forgotten: dict[str, int] = {}
         self.clock_ns = 0  # processor time of the thread of user code when it went on
         self._ungot: dict[bytes, str] = {}
@@ -290,6 +291,7 @@ class Simulation:
         """User code of this process is about to go on."""
         client = self.clients.get(process.address)
         if client is None:
+            self.clients = {name: one for name, one in self.clients.items() if one.process.alive}
             client = self.clients[process.address] = SimulatedClient(self, process)
         client.settle()
         own_client.use(client, in_worker=True)  # type: ignore[arg-type]
@@ -370,7 +372,8 @@ class Simulation:
         if found is not None:
             name, spent = found
             last_ns = time.thread_time_ns() - self.clock_ns
-            self.measured.setdefault(name, []).append((sum(spent) + last_ns) / NS_PER_S)
+            seconds = (sum(spent) + last_ns) / NS_PER_S
+            self.measured.setdefault(name, deque(maxlen=MEASURED_MAX)).append(seconds)
             client.process._debt_ns += last_ns
         self._bodies += 1
         if self._bodies % COLLECT_EVERY == 0:
