@@ -305,6 +305,23 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], complai
         zray.simulate(**options)
 
 
+def test_another_thread_than_the_drivers_is_refused() -> None:
+    seen: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            zray.get(add.remote(1, 1))
+        except DeadlockError as error:
+            seen.append(error)
+
+    with zray.simulate(durations=DURATIONS):
+        thread = threading.Thread(target=ask)
+        thread.start()
+        thread.join()
+        assert zray.get(add.remote(1, 1)) == 2
+    assert "another thread than the one that entered" in str(seen[0])
+
+
 def test_two_at_once_are_refused() -> None:
     with zray.simulate(durations=DURATIONS):
         with pytest.raises(RuntimeError, match="uses zray already"), zray.simulate():
