@@ -30,7 +30,6 @@ from zray.errors import ZrayError
 from zray.ids import ID_BYTES, random_id
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
-from zray.protocol.trace import GlobalStart, MachineStart, ShardStart, encode
 from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError, LogUnavailableError
 from zray.runtime.endpoints import endpoint_of, knock, shard_address
 from zray.runtime.loop import Loop
@@ -247,6 +246,7 @@ def _recorder(
     options: GcsOptions, config: Config, machine: ControlShard, stack: contextlib.ExitStack
 ) -> Recorder:
     """What writes the trace; its shard starts from the state that was recovered."""
+    from zray.protocol.trace import GlobalStart, MachineStart, ShardStart, encode
     from zray.runtime.trace import Recorder
 
     restored = [(command.source, command.message) for command in machine.snapshot()]

@@ -46,7 +46,6 @@ from zray.protocol.messages import (
     Refused,
     Warn,
 )
-from zray.protocol.trace import NodeStart
 from zray.runtime import session_dir
 from zray.runtime.endpoints import knock, shard_address, why
 from zray.runtime.loop import Loop, Service
@@ -170,6 +169,7 @@ class NodeProcess:
         """What writes the trace, if one was asked for."""
         if self.options.trace is None:
             return None
+        from zray.protocol.trace import NodeStart  # most nodes need neither
         from zray.runtime.trace import Recorder
 
         identity = self.node.identity
