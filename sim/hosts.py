@@ -14,11 +14,12 @@ from sim.memory import SimMemory
 from sim.worker import SimWorker
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
-from zray.core.control_shard import ControlShard, Logged, ShardOpened
+from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, LOG, RUNTIME, WORKER_POOL, Address, pump
 from zray.core.node import Node
+from zray.protocol.chain import Logged, ShardOpened
 from zray.protocol.codec import batch_decoder, encode_batch
 from zray.protocol.local_messages import (
     ClientGone,

@@ -21,11 +21,12 @@ import msgspec
 import zmq
 
 from zray.config import Config
-from zray.core.control_shard import ControlShard, Logged, ShardOpened, ShardState
+from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import LOG, RUNTIME, Address, pump
 from zray.errors import ZrayError
 from zray.ids import ID_BYTES, random_id
+from zray.protocol.chain import Logged, ShardOpened, ShardState
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
 from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError, LogUnavailableError
