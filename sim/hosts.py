@@ -34,6 +34,7 @@ from zray.protocol.local_messages import (
 )
 from zray.protocol.messages import (
     RESOURCE_UNIT,
+    ChainEpoch,
     Recorded,
     RecordTasks,
     Refused,
@@ -174,9 +175,9 @@ class SimNode(MachineHost):
         self.number = number
         self.cpus = cpus
         identity = NodeIdentity(node_id=address, arena_bytes=arena_bytes, incarnation=1, host=f"node{number}")
-        shards = tuple(shard.address for shard in cluster.shards)
         total = (("CPU", cpus * RESOURCE_UNIT),)
-        self.node = Node(identity, total=total, shards=shards, config=cluster.config)
+        shards, replicas = cluster.shard_addresses()
+        self.node = Node(identity, total=total, shards=shards, config=cluster.config, replicas=replicas)
         self.machines = [self.node]
         self.memory = SimMemory(cluster.judge.fail)
         self.workers: dict[Address, SimWorker] = {}
@@ -223,7 +224,7 @@ class SimNode(MachineHost):
                     self.cluster.tell(self.address, text)
                 case Refused(reason, detail):
                     self.cluster.judge.fail(f"a shard refused the node: {reason}: {detail}")
-                case ClientJoined() | ClientGone():
+                case ClientJoined() | ClientGone() | ChainEpoch():
                     pass
                 case _:
                     raise TypeError(f"{name!r} cannot {message!r}")
@@ -338,11 +339,7 @@ class SimShard(MachineHost):
         self.inbox.clear()
         self._turn_planned = False
         self._tick_at_ns = None
-        network = self.cluster.network
-        for link in network.links_to.get(self.address, ()):
-            network.disconnect(link, waits=True)
-        for link in network.links_from.get(self.address, ()):
-            network.disconnect(link, waits=False)
+        self.cluster.network.cut_off(self.address)
 
     def restart(self) -> None:
         """A new process on the same log; its peers find it a while later."""

@@ -133,6 +133,8 @@ class World:
     def deliver(self, link: tuple[Address, Address], *, keep: bool = False) -> None:
         """The next frame of a link arrives; ``keep``: and will arrive again."""
         frames = self.links[link]
+        if not frames:
+            return
         messages = _decode(frames[0] if keep else frames.popleft())
         if link[1] == CLIENT:
             self._answered(link[0], messages)

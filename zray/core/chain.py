@@ -5,8 +5,8 @@ the batch has to say to anybody leaves only when the acknowledgement of its numb
 That holds for reads too: an answer is given by a head that *after the question arrived* was still head of the
 whole chain, so one that was replaced and does not know it cannot answer from the past.
 
-The invariant (I7): every member of an epoch holds a prefix of what its predecessor holds, and what a client was
-told is held by all of them. So any one member of the newest epoch can go on alone. An epoch is a list of
+The invariant (I7): every member of an epoch holds a prefix of what its predecessor holds, and what a client
+was told is held by all of them. So any one member of the newest epoch can go on alone. An epoch is a list of
 members made by the master (``chain_master.py``); who hears an older number answers with the newer list (I9).
 
 A joiner is fed by the tail: its tables in pieces, as they were at one moment, then what came since. The tail
@@ -56,8 +56,15 @@ class ChainReplica:
     HANDLERS: ClassVar[dict[type, Handler]]
 
     def __init__(
-        self, shard: ControlShard, *, me: ChainMember, master: Address, config: Config, host: str = "", pid: int = 0
-    ) -> None:  # fmt: skip
+        self,
+        shard: ControlShard,
+        *,
+        me: ChainMember,
+        master: Address,
+        config: Config,
+        host: str = "",
+        pid: int = 0,
+    ) -> None:
         self.out: list[Effect] = []
         self.shard = shard
         self.me, self.master, self.config = me, master, config
@@ -101,8 +108,6 @@ class ChainReplica:
         if self.is_head:
             if len(self.window) >= self.config.chain_window_max:
                 return  # whoever needs an answer asks again
-            if type(message) is NodeHello:
-                self.out.append((source, self.newest))
             self.shard.HANDLERS[type(message)](self.shard, now_ns, source, message)
         elif source != RUNTIME:
             self.misled[source] = None

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from zray.config import Config
 from zray.core import checks, reports
 from zray.core.actors import Actors
+from zray.core.chain_heads import ChainHeads
 from zray.core.extents import Extents
 from zray.core.identity import ClientEntry, NodeIdentity
 from zray.core.leases import Leases
@@ -46,6 +47,7 @@ from zray.protocol.messages import (
     ActorState,
     Answer,
     Blocked,
+    ChainEpoch,
     Create,
     Credit,
     Demand,
@@ -100,17 +102,25 @@ class Node:
         total: its resources.
         shards: addresses of the GCS shards, by number; the first hosts the global scheduler.
         config: limits.
+        replicas: all addresses of each shard, if they are replicated.
     """
 
     HANDLERS: ClassVar[dict[type, Handler]]
 
     def __init__(
-        self, identity: NodeIdentity, *, total: Demand, shards: tuple[Address, ...], config: Config
+        self,
+        identity: NodeIdentity,
+        *,
+        total: Demand,
+        shards: tuple[Address, ...],
+        config: Config,
+        replicas: tuple[tuple[Address, ...], ...] = (),
     ) -> None:
         self.out: list[Effect] = []
         self.identity = identity
         self.config = config
-        self.shards = shards
+        self.chains = ChainHeads(shards, replicas)
+        self.shards = self.chains.heads
         self.clients: dict[Address, ClientEntry] = {}
         self.credited: dict[Address, ClientEntry] = {}
         self.pool = WorkerPool(
@@ -124,7 +134,7 @@ class Node:
             on_sealed=self._dependencies_sealed,
         )
         self.lineage = Lineage(self.out, shards=shards, config=config)
-        self.tables = TableWriter(self.out, shards=shards, unacked_max=config.table_writes_max)
+        self.tables = TableWriter(self.out, shards=self.shards, unacked_max=config.table_writes_max)
         self.references = References(
             self.store,
             on_lineage_released=self._lineage_released,
@@ -149,6 +159,7 @@ class Node:
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
         self.warned: dict[bytes, None] = {}
+        self.heads_asked_ns = 0
         self.welcomed: dict[Address, None] = {}  # shards whose answer to our introduction has come
 
     @property
@@ -575,7 +586,7 @@ class Node:
     def introduce(self) -> None:
         """Say hello to every shard; called once the links exist, and again when one was away."""
         hello = self._introduction()
-        self.out.extend((shard, hello) for shard in self.shards)
+        self.out.extend((address, hello) for address in self.chains.everybody())
 
     def _introduction(self) -> NodeHello:
         identity = self.identity
@@ -599,6 +610,22 @@ class Node:
             self.reported = None
             self._report(now_ns)
             self.scheduler.resend_forwards()
+
+    def on_chain_epoch(self, now_ns: int, source: Address, message: ChainEpoch) -> None:
+        """A chain has other members: speak to its head from now on."""
+        if not self.chains.learn(source, message):
+            return
+        number, head = message.shard, message.members[0].address
+        former = self.shards[number]
+        self.out.append((RUNTIME, message))  # replicas may have come that no link leads to
+        if head != former:
+            self.welcomed.pop(former, None)
+            self.shards[number] = head
+            self.lineage.shard_moved(number, head)
+            if number == 0:
+                self.scheduler.global_scheduler = head
+        if head not in self.welcomed:
+            self.out.append((head, self._introduction()))
 
     def _check_place(self, shard: Address, message: ShardWelcome) -> None:
         """Records sent to the wrong shard would not be found again."""
@@ -655,6 +682,9 @@ class Node:
         self.out.append((self.shards[0], report))
         interval_ns = self.config.heartbeat_interval_ns
         self.report_at_ns = now_ns + (interval_ns if changed else 10 * interval_ns)
+        if self.chains.replicas and self.heads_asked_ns + 10 * interval_ns <= now_ns:
+            self.heads_asked_ns = now_ns
+            self.out.extend((address, self._introduction()) for address in self.chains.others())
 
 
 Node.HANDLERS = {
@@ -694,6 +724,7 @@ Node.HANDLERS = {
     TableReply: Node.on_table_reply,
     TableChanged: Node.on_table_answer,
     TablePage: Node.on_table_answer,
+    ChainEpoch: Node.on_chain_epoch,
     Refused: Node.on_refused,
     Place: Node.on_place,
     Infeasible: Node.on_infeasible,
