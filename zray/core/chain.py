@@ -1,9 +1,9 @@
 """One replica of a GCS shard: a ``ControlShard`` in a chain of equals (paper, section 4.2.1, figure 10a).
 
-Clients speak to the head. It applies a batch at once, numbers what changed and passes it towards the tail; what
-the batch has to say to anybody leaves only when the acknowledgement of its number has come back from the tail.
-That holds for reads too: an answer is given by a head that *after the question arrived* was still head of the
-whole chain, so one that was replaced and does not know it cannot answer from the past.
+Clients speak to the head. It applies a batch at once, numbers what changed and passes it towards the tail;
+what the batch has to say to anybody leaves only when the acknowledgement of its number has come back from the
+tail. That holds for reads too: an answer is given by a head that *after the question arrived* was still head
+of the whole chain, so one that was replaced and does not know it cannot answer from the past.
 
 The invariant (I7): every member of an epoch holds a prefix of what its predecessor holds, and what a client
 was told is held by all of them. So any one member of the newest epoch can go on alone. An epoch is a list of
