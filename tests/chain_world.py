@@ -104,10 +104,13 @@ class World:
     # --- messages --------------------------------------------------------------------------------
 
     def pump(self, address: Address, source: Address, messages: list[Any]) -> None:
+        self._pump(address, [(source, message) for message in messages])
+
+    def _pump(self, address: Address, batch: list[tuple[Address, Any]]) -> None:
         machine: Any = self.master if address == MASTER else self.replicas.get(address)
         if machine is None:
             return
-        pump(machine, [(source, message) for message in messages], self.now_ns)
+        pump(machine, batch, self.now_ns)
         machine.check()
         out, machine.out[:] = list(machine.out), []
         self._log(address, [message for destination, message in out if destination == LOG])
@@ -140,6 +143,14 @@ class World:
             self._answered(link[0], messages)
         else:
             self.pump(link[1], link[0], messages)
+
+    def deliver_all_to(self, address: Address) -> None:
+        """Everything that is on the way to a process arrives in one batch."""
+        batch: list[tuple[Address, Any]] = []
+        for (source, destination), frames in self.links.items():
+            while destination == address and frames:
+                batch += [(source, message) for message in _decode(frames.popleft())]
+        self._pump(address, batch)
 
     def tick(self, passed_ns: int = 10) -> None:
         """Time passes for everybody."""

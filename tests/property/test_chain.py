@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from tests.chain_world import CLIENT, MASTER, World
+from zray.protocol.messages import TABLE_KV
 
 keys = st.sampled_from([b"k%d" % number for number in range(6)])
 choices = st.integers(0, 10_000)
@@ -53,6 +54,10 @@ class ChainOfReplicas(RuleBasedStateMachine):
                 link = busy[(pick + step) % len(busy)]
                 repeat = repeat and CLIENT not in link
                 self.world.deliver(link, keep=repeat and step == 0)
+
+    @rule(pick=choices)
+    def arrive_together(self, pick: int) -> None:
+        self.world.deliver_all_to([MASTER, *self.world.addresses][pick % (1 + self.world.count)])
 
     @rule(pick=choices)
     def lose(self, pick: int) -> None:
@@ -135,7 +140,7 @@ class ChainOfReplicas(RuleBasedStateMachine):
         assert not world.puts, f"never answered: {world.puts}"
         tables: list[Any] = [world.tables(replica) for replica in chain]
         assert all(table == tables[0] for table in tables), "tables differ at rest"
-        entries = chain[0].shard.values[6].entries
+        entries = chain[0].shard.values[TABLE_KV].entries
         assert entries == world.acknowledged, (entries, world.acknowledged)
         for token, answers in world.answers.items():
             assert answers <= world.sent[token], f"{token} was asked {world.sent[token]} times"

@@ -321,6 +321,7 @@ class ChainReplica:
         if self.admission is not None and self.admission.joiner == message.joiner:
             return
         self.out.append((RUNTIME, message))
+        self._number()  # what this batch changed has no number yet, and the snapshot has it
         self.admission = Admission(
             message.joiner, self.shard.snapshot(), self.have, self.config.chain_heartbeat_ns
         )
