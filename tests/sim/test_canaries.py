@@ -24,7 +24,6 @@ from zray.core.node_store import NodeStore
 from zray.core.references import References
 from zray.core.worker_pool import WorkerPool
 from zray.errors import InvariantError
-from zray.protocol.chain import ReplicaAck, Replicate
 from zray.protocol.messages import LeaseGone, ObjectReady
 
 Patch = pytest.MonkeyPatch
@@ -160,25 +159,6 @@ def judged_chains(**changes: float) -> list[int]:
 def test_a_head_that_does_not_wait_for_its_tail_is_noticed(monkeypatch: Patch) -> None:
     monkeypatch.setattr(ChainReplica, "_committed_below", lambda self: self.have)
     assert CORRECTNESS in judged_chains(replica_crash=60.0)
-
-
-@pytest.mark.usefixtures("no_self_judgement")
-def test_a_replica_of_an_epoch_that_is_over_is_noticed_if_nobody_fences_it(monkeypatch: Patch) -> None:
-    """Every epoch is taken for the own one: a head that was replaced goes on committing with its successor."""
-    replicate, acknowledge = ChainReplica.on_replicate, ChainReplica.on_ack
-
-    def take(self: ChainReplica, now_ns: int, source: bytes, message: Any) -> None:
-        follows, self.upstream = self.upstream, source
-        replicate(self, now_ns, source, replace(message, epoch=self.epoch))
-        self._acknowledge()
-        self.upstream = follows
-
-    def hear(self: ChainReplica, now_ns: int, source: bytes, message: Any) -> None:
-        acknowledge(self, now_ns, source, replace(message, epoch=self.epoch))
-
-    handlers = {**ChainReplica.HANDLERS, Replicate: take, ReplicaAck: hear}
-    monkeypatch.setattr(ChainReplica, "HANDLERS", handlers)
-    assert CORRECTNESS in judged_chains(replica_partition=60.0, partition=40.0, outage_ms=200)
 
 
 def test_two_values_of_one_object_are_noticed(monkeypatch: Patch) -> None:

@@ -401,7 +401,7 @@ class ChainReplica:
         return ReplicaHello(
             PROTOCOL_VERSION, shard.cluster_id, shard.shard, shard.shard_count, me.incarnation, me.endpoint,
             self.host, self.pid, newest.epoch, newest.members, newest.master, self.have, self.committed,
-            self.has_state,
+            self.has_state, me.address,
         )  # fmt: skip
 
     def on_refused(self, now_ns: int, source: Address, message: Refused) -> None:

@@ -97,6 +97,8 @@ class ChainMaster:
     def _problem_of(self, source: Address, message: ReplicaHello) -> str:
         """A sentence, or nothing if the replica may be one of ours."""
         count = len(self.chains)
+        if message.address != source:
+            return f"it says that it is {message.address.hex()}"
         if message.version != PROTOCOL_VERSION:
             return str(VersionMismatchError(PROTOCOL_VERSION, message.version))
         if message.shard_count != count or not 0 <= message.shard < count:

@@ -106,6 +106,7 @@ class ReplicaHello(Message, frozen=True, tag=142):
     have: int
     committed: int
     has_state: bool  # its tables are those of a member
+    address: bytes  # its own
 
 
 class Admitted(Message, frozen=True, tag=145):
