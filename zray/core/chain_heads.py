@@ -6,8 +6,9 @@ address for ever and nothing of this happens.
 
 from __future__ import annotations
 
-from zray.core.machine import Address
-from zray.protocol.messages import ChainEpoch
+from zray.config import Config
+from zray.core.machine import RUNTIME, Address, Effect
+from zray.protocol.messages import ChainEpoch, Refused, ShardWelcome
 
 
 class ChainHeads:
@@ -18,10 +19,14 @@ class ChainHeads:
         replicas: all addresses of each shard; empty: they are not replicated.
     """
 
-    def __init__(self, shards: tuple[Address, ...], replicas: tuple[tuple[Address, ...], ...]) -> None:
+    def __init__(
+        self, shards: tuple[Address, ...], replicas: tuple[tuple[Address, ...], ...], config: Config
+    ) -> None:
         self.heads = list(shards)
         self.replicas = [dict.fromkeys(chain) for chain in replicas]
         self.epochs = [0] * len(shards)
+        self._asked_ns = 0
+        self._pause_ns = 10 * config.heartbeat_interval_ns
 
     def everybody(self) -> list[Address]:
         """Who is greeted at the start: any replica can name the head."""
@@ -29,9 +34,27 @@ class ChainHeads:
             return list(self.heads)
         return [address for chain in self.replicas for address in chain]
 
-    def others(self) -> list[Address]:
-        """Replicas that are not heads: asked now and then, in case the news of a new head was lost."""
+    def others_due(self, now_ns: int) -> list[Address]:
+        """Replicas that are not heads, once a second: the news of a new head may have been lost."""
+        if not self.replicas or self._asked_ns + self._pause_ns > now_ns:
+            return []
+        self._asked_ns = now_ns
         return [address for address in self.everybody() if address not in self.heads]
+
+    def check_place(self, shard: Address, message: ShardWelcome) -> list[Effect]:
+        """Tell the host if a shard is not the one it should be: its records would not be found again."""
+        expected = self.heads.index(shard), len(self.heads)
+        if (message.shard, message.shard_count) == expected:
+            return []
+        found = f"{message.shard}/{message.shard_count}"
+        detail = f"shard {found} answers where {expected[0]}/{expected[1]} should"
+        return [(RUNTIME, Refused("shard", detail))]
+
+    def follow(self, message: ChainEpoch) -> tuple[Address, Address]:
+        """Speak to the head that was learnt from now on; the one before, and that one."""
+        former, head = self.heads[message.shard], message.members[0].address
+        self.heads[message.shard] = head
+        return former, head
 
     def learn(self, source: Address, message: ChainEpoch) -> bool:
         """Whether a replica of the shard says something new about it; ``heads`` is not changed yet."""

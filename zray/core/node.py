@@ -108,18 +108,13 @@ class Node:
     HANDLERS: ClassVar[dict[type, Handler]]
 
     def __init__(
-        self,
-        identity: NodeIdentity,
-        *,
-        total: Demand,
-        shards: tuple[Address, ...],
-        config: Config,
+        self, identity: NodeIdentity, *, total: Demand, shards: tuple[Address, ...], config: Config,
         replicas: tuple[tuple[Address, ...], ...] = (),
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.out: list[Effect] = []
         self.identity = identity
         self.config = config
-        self.chains = ChainHeads(shards, replicas)
+        self.chains = ChainHeads(shards, replicas, config)
         self.shards = self.chains.heads
         self.clients: dict[Address, ClientEntry] = {}
         self.credited: dict[Address, ClientEntry] = {}
@@ -159,7 +154,6 @@ class Node:
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
         self.warned: dict[bytes, None] = {}
-        self.heads_asked_ns = 0
         self.welcomed: dict[Address, None] = {}  # shards whose answer to our introduction has come
 
     @property
@@ -585,15 +579,10 @@ class Node:
 
     def introduce(self) -> None:
         """Say hello to every shard; called once the links exist, and again when one was away."""
-        hello = self._introduction()
-        self.out.extend((address, hello) for address in self.chains.everybody())
+        self.out.extend((address, self._introduction()) for address in self.chains.everybody())
 
     def _introduction(self) -> NodeHello:
-        identity = self.identity
-        return NodeHello(
-            PROTOCOL_VERSION, identity.node_id, identity.incarnation, identity.pid, identity.host,
-            identity.endpoint, self.pool.resources.as_demand(),
-        )  # fmt: skip
+        return self.identity.hello(self.pool.resources.as_demand())
 
     def on_shard_welcome(self, now_ns: int, source: Address, message: ShardWelcome) -> None:
         """A shard knows this node; one that restarted asks for another introduction."""
@@ -605,7 +594,7 @@ class Node:
         if source in self.shards:
             self.lineage.shard_is_back(now_ns, source)
             self.tables.shard_is_back(source)
-            self._check_place(source, message)
+            self.out.extend(self.chains.check_place(source, message))
         if self.shards and source == self.shards[0]:
             self.reported = None
             self._report(now_ns)
@@ -613,27 +602,15 @@ class Node:
 
     def on_chain_epoch(self, now_ns: int, source: Address, message: ChainEpoch) -> None:
         """A chain has other members: speak to its head from now on."""
-        if not self.chains.learn(source, message):
-            return
-        number, head = message.shard, message.members[0].address
-        former = self.shards[number]
-        self.out.append((RUNTIME, message))  # replicas may have come that no link leads to
-        if head != former:
-            self.welcomed.pop(former, None)
-            self.shards[number] = head
-            self.lineage.shard_moved(number, head)
-            if number == 0:
-                self.scheduler.global_scheduler = head
-        if head not in self.welcomed:
-            self.out.append((head, self._introduction()))
-
-    def _check_place(self, shard: Address, message: ShardWelcome) -> None:
-        """Records sent to the wrong shard would not be found again."""
-        expected = self.shards.index(shard), len(self.shards)
-        if (message.shard, message.shard_count) != expected:
-            found = f"{message.shard}/{message.shard_count}"
-            detail = f"shard {found} answers where {expected[0]}/{expected[1]} should"
-            self.out.append((RUNTIME, Refused("shard", detail)))
+        if self.chains.learn(source, message):
+            self.out.append((RUNTIME, message))  # replicas may have come that no link leads to
+            former, head = self.chains.follow(message)
+            if head != former:
+                self.welcomed.pop(former, None)
+                self.lineage.shard_moved(message.shard, head)
+                self.scheduler.global_scheduler = self.shards[0]
+            if head not in self.welcomed:
+                self.out.append((head, self._introduction()))
 
     def on_recorded(self, now_ns: int, source: Address, message: Recorded) -> None:
         """A shard has our records."""
@@ -671,20 +648,12 @@ class Node:
         if not self.shards:
             self.report_at_ns = None
             return
-        classes = [c for c in self.scheduler.classes.values() if c.run_ns]
-        average_ns = sum(c.run_ns for c in classes) // len(classes) if classes else 0
-        report = NodeReport(
-            self.identity.node_id, self.identity.incarnation, self.pool.resources.as_demand(),
-            self.pool.resources.free_demand(), self.scheduler.backlog(), average_ns, 0,
-        )  # fmt: skip
+        report = reports.load_of(self)
         changed = report != self.reported
         self.reported = report
         self.out.append((self.shards[0], report))
-        interval_ns = self.config.heartbeat_interval_ns
-        self.report_at_ns = now_ns + (interval_ns if changed else 10 * interval_ns)
-        if self.chains.replicas and self.heads_asked_ns + 10 * interval_ns <= now_ns:
-            self.heads_asked_ns = now_ns
-            self.out.extend((address, self._introduction()) for address in self.chains.others())
+        self.report_at_ns = now_ns + (1 if changed else 10) * self.config.heartbeat_interval_ns
+        self.out.extend((address, self._introduction()) for address in self.chains.others_due(now_ns))
 
 
 Node.HANDLERS = {
