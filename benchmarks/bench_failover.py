@@ -212,6 +212,7 @@ def rows(chain: Chain, client: Client, rounds: int) -> list[tuple[str, float, in
 
 
 def main() -> None:
+    """Print a row per event."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--replicas", type=int, default=3)

@@ -279,6 +279,7 @@ def bind(
 
 
 def durability(options: GcsOptions) -> str:
+    """What a write survives, in a few words for the operator."""
     if options.data_dir is None:
         return "memory only"
     return f"log in {options.data_dir}, " + ("synced to disk" if options.sync else "not synced")
@@ -289,6 +290,7 @@ def forget(commands: list[Logged | RewriteLog]) -> None:
 
 
 def tell_operator(notices: list[Any]) -> None:
+    """Write the notices of a machine into the log of the process."""
     for notice in notices:
         log.info("%s", notice.text if isinstance(notice, Warn) else notice)
 
