@@ -33,7 +33,7 @@ from zray.protocol.messages import (
     TableScan,
 )
 from zray.runtime.endpoints import replica_address
-from zray.runtime.transport import Transport
+from zray.runtime.transport import Transport, remove_socket_file
 
 PATIENCE_S = 30.0
 REPEAT_S = 0.05
@@ -84,6 +84,8 @@ class Chain:
             process.terminate()
         for process in [self.master, *self.replicas.values()]:
             process.wait()
+        for endpoint in [self.endpoint("master"), *self.endpoints]:
+            remove_socket_file(endpoint)  # one that was killed leaves it behind
 
 
 class Client:

@@ -256,7 +256,12 @@ class ChainReplica:
         """The chain has other members: take the place among them, or none."""
         known = self.newest
         is_news = message.epoch > known.epoch and message.master >= known.master
-        if not is_news or message.shard != self.shard.shard or not message.members:
+        if (
+            not is_news
+            or message.shard != self.shard.shard
+            or not message.members
+            or self._is_stranger(source)
+        ):
             return
         if self.has_state and self._was_member(message.members):
             return  # whether what this life found in its log is wanted, the master says next
@@ -272,6 +277,10 @@ class ChainReplica:
         elif self.has_state:
             self._step_out()
         self.heartbeat_at_ns = now_ns
+
+    def _is_stranger(self, source: Address) -> bool:
+        """Whether the sender is neither the master nor a member, as far as is known here."""
+        return source != self.master and all(source != member.address for member in self.newest.members)
 
     def _was_member(self, members: tuple[ChainMember, ...]) -> bool:
         """Whether a former life of this replica is among them."""
@@ -316,7 +325,8 @@ class ChainReplica:
 
     def on_admit(self, now_ns: int, source: Address, message: Admit) -> None:
         """Begin to give the tables to a joiner, as they are now."""
-        if message.epoch != self.epoch or message.master < self.newest.master or not self.is_tail:
+        is_current = message.epoch == self.epoch and message.master >= self.newest.master
+        if source != self.master or not is_current or not self.is_tail:
             return
         if self.admission is not None and self.admission.joiner == message.joiner:
             return
@@ -358,6 +368,8 @@ class ChainReplica:
     def on_state_piece(self, now_ns: int, source: Address, message: StatePiece) -> None:
         """Take the next piece of the tables; the last one makes this replica a follower of the tail."""
         if self._is_stale(source, message.epoch) or self.has_state or message.epoch != self.epoch:
+            return
+        if not self.epoch or source != self.newest.members[-1].address:
             return
         if message.number == self.pieces_taken:
             if message.number == 0:
