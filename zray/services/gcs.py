@@ -15,13 +15,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import zmq
 
 from zray.config import Config
-from zray.core.chain import ChainReplica
 from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import LOG, RUNTIME, Address, pump
@@ -34,6 +33,9 @@ from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError
 from zray.runtime.endpoints import endpoint_of, knock, shard_address
 from zray.runtime.loop import Loop
 from zray.runtime.transport import Decoder, Transport
+
+if TYPE_CHECKING:  # a shard that is not replicated need not load it
+    from zray.core.chain import ChainReplica
 
 log = logging.getLogger("zray.gcs")
 
