@@ -19,10 +19,16 @@ from zray.protocol.messages import ACTOR_ALIVE, RecordTasks, ReleaseLineage, Val
 
 if TYPE_CHECKING:
     from sim.hosts import SimNode, SimShard
+    from sim.replicas import SimReplica
     from sim.scenario import FaultsPart
 
 CRASH_ORIGINS = ("worker_crashed", "actor_died", "object_lost")
 DISK_ORIGINS = ("out_of_disk", "store_full", "OutOfDiskError", "ObjectStoreFullError")
+
+
+def shard_of_replica(address: Address) -> Address:
+    """The address of the shard, if that of a replica is given: ``gcs-0001.2`` is one of ``gcs-0001``."""
+    return address.partition(b".")[0]
 
 
 class ViolationError(AssertionError):
@@ -161,6 +167,7 @@ class Judge:
         """A node sends lineage, or releases it."""
         if not self.strict:
             return
+        shard = shard_of_replica(shard)
         confirmed = self.confirmed.setdefault(shard, {})
         if type(message) is RecordTasks:
             kept = [(record.task_id, record.attempt) for record in message.records if not record.released]
@@ -176,6 +183,7 @@ class Judge:
 
     def acknowledged(self, node: Address, shard: Address, sequence: int) -> None:
         """A node hears that its records up to here are durable."""
+        shard = shard_of_replica(shard)
         batches = self.unconfirmed.get((node, shard))
         if batches is None:
             return
@@ -192,13 +200,23 @@ class Judge:
             self.fail(f"I7: the task table of shard {shard.number} is not what it was before its crash")
         self.check_confirmed(shard)
 
-    def check_confirmed(self, shard: SimShard) -> None:
+    def check_confirmed(self, host: SimShard | SimReplica) -> None:
         """Every record that was acknowledged and not released is there."""
-        records = shard.shard.tasks.records
-        for task_id, attempt in self.confirmed.get(shard.address, {}).items():
+        records = host.shard.tasks.records
+        for task_id, attempt in self.confirmed.get(shard_of_replica(host.address), {}).items():
             record = records.get(task_id)
             if record is None or record.attempt < attempt:
-                self.fail(f"I7: shard {shard.number} acknowledged {short(task_id)} and has lost it")
+                name = host.address.decode()
+                self.fail(f"I7: {short(task_id)} was acknowledged for {name}, which does not have it")
+
+    def check_chain(self, hosts: list[SimReplica], members: tuple[Address, ...]) -> None:
+        """At rest every replica is a member again, and their tables are the same."""
+        if len(members) != len(hosts):
+            self.fail(f"the chain of {hosts[0].address.decode()} is {members}, not whole")
+        for host in hosts:
+            self.check_confirmed(host)
+            if list(host.shard.snapshot()) != list(hosts[0].shard.snapshot()):
+                self.fail(f"I7: {host.address.decode()} has other tables than {hosts[0].address.decode()}")
 
     # --- the end -------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from sim.kernel import MS, US, Kernel, S
 from sim.network import LinkQuality, Network
 from sim.oracle import Oracle
 from sim.programs import FUNCTIONS, Program
+from sim.replicas import CHAIN_CONFIG, SimChain, SimMaster
 from sim.scenario import Scenario
 from sim.worker import SimDriver
 from zray.config import Config
@@ -57,6 +58,8 @@ class Cluster:
     ) -> None:  # fmt: skip
         self.scenario = scenario
         self.config = configured((config or Config())._replace(scheduling_policy=scenario.policy))
+        if scenario.cluster.replicas > 1:
+            self.config = self.config._replace(**CHAIN_CONFIG)
         self.costs = costs or default_costs()
         self.functions: Mapping[str, Callable[..., Any]] = FUNCTIONS if functions is None else functions
         self.kernel = Kernel(seed)
@@ -76,7 +79,17 @@ class Cluster:
         self.ending = False
         self.unfinished = 0
         shape = scenario.cluster
-        self.shards = [SimShard(self, i, shape.shards, shape.compact_messages) for i in range(shape.shards)]
+        self.lives = 0  # of replicas and masters
+        self.shards: list[SimShard] = []
+        self.chains: list[SimChain] = []
+        self.master: SimMaster | None = None
+        if shape.replicas == 1:
+            self.shards += [
+                SimShard(self, i, shape.shards, shape.compact_messages) for i in range(shape.shards)
+            ]
+        else:
+            self.master = SimMaster(self)
+            self.chains += [SimChain(self, i) for i in range(shape.shards)]
         self.nodes = [
             SimNode(self, b"node%08d----" % i, i, shape.arena_kib << 10, shape.cpus)
             for i in range(shape.nodes)
@@ -101,11 +114,35 @@ class Cluster:
 
     def boot(self) -> None:
         """Start every process; drivers come a little later, one after the other."""
+        if self.master is not None:
+            self.master.run([])
+        for chain in self.chains:
+            chain.boot()
         for node in self.nodes:
             node.boot()
         for driver in self.drivers:
             self.kernel.after((1 + driver.number) * MS // 4, driver.start)
         self.faults.unleash()
+
+    def shard_addresses(self) -> tuple[tuple[Address, ...], tuple[tuple[Address, ...], ...]]:
+        """What a node is told: an address of each shard, and all of them if shards are replicated."""
+        replicas = tuple(tuple(host.address for host in chain.hosts) for chain in self.chains)
+        return tuple(shard.address for shard in self.shards) or tuple(c[0] for c in replicas), replicas
+
+    def addresses_of_shards(self) -> list[Address]:
+        """Every process that serves a shard, replicas included."""
+        hosts = [host for chain in self.chains for host in chain.hosts]
+        return [shard.address for shard in self.shards] + [host.address for host in hosts]
+
+    def lives_at(self, address: Address) -> bool:
+        """Whether the process there is up; nodes always are."""
+        hosts = [self.master, *(host for chain in self.chains for host in chain.hosts)]
+        return all(host is None or host.alive or host.address != address for host in hosts)
+
+    def next_life(self) -> int:
+        """A number that no process had before."""
+        self.lives += 1
+        return self.lives
 
     # --- what processes report -----------------------------------------------------------------------
 

@@ -12,10 +12,12 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from sim.kernel import MS, S
+from sim.replicas import MASTER
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
     from sim.network import Link
+    from sim.replicas import SimChain
     from sim.scenario import FaultsPart
     from sim.worker import SimWorker
 
@@ -45,6 +47,9 @@ class Faults:
             "worker_freeze": (self.rates.worker_freeze, self._freeze_worker),
             "driver_crash": (self.rates.driver_crash, self._crash_driver),
             "shard_crash": (self.rates.shard_crash, self._crash_shard),
+            "replica_crash": (self.rates.replica_crash, self._crash_replica),
+            "replica_partition": (self.rates.replica_partition, self._partition_replica),
+            "master_crash": (self.rates.master_crash, self._crash_master),
             "partition": (self.rates.partition, self._partition),
             "clog": (self.rates.clog, self._clog),
             "disk_slow": (self.rates.disk_slow, self._slow_disk),
@@ -78,6 +83,10 @@ class Faults:
         for shard in self.cluster.shards:
             if not shard.alive:
                 shard.restart()
+        for chain in self.cluster.chains:
+            chain.heal()
+        if self.cluster.master is not None and not self.cluster.master.alive:
+            self.cluster.master.restart()
 
     # --- asked by hosts ------------------------------------------------------------------------------
 
@@ -136,6 +145,8 @@ class Faults:
         return True
 
     def _crash_shard(self, random: Random) -> bool:
+        if self.cluster.chains:
+            return self._crash_chain(random)
         shard = random.choice(self.cluster.shards)
         if not shard.alive:
             return False
@@ -144,16 +155,69 @@ class Faults:
         self.cluster.kernel.at(back_ns, lambda _: None if shard.alive else shard.restart())
         return True
 
+    def _whole_chain(self, random: Random) -> SimChain | None:
+        """A chain for which nothing is amiss: any single failure at a time is to be survived."""
+        chain = random.choice(self.cluster.chains) if self.cluster.chains else None
+        return chain if chain is not None and chain.is_whole() else None
+
+    def _crash_chain(self, random: Random) -> bool:
+        """All replicas of a shard at once; they come back with their logs."""
+        chain = self._whole_chain(random)
+        if chain is None:
+            return False
+        for host in chain.hosts:
+            host.crash(with_log=False)
+            back_ns = self.cluster.kernel.now_ns + self._outage_ns(random) // 10
+            self.cluster.kernel.at(min(self.faulty_ns, back_ns), host.restart_if_down)
+        return True
+
+    def _crash_replica(self, random: Random) -> bool:
+        """One replica, and sometimes its disk; it comes back as a joiner or with what its log says."""
+        chain = self._whole_chain(random)
+        if chain is None:
+            return False
+        host = random.choice(chain.hosts)
+        host.crash(with_log=random.random() < 0.7)
+        back_ns = self.cluster.kernel.now_ns + self._outage_ns(random)
+        self.cluster.kernel.at(min(self.faulty_ns, back_ns), host.restart_if_down)
+        return True
+
+    def _crash_master(self, random: Random) -> bool:
+        master = self.cluster.master
+        if master is None or not all(chain.is_whole() for chain in self.cluster.chains):
+            return False
+        master.crash()
+        back_ns = self.cluster.kernel.now_ns + self._outage_ns(random)
+        self.cluster.kernel.at(min(self.faulty_ns, back_ns), master.restart_if_down)
+        return True
+
+    def _partition_replica(self, random: Random) -> bool:
+        """A replica cannot speak with its master, with another replica, or with any of them."""
+        chain = self._whole_chain(random)
+        if chain is None:
+            return False
+        host = random.choice(chain.hosts)
+        others = chain.links_of(host)
+        if random.random() < 0.5:
+            others = [link for link in others if MASTER in (link.source, link.destination)]
+        elif random.random() < 0.5:
+            others = [random.choice(others)]
+        self._cut(others, self._outage_ns(random))
+        return True
+
     def _some_links(self, random: Random) -> list[Link]:
         """Between a node and a shard: both directions, or one."""
         network = self.cluster.network
         node = random.choice(self.cluster.nodes).address
-        shard = random.choice(self.cluster.shards).address
+        shard = random.choice(self.cluster.addresses_of_shards())
         both = [network.link(node, shard), network.link(shard, node)]
         return both if random.random() < 0.5 else [random.choice(both)]
 
     def _partition(self, random: Random) -> bool:
-        links = self._some_links(random)
+        self._cut(self._some_links(random), self._outage_ns(random))
+        return True
+
+    def _cut(self, links: list[Link], outage_ns: int) -> None:
         for link in links:
             self.cluster.network.partition(link)
         self.partitioned += links
@@ -162,13 +226,14 @@ class Faults:
             for link in links:
                 self.cluster.network.heal(link)
 
-        self.cluster.kernel.after(self._outage_ns(random), over)
-        return True
+        self.cluster.kernel.after(outage_ns, over)
 
     def _clog(self, random: Random) -> bool:
         network = self.cluster.network
         links = list(network.links.values())
         link = random.choice(links) if links and random.random() < 0.7 else self._some_links(random)[0]
+        if not all(chain.is_whole() for chain in self.cluster.chains if chain.has_within(link)):
+            return False
         network.clog(link, min(self.faulty_ns, self.cluster.kernel.now_ns + self._outage_ns(random)))
         return True
 

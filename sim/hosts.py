@@ -14,13 +14,14 @@ from sim.memory import SimMemory
 from sim.worker import SimWorker
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
-from zray.core.control_shard import ControlShard, Logged, ShardOpened
+from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, LOG, RUNTIME, WORKER_POOL, Address, pump
 from zray.core.node import Node
 from zray.core.placement import placement_of
 from zray.core.resources import demand_from
+from zray.protocol.chain import Logged, ShardOpened
 from zray.protocol.codec import batch_decoder, encode_batch
 from zray.protocol.local_messages import (
     ClientGone,
@@ -34,6 +35,7 @@ from zray.protocol.local_messages import (
     WorkerExited,
 )
 from zray.protocol.messages import (
+    ChainEpoch,
     Forward,
     Recorded,
     RecordTasks,
@@ -174,9 +176,9 @@ class SimNode(MachineHost):
         self.number = number
         self.cpus = cpus
         identity = NodeIdentity(node_id=address, arena_bytes=arena_bytes, incarnation=1, host=f"node{number}")
-        shards = tuple(shard.address for shard in cluster.shards)
         total = demand_from({"CPU": cpus, **cluster.scenario.cluster.resources})
-        self.node = Node(identity, total=total, shards=shards, config=cluster.config)
+        shards, replicas = cluster.shard_addresses()
+        self.node = Node(identity, total=total, shards=shards, config=cluster.config, replicas=replicas)
         self.machines = [self.node]
         self.memory = SimMemory(cluster.judge.fail)
         self.workers: dict[Address, SimWorker] = {}
@@ -233,7 +235,7 @@ class SimNode(MachineHost):
                     self.cluster.tell(self.address, text)
                 case Refused(reason, detail):
                     self.cluster.judge.fail(f"a shard refused the node: {reason}: {detail}")
-                case ClientJoined() | ClientGone():
+                case ClientJoined() | ClientGone() | ChainEpoch():
                     pass
                 case _:
                     raise TypeError(f"{name!r} cannot {message!r}")
@@ -354,11 +356,7 @@ class SimShard(MachineHost):
         self.inbox.clear()
         self._turn_planned = False
         self._tick_at_ns = None
-        network = self.cluster.network
-        for link in network.links_to.get(self.address, ()):
-            network.disconnect(link, waits=True)
-        for link in network.links_from.get(self.address, ()):
-            network.disconnect(link, waits=False)
+        self.cluster.network.cut_off(self.address)
 
     def restart(self) -> None:
         """A new process on the same log; its peers find it a while later."""

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 
 from sim.kernel import Kernel
 from zray.core.machine import Address
+from zray.protocol.chain import ToMaster, ToReplica
 from zray.protocol.codec import BATCH_MESSAGES_MAX, batch_decoder, encode_batch
-from zray.protocol.messages import ToGcs, ToNode, ToProcess
+from zray.protocol.messages import ToNode, ToProcess
 
-_decode = batch_decoder(ToNode | ToProcess | ToGcs)
+_decode = batch_decoder(ToNode | ToProcess | ToReplica | ToMaster)
 
 Receiver = Callable[[Address, list[Any]], None]
 
@@ -186,6 +187,13 @@ class Network:
         for link in self.links_to.pop(address, ()):
             if self.links.pop((link.source, link.destination), None) is not None:
                 self.links_from[link.source].remove(link)
+
+    def cut_off(self, address: Address) -> None:
+        """A process is gone and may come back: what was on the way to it or from it is lost."""
+        for link in self.links_to.get(address, ()):
+            self.disconnect(link, waits=True)
+        for link in self.links_from.get(address, ()):
+            self.disconnect(link, waits=False)
 
     def _lose(self, link: Link, first: int) -> None:
         """The frames from ``first`` on that are in flight do not arrive."""

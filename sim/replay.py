@@ -165,7 +165,9 @@ def _machine_of(start: MachineStart, config: Config) -> Any:
                 pid=start.pid, host=start.host, endpoint=start.endpoint, arena_path=start.arena_path,
                 spill_dir=start.spill_dir,
             )  # fmt: skip
-            return Node(identity, total=start.total, shards=start.shards, config=config)
+            return Node(
+                identity, total=start.total, shards=start.shards, config=config, replicas=start.replicas
+            )
         case ShardStart():
             return ControlShard(
                 cluster_id=start.cluster_id, shard=start.shard, shard_count=start.shard_count, config=config

@@ -39,6 +39,7 @@ class ClusterPart(_Part, frozen=True):
 
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     shards: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
     drivers: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     cpus: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
     arena_kib: Count = 65_536
@@ -76,6 +77,9 @@ class FaultsPart(_Part, frozen=True):
     worker_freeze: Rate = 0.0
     driver_crash: Rate = 0.0
     shard_crash: Rate = 0.0
+    replica_crash: Rate = 0.0
+    replica_partition: Rate = 0.0
+    master_crash: Rate = 0.0
     partition: Rate = 0.0
     clog: Rate = 0.0
     disk_slow: Rate = 0.0

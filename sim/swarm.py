@@ -36,6 +36,8 @@ RATES = {
 """Up to how often each nemesis strikes in the swarm."""
 LONE_SHARE = 0.15
 """Of this many seeds the workload is ``lone``, drawn apart so that the others are what they were before."""
+CHAIN_RATES = {"replica_crash": 30.0, "replica_partition": 30.0, "master_crash": 10.0}
+"""The same of replicated shards."""
 SHRINK_RUNS_MAX = 60
 
 
@@ -77,10 +79,29 @@ def scenario_of(seed: int) -> Scenario:
     )  # fmt: skip
     rates["outage_ms"] = random.choice((2, 20, 100))
     phases = PhasesPart(faulty_s=round(random.uniform(0.02, 0.5), 3) if len(rates) > 1 else 0.0)
+    replicated = _draw_replicas(seed)
+    if replicated:
+        cluster = msgspec.structs.replace(cluster, replicas=replicated.pop("replicas"))
+        rates.update(replicated)
+        phases = msgspec.structs.replace(phases, faulty_s=max(phases.faulty_s, 0.3))
     return Scenario(
         f"swarm-{seed}", "drawn from its seed", check_every=random.choice((1, 3)), strict=True,
         cluster=cluster, network=network, workload=workload, faults=FaultsPart(**rates), phases=phases,
     )  # fmt: skip
+
+
+def _draw_replicas(seed: int) -> dict[str, Any]:
+    """Of every third seed: how many replicas each shard has, and what strikes them.
+
+    From a stream of its own, so that all other draws are as they were before there were replicas.
+    """
+    random = stream(seed, "swarm/replicas")
+    if random.random() > 1 / 3:
+        return {}
+    drawn: dict[str, Any] = {"replicas": random.choice((2, 2, 3))}
+    for name, most in CHAIN_RATES.items():
+        drawn[name] = round(most * random.random(), 4)
+    return drawn
 
 
 def run_seed(seed: int) -> tuple[int, Verdict]:
@@ -124,6 +145,7 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
             yield _with(scenario, "faults", name, 0.0)
     for part, name, least in (
         ("cluster", "nodes", 1), ("cluster", "drivers", 1), ("cluster", "shards", 1), ("cluster", "cpus", 1),
+        ("cluster", "replicas", 1),
         ("workload", "tasks", 1), ("workload", "depth", 1), ("workload", "fan_out", 1),
         ("workload", "actors", 1), ("network", "jitter_us", 0),
     ):  # fmt: skip

@@ -79,6 +79,13 @@ class Config(NamedTuple):
     heartbeat_liveness_count: int = 10
     """Missed intervals after which a peer is dead."""
 
+    chain_heartbeat_ns: int = 50_000_000
+    """How often a replica of a shard shows its chain's master that it lives; also its pace of repetition."""
+    chain_liveness_count: int = 20
+    """Missed heartbeats after which a replica leaves its chain; the end of a process is seen at once."""
+    chain_window_max: int = 20_000
+    """Batches that a replica keeps for the next one; beyond it new requests wait with their senders."""
+
     table_entries_max: int = 1_000_000
     """Entries of one GCS table; the oldest released ones go first."""
     released_records_max: int = 20_000

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from zray.config import Config
-from zray.core.control_shard import ANNOUNCEMENTS_MAX, ControlShard, Logged, ShardOpened
+from zray.core.control_shard import ANNOUNCEMENTS_MAX, PAGE_BYTES_MAX, ControlShard
 from zray.core.machine import LOG, RUNTIME, pump
+from zray.protocol.chain import Logged, ShardOpened
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
@@ -312,6 +313,15 @@ def test_scan_pages_through_keys_in_order_also_after_changes() -> None:
     assert replies(shard, NODE, TableScan(3, TABLE_KV, b"", 2**63)) == [TablePage(3, (b, c))]
     assert replies(shard, NODE, TableScan(4, TABLE_KV, b"", -1)) == [TablePage(4, ())]
     assert replies(shard, NODE, TableScan(5, 99, b"", 10)) == [TablePage(5, ())]
+
+
+def test_scan_ends_a_page_where_its_bytes_end_and_says_so() -> None:
+    shard = new_shard()
+    large = bytes(PAGE_BYTES_MAX // 2)
+    feed(shard, NODE, *(TablePut(0, TABLE_KV, key, large) for key in (b"a", b"b", b"c")))
+    a, b, c = ((key, large) for key in (b"a", b"b", b"c"))
+    assert replies(shard, NODE, TableScan(1, TABLE_KV, b"", 10)) == [TablePage(1, (a, b), more=True)]
+    assert replies(shard, NODE, TableScan(2, TABLE_KV, b"b", 10)) == [TablePage(2, (c,))]
 
 
 def test_scan_of_the_task_table_gives_records() -> None:

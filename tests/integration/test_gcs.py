@@ -339,3 +339,37 @@ def test_port_in_use_is_a_clear_error(caplog: pytest.LogCaptureFixture) -> None:
         port = taken.bind_to_random_port("tcp://127.0.0.1")
         assert main(["--listen", f"tcp://127.0.0.1:{port}"]) == 1
     assert f"cannot listen on tcp://127.0.0.1:{port}: Address already in use" in caplog.text
+
+
+# --- replicas --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--replica", "0"], "--replica and --master belong together"),
+        (["--master", "127.0.0.1:1"], "--replica and --master belong together"),
+        (["--replica", "0", "--master", "127.0.0.1:1"], "--replica asks for --cluster-id"),
+        (["--replica", "many", "--master", "127.0.0.1:1"], "'many' is not a whole number up to 64"),
+    ],
+)
+def test_what_makes_no_replica_is_said(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    assert complaint in capsys.readouterr().err
+
+
+def test_the_log_of_a_replica_is_refused_without_its_chain(start: Any, tmp_path: Path) -> None:
+    cluster = ["--cluster-id", "ab" * 16]
+    master = ["--master", f"ipc://{tmp_path}/nobody"]
+    replica = start("--replica", "0", *master, *cluster)
+    while "listens on" not in replica.log():
+        assert replica.process.poll() is None, replica.log()
+        time.sleep(0.01)
+    assert replica.end(signal.SIGKILL) == -signal.SIGKILL
+    replica.socket_file.unlink()
+    alone = start(*cluster)
+    assert alone.process.wait(PATIENCE_S) == 1
+    assert "this is the log of a replica; start it with --replica" in alone.log()

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from zray.config import Config
-from zray.core.control_shard import ControlShard, Logged, ShardOpened
+from zray.core.control_shard import ControlShard
 from zray.core.machine import LOG, RUNTIME, pump
+from zray.protocol.chain import Logged, ShardOpened
 from zray.protocol.codec import encode_batch
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.chain_world import World
 from tests.nonsense import invented, types_of
 from zray.config import Config
 from zray.core import checks
@@ -17,7 +18,8 @@ from zray.core.identity import NodeIdentity
 from zray.core.machine import pump
 from zray.core.node import Node
 from zray.errors import RemoteProtocolError
-from zray.protocol.codec import decode_for_gcs, decode_for_node, encode_batch
+from zray.protocol.chain import ToMaster, ToReplica
+from zray.protocol.codec import batch_decoder, decode_for_gcs, decode_for_node, encode_batch
 from zray.protocol.messages import (
     ACTOR,
     DRIVER,
@@ -80,6 +82,27 @@ def test_no_nonsense_breaks_a_shard_or_the_global_scheduler(seed: int) -> None:
     for machine in machines:
         machine.check()
     assert encode_batch(list(shard.snapshot()))
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_no_nonsense_of_a_stranger_breaks_a_replica_or_the_master(seed: int) -> None:
+    dice = random.Random(seed)
+    world = World(2)
+    world.settle(6)
+    machines: list[Any] = [*world.replicas.values(), world.master]
+    types = types_of(ToReplica | ToMaster)
+    decode = batch_decoder(ToReplica | ToMaster)
+    for now_ns in range(world.now_ns, world.now_ns + 300):
+        with suppress(RemoteProtocolError, UnicodeEncodeError):
+            batch = decode(encode_batch([invented(dice, dice.choice(types))]))
+            for machine in machines:
+                theirs = [(b"stranger", message) for message in batch if type(message) in machine.HANDLERS]
+                pump(machine, theirs, now_ns)
+                machine.out.clear()
+                machine.check()
+    assert {replica.epoch for replica in world.replicas.values()} == {1}
+    world.settle(60)
+    assert [world.tables(replica) for replica in world.chain()] == 2 * [world.tables(world.chain()[0])]
 
 
 def descriptor(**changed: object) -> Describe:

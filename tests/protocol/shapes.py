@@ -16,18 +16,19 @@ import msgspec
 import msgspec.inspect as shape
 from hypothesis import strategies as st
 
-from zray.core import control_shard
-from zray.protocol import base, codec, local_messages, messages
+from zray.protocol import base, chain, codec, local_messages, messages
 
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 """What one msgpack integer holds."""
 
-MODULES = (messages, local_messages, control_shard)
-"""Where messages are defined: those of the links, of a process with itself, and of a shard's log."""
+MODULES = (messages, local_messages, chain)
+"""Where messages are defined: those of every cluster, of a process with itself, of logs and chains."""
 
 LINKS: dict[str, tuple[Callable[[bytes], list[Any]], Any]] = {
     "node": (codec.decode_for_node, messages.ToNode),
     "gcs": (codec.decode_for_gcs, messages.ToGcs),
+    "replica": (codec.batch_decoder(chain.ToReplica), chain.ToReplica),
+    "master": (codec.batch_decoder(chain.ToMaster), chain.ToMaster),
     "process": (codec.decode_for_process, messages.ToProcess),
 }
 """Receiver -> its decoder and the union of messages it accepts."""

@@ -13,6 +13,7 @@ from sim.process import Process
 from sim.run import CORRECTNESS, LIVENESS, PASSED, run_scenario
 from sim.scenario import ClusterPart, PhasesPart, Scenario, WorkloadPart, load
 from sim.worker import SimWorker
+from zray.core.chain import ChainReplica
 from zray.core.client_objects import ClientObjects
 from zray.core.leased_tasks import LeasedTasks
 from zray.core.leases import Leases
@@ -40,7 +41,7 @@ def judged(name: str, seeds: range = range(4)) -> list[int]:
 @pytest.fixture
 def no_self_judgement(monkeypatch: Patch) -> None:
     """``check()`` of the code under test says nothing: the judges have to see it themselves."""
-    for machine in (Node, NodeStore, References, LocalScheduler, WorkerPool, Leases):
+    for machine in (Node, NodeStore, References, LocalScheduler, WorkerPool, Leases, ChainReplica):
         monkeypatch.setattr(machine, "check", lambda self, *_: None)
 
 
@@ -144,6 +145,20 @@ def test_a_shard_that_answers_before_it_logs_is_noticed(monkeypatch: Patch) -> N
 
     monkeypatch.setattr(SimShard, "serve", forgetful)
     assert CORRECTNESS in judged("outages")
+
+
+def judged_chains(**changes: float) -> list[int]:
+    """Verdicts of ``chains`` with more of what a rule about chains is for."""
+    scenario = load("chains")
+    faults = replace(scenario.faults, **changes)
+    scenario = replace(scenario, faults=faults, phases=replace(scenario.phases, liveness_s=10.0))
+    return [run_scenario(scenario, seed)[0].kind for seed in range(3)]
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_head_that_does_not_wait_for_its_tail_is_noticed(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(ChainReplica, "_committed_below", lambda self: self.have)
+    assert CORRECTNESS in judged_chains(replica_crash=60.0)
 
 
 def test_two_values_of_one_object_are_noticed(monkeypatch: Patch) -> None:

@@ -104,6 +104,7 @@ def init(
     resources: Mapping[str, float] | None = None,
     object_store_memory: int | None = None,
     gcs_shards: int | None = None,
+    gcs_replicas: int | None = None,
     trace: str | os.PathLike[str] | None = None,
     ignore_reinit_error: bool = False,
 ) -> Context:
@@ -117,9 +118,10 @@ def init(
         num_cpus, num_gpus: of the new node; default: the CPUs this process may use, and no GPU.
         resources: custom resources of the new node, amounts by name.
         object_store_memory: bytes of the new node's object store; default: 30 % of the memory.
-        gcs_shards: control-store processes of the new cluster; default 1.
+        gcs_shards: shards of the control store of the new cluster; default 1.
+        gcs_replicas: processes of each shard; with 2 or more any one of them may die. Default 1.
         trace: a file in which the new node records what it decides, for ``zray sim replay`` and ``whatif``;
-            its control store writes ``<trace>.gcs0`` and so on.
+            its control store writes ``<trace>.gcs0`` and so on, unless it is replicated.
         ignore_reinit_error: return the present context instead of refusing a second ``init``.
     Raises:
         RuntimeError: if this process is connected already.
@@ -142,6 +144,7 @@ def init(
             "object_store_memory": object_store_memory,
             "gcs_shards": gcs_shards,
             "trace": trace,
+            "gcs_replicas": gcs_replicas,
         }
         if address == "local":
             return _start_local(started)
@@ -198,6 +201,7 @@ def _node_options(
     resources: Mapping[str, float] | None,
     object_store_memory: int | None,
     gcs_shards: int | None,
+    gcs_replicas: int | None,
     trace: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Checked here, so that a mistake is a Python error and not a node that does not start."""
@@ -214,7 +218,10 @@ def _node_options(
         from zray.core.resources import demand_from
 
         demand_from(resources)
-    for name, value in (("object_store_memory", object_store_memory), ("gcs_shards", gcs_shards)):
+    whole = {
+        "object_store_memory": object_store_memory, "gcs_shards": gcs_shards, "gcs_replicas": gcs_replicas,
+    }  # fmt: skip
+    for name, value in whole.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise TypeError(f"{name} is a whole number, not {value!r}")
         if value is not None and not 1 <= value <= sys.maxsize:
@@ -226,6 +233,7 @@ def _node_options(
         "object_store_memory": object_store_memory,
         "gcs_shards": gcs_shards or 1,
         "trace": None if trace is None else os.path.abspath(os.fsdecode(trace)),
+        "gcs_replicas": gcs_replicas or 1,
     }
 
 

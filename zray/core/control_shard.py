@@ -18,10 +18,18 @@ from typing import ClassVar, TypeVar
 
 from zray.config import Config
 from zray.core.machine import LOG, RUNTIME, Address, Effect, Handler, invariant
-from zray.core.tables import CONFLICT, UNCHANGED, EventTable, TaskTable, ValueTable
+from zray.core.tables import (
+    CONFLICT,
+    UNCHANGED,
+    Entry,
+    EventTable,
+    TaskTable,
+    ValueTable,
+    unreleased_copies,
+)
 from zray.errors import VersionMismatchError
 from zray.ids import short
-from zray.protocol.base import Message
+from zray.protocol.chain import Command, Logged, Mutation, ShardOpened, ShardState
 from zray.protocol.documents import encode_value
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
@@ -52,12 +60,17 @@ from zray.protocol.messages import (
     TableScan,
     TableSubscribe,
     TableUnsubscribe,
+    TaskRecord,
     Warn,
 )
 
 ANNOUNCEMENTS_MAX = 7
 """How often a new life is announced to a peer that does not answer. The pause starts at a heartbeat interval
 and doubles, so that with the default interval the last one leaves six seconds after the start."""
+PAGE_BYTES_MAX = 8 << 20
+"""A page ends with the entry that reaches this, whatever was asked for: it must fit a frame."""
+PAGE_STEP = 1_000
+"""Entries looked up at once for a page."""
 SNAPSHOT_BATCH = 512
 """Records, events or ids of one message of a snapshot."""
 
@@ -66,35 +79,6 @@ VALUE_TABLES = (TABLE_OBJECT, TABLE_FUNCTION, TABLE_ACTOR, TABLE_NODE, TABLE_JOB
 
 
 _T = TypeVar("_T")
-
-
-class ShardOpened(Message, frozen=True, tag=240):
-    """From the host, after recovery: a new life of the shard begins. In the log it marks where."""
-
-
-class ShardState(Message, frozen=True, tag=241):
-    """First message of every log: whose it is, and what the tables rebuilt after it do not show."""
-
-    cluster_id: bytes
-    shard: int
-    shard_count: int
-    life: int
-    truncated: int
-    event_first: int  # number of the oldest event kept
-    peers: tuple[tuple[bytes, int, int, int], ...]  # (address, incarnation, sequence acknowledged, seen)
-
-
-Mutation = (
-    ShardState | ShardOpened | NodeHello | RecordTasks | ReleaseLineage | TablePut | TableCas | TableDelete
-    | RecordEvents | ClientGone
-)  # fmt: skip
-
-
-class Logged(Message, frozen=True):
-    """Effect for ``LOG``: this message changed the shard, and must be durable before what follows it."""
-
-    source: Address
-    message: Mutation
 
 
 class _Peer:
@@ -303,8 +287,8 @@ class ControlShard:
     def on_scan(self, now_ns: int, source: Address, message: TableScan) -> None:
         """Read a page of a table in key order."""
         table = self.tables.get(message.table)
-        entries = () if table is None else table.page(message.after, message.limit)
-        self.out.append((source, TablePage(message.token, entries)))
+        entries, more = ((), False) if table is None else _bounded_page(table, message.after, message.limit)
+        self.out.append((source, TablePage(message.token, entries, more)))
 
     def _value(self, number: int, key: bytes) -> bytes | None:
         table = self.tables.get(number)
@@ -413,18 +397,34 @@ class ControlShard:
         for address, *numbers in message.peers:
             self.peers[address] = _Peer(*numbers)
 
-    def snapshot(self) -> Iterator[Logged]:
-        """The messages that rebuild the durable state of this shard when pumped into a new one."""
-        yield Logged(RUNTIME, self._head())
-        for records in _batches(self.tasks.unreleased_copies()):
-            yield Logged(RUNTIME, RecordTasks(0, records))
-        for task_ids in _batches(iter(self.tasks.released)):
-            yield Logged(RUNTIME, ReleaseLineage(task_ids))
-        for number, table in self.values.items():
-            for key, value in table.entries.items():
-                yield Logged(RUNTIME, TablePut(0, number, key, value))
-        for events in _batches(iter(self.events.events)):
-            yield Logged(RUNTIME, RecordEvents(events))
+    def snapshot(self) -> Iterator[Command]:
+        """The messages that rebuild the durable state of this shard as it is now in a new one.
+
+        References to what is in the tables are copied at once, messages are made one by one: the shard may
+        change before the last one is asked for. Cost at the call: about 10 ms for a million entries.
+        """
+        tables = [(number, list(table.entries.items())) for number, table in self.values.items()]
+        released, events = tuple(self.tasks.released), tuple(self.events.events)
+        return self._messages(self._head(), list(self.tasks.records.values()), released, tables, events)
+
+    @staticmethod
+    def _messages(
+        head: ShardState,
+        records: list[TaskRecord],
+        released: tuple[bytes, ...],
+        tables: list[tuple[int, list[Entry]]],
+        events: tuple[bytes, ...],
+    ) -> Iterator[Command]:
+        yield Command(RUNTIME, head)
+        for batch in _batches(unreleased_copies(records)):
+            yield Command(RUNTIME, RecordTasks(0, batch))
+        for task_ids in _batches(iter(released)):
+            yield Command(RUNTIME, ReleaseLineage(task_ids))
+        for number, entries in tables:
+            for key, value in entries:
+                yield Command(RUNTIME, TablePut(0, number, key, value))
+        for part in _batches(iter(events)):
+            yield Command(RUNTIME, RecordEvents(part))
 
     def _head(self) -> ShardState:
         peers = tuple(
@@ -465,6 +465,26 @@ class ControlShard:
         ShardOpened: on_shard_opened,
         ShardState: on_shard_state,
     }
+
+
+def _bounded_page(
+    table: ValueTable | TaskTable | EventTable, after: bytes, limit: int
+) -> tuple[tuple[Entry, ...], bool]:
+    """Entries above ``after`` until ``limit`` or ``PAGE_BYTES_MAX`` is reached; whether it was the latter."""
+    entries: list[Entry] = []
+    size_bytes = 0
+    while len(entries) < limit:
+        asked = min(limit - len(entries), PAGE_STEP)
+        found = table.page(after, asked)
+        for key, value in found:
+            entries.append((key, value))
+            size_bytes += len(key) + len(value)
+            if size_bytes >= PAGE_BYTES_MAX:
+                return tuple(entries), True
+        if len(found) < asked:
+            break
+        after = found[-1][0]
+    return tuple(entries), False
 
 
 def _batches(items: Iterator[_T]) -> Iterator[tuple[_T, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from zray.core.machine import Address
 from zray.core.worker_pool import TaskClass, Worker
+from zray.protocol.messages import PROTOCOL_VERSION, Demand, NodeHello
 
 
 class NodeIdentity:
@@ -33,6 +34,12 @@ class NodeIdentity:
         self.endpoint = endpoint
         self.arena_path = arena_path
         self.spill_dir = spill_dir
+
+    def hello(self, total: Demand) -> NodeHello:
+        """What a node with these resources tells every shard of itself."""
+        return NodeHello(
+            PROTOCOL_VERSION, self.node_id, self.incarnation, self.pid, self.host, self.endpoint, total
+        )
 
 
 class ClientEntry:

@@ -133,6 +133,13 @@ class Lineage:
         self.out.extend((link.address, batch) for batch in link.unacked)
         self._send(now_ns, link)
 
+    def shard_moved(self, number: int, address: Address) -> None:
+        """A shard is served by another of its replicas from now on; that one will greet."""
+        link = self.links[number]
+        del self.by_address[link.address]
+        link.address = address
+        self.by_address[address] = link
+
     def _send(self, now_ns: int, link: _ShardLink) -> None:
         if link.pending:
             link.sequence += 1

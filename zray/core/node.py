@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from zray.config import Config
 from zray.core import checks, reports
 from zray.core.actors import Actors
+from zray.core.chain_heads import ChainHeads
 from zray.core.extents import Extents
 from zray.core.identity import ClientEntry, NodeIdentity
 from zray.core.leases import Leases
@@ -46,6 +47,7 @@ from zray.protocol.messages import (
     ActorState,
     Answer,
     Blocked,
+    ChainEpoch,
     Create,
     Credit,
     Demand,
@@ -100,17 +102,20 @@ class Node:
         total: its resources.
         shards: addresses of the GCS shards, by number; the first hosts the global scheduler.
         config: limits.
+        replicas: all addresses of each shard, if they are replicated.
     """
 
     HANDLERS: ClassVar[dict[type, Handler]]
 
     def __init__(
-        self, identity: NodeIdentity, *, total: Demand, shards: tuple[Address, ...], config: Config
-    ) -> None:
+        self, identity: NodeIdentity, *, total: Demand, shards: tuple[Address, ...], config: Config,
+        replicas: tuple[tuple[Address, ...], ...] = (),
+    ) -> None:  # fmt: skip
         self.out: list[Effect] = []
         self.identity = identity
         self.config = config
-        self.shards = shards
+        self.chains = ChainHeads(shards, replicas, config)
+        self.shards = self.chains.heads
         self.clients: dict[Address, ClientEntry] = {}
         self.credited: dict[Address, ClientEntry] = {}
         self.pool = WorkerPool(
@@ -124,7 +129,7 @@ class Node:
             on_sealed=self._dependencies_sealed,
         )
         self.lineage = Lineage(self.out, shards=shards, config=config)
-        self.tables = TableWriter(self.out, shards=shards, unacked_max=config.table_writes_max)
+        self.tables = TableWriter(self.out, shards=self.shards, unacked_max=config.table_writes_max)
         self.references = References(
             self.store,
             on_lineage_released=self._lineage_released,
@@ -574,15 +579,10 @@ class Node:
 
     def introduce(self) -> None:
         """Say hello to every shard; called once the links exist, and again when one was away."""
-        hello = self._introduction()
-        self.out.extend((shard, hello) for shard in self.shards)
+        self.out.extend((address, self._introduction()) for address in self.chains.everybody())
 
     def _introduction(self) -> NodeHello:
-        identity = self.identity
-        return NodeHello(
-            PROTOCOL_VERSION, identity.node_id, identity.incarnation, identity.pid, identity.host,
-            identity.endpoint, self.pool.resources.as_demand(),
-        )  # fmt: skip
+        return self.identity.hello(self.pool.resources.as_demand())
 
     def on_shard_welcome(self, now_ns: int, source: Address, message: ShardWelcome) -> None:
         """A shard knows this node; one that restarted asks for another introduction."""
@@ -594,19 +594,23 @@ class Node:
         if source in self.shards:
             self.lineage.shard_is_back(now_ns, source)
             self.tables.shard_is_back(source)
-            self._check_place(source, message)
+            self.out.extend(self.chains.check_place(source, message))
         if self.shards and source == self.shards[0]:
             self.reported = None
             self._report(now_ns)
             self.scheduler.resend_forwards()
 
-    def _check_place(self, shard: Address, message: ShardWelcome) -> None:
-        """Records sent to the wrong shard would not be found again."""
-        expected = self.shards.index(shard), len(self.shards)
-        if (message.shard, message.shard_count) != expected:
-            found = f"{message.shard}/{message.shard_count}"
-            detail = f"shard {found} answers where {expected[0]}/{expected[1]} should"
-            self.out.append((RUNTIME, Refused("shard", detail)))
+    def on_chain_epoch(self, now_ns: int, source: Address, message: ChainEpoch) -> None:
+        """A chain has other members: speak to its head from now on."""
+        if self.chains.learn(source, message):
+            self.out.append((RUNTIME, message))  # replicas may have come that no link leads to
+            former, head = self.chains.follow(message)
+            if head != former:
+                self.welcomed.pop(former, None)
+                self.lineage.shard_moved(message.shard, head)
+                self.scheduler.global_scheduler = self.shards[0]
+            if head not in self.welcomed:
+                self.out.append((head, self._introduction()))
 
     def on_recorded(self, now_ns: int, source: Address, message: Recorded) -> None:
         """A shard has our records."""
@@ -644,17 +648,12 @@ class Node:
         if not self.shards:
             self.report_at_ns = None
             return
-        classes = [c for c in self.scheduler.classes.values() if c.run_ns]
-        average_ns = sum(c.run_ns for c in classes) // len(classes) if classes else 0
-        report = NodeReport(
-            self.identity.node_id, self.identity.incarnation, self.pool.resources.as_demand(),
-            self.pool.resources.free_demand(), self.scheduler.backlog(), average_ns, 0,
-        )  # fmt: skip
+        report = reports.load_of(self)
         changed = report != self.reported
         self.reported = report
         self.out.append((self.shards[0], report))
-        interval_ns = self.config.heartbeat_interval_ns
-        self.report_at_ns = now_ns + (interval_ns if changed else 10 * interval_ns)
+        self.report_at_ns = now_ns + (1 if changed else 10) * self.config.heartbeat_interval_ns
+        self.out.extend((address, self._introduction()) for address in self.chains.others_due(now_ns))
 
 
 Node.HANDLERS = {
@@ -694,6 +693,7 @@ Node.HANDLERS = {
     TableReply: Node.on_table_reply,
     TableChanged: Node.on_table_answer,
     TablePage: Node.on_table_answer,
+    ChainEpoch: Node.on_chain_epoch,
     Refused: Node.on_refused,
     Place: Node.on_place,
     Infeasible: Node.on_infeasible,

@@ -8,6 +8,7 @@ from zray.core.node_store import SEALED
 from zray.core.resources import amounts_of
 from zray.core.worker_pool import DEDICATED, IDLE, LEASED, STARTING
 from zray.protocol.documents import encode_report
+from zray.protocol.messages import NodeReport
 
 if TYPE_CHECKING:
     from zray.core.node import Node
@@ -22,6 +23,17 @@ def report(node: Node, what: str) -> bytes:
     if make is None:
         return encode_report({"error": f"no report {what!r}; there are {sorted(_REPORTS)}"})
     return encode_report(make(node))
+
+
+def load_of(node: Node) -> NodeReport:
+    """What a node tells the global scheduler of its load."""
+    scheduler, resources = node.scheduler, node.pool.resources
+    run_times = [each.run_ns for each in scheduler.classes.values() if each.run_ns]
+    average_ns = sum(run_times) // len(run_times) if run_times else 0
+    return NodeReport(
+        node.identity.node_id, node.identity.incarnation, resources.as_demand(), resources.free_demand(),
+        scheduler.backlog(), average_ns, 0,
+    )  # fmt: skip
 
 
 def _resources(node: Node) -> dict[str, Any]:

@@ -6,6 +6,8 @@ Of several writes to one key only the newest counts. Paper, section 4.2.1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from zray.core.machine import Address, Effect, invariant
 from zray.ids import shard_of
 from zray.protocol.messages import TablePut, TableReply
@@ -18,11 +20,12 @@ class TableWriter:
 
     Args:
         out: the node's outbox.
-        shards: the addresses of all GCS shards, by number; none: nothing is written.
+        shards: the addresses of all GCS shards, by number; none: nothing is written. The node puts another
+            one in when the head of a chain changes.
         unacked_max: writes kept for shards that are away; the oldest are given up beyond it (I15).
     """
 
-    def __init__(self, out: list[Effect], *, shards: tuple[Address, ...], unacked_max: int) -> None:
+    def __init__(self, out: list[Effect], *, shards: Sequence[Address], unacked_max: int) -> None:
         self.out = out
         self.shards = shards
         self.unacked_max = unacked_max

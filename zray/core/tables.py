@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from itertools import islice
 
 from msgspec.structs import replace
@@ -165,16 +165,17 @@ class TaskTable:
         found = self._pages.keys_after(records, after, limit)
         return tuple((key, encode_value(records[key])) for key in found)
 
-    def unreleased_copies(self) -> Iterator[TaskRecord]:
-        """Every record in order of arrival, as it is before ``release`` of those in ``released``."""
-        for record in self.records.values():
-            yield replace(record, released=False) if record.released else record
-
     def check(self) -> None:
         invariant(len(self.records) <= self.entries_max, "I15 task table", len(self.records))
         invariant(len(self.released) <= self.released_max, "I15 released records", len(self.released))
         flagged = {key: None for key, record in self.records.items() if record.released}
         invariant(flagged == dict(self.released), "released flags and order differ")
+
+
+def unreleased_copies(records: Iterable[TaskRecord]) -> Iterator[TaskRecord]:
+    """Records as they were before they were released."""
+    for record in records:
+        yield replace(record, released=False) if record.released else record
 
 
 def _age(record: TaskRecord) -> tuple[int, bool]:

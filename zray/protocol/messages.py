@@ -569,10 +569,28 @@ class TableChanged(Message, frozen=True, tag=123):
 
 
 class TablePage(Message, frozen=True, tag=124):
-    """Answer to ``TableScan``: entries in key order; fewer than asked means the end."""
+    """Answer to ``TableScan``: entries in key order. ``more``: a page ends where its bytes did, ask on."""
 
     token: int
     entries: tuple[tuple[bytes, bytes], ...]
+    more: bool = False
+
+
+class ChainMember(Message, frozen=True):
+    """One life of a replica, and where it listens."""
+
+    address: bytes
+    incarnation: int
+    endpoint: str = ""
+
+
+class ChainEpoch(Message, frozen=True, tag=143):
+    """The members of a chain from this epoch on, head first. Passed on to who knows less."""
+
+    shard: int
+    epoch: int
+    members: tuple[ChainMember, ...]
+    master: int  # life of the master that decided it
 
 
 # --- node <-> global scheduler (hosted by zray-gcs) ---------------------------------------------
@@ -668,7 +686,7 @@ ToShard = (
     NodeHello | RecordTasks | ReleaseLineage | TablePut | TableGet | TableCas | TableDelete
     | TableSubscribe | TableUnsubscribe | TableScan | RecordEvents
 )  # fmt: skip
-FromShard = ShardWelcome | Recorded | TableReply | TableChanged | TablePage | Refused
+FromShard = ShardWelcome | Recorded | TableReply | TableChanged | TablePage | ChainEpoch | Refused
 ToGlobal = NodeReport | Forward | Withdraw
 FromGlobal = Place | Infeasible
 Direct = Call | Reply | LeasedRun | LeasedReply

@@ -62,6 +62,7 @@ class NodeStart(_Record, frozen=True, tag="node"):
     spill_dir: str
     total: Demand
     shards: tuple[bytes, ...]
+    replicas: tuple[tuple[bytes, ...], ...] = ()
 
 
 class ShardStart(_Record, frozen=True, tag="shard"):

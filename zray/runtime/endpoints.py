@@ -11,6 +11,8 @@ import struct
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from zray.core.machine import Address
 
 CONNECT_TIMEOUT_S = 5.0
@@ -21,6 +23,31 @@ _TCP, _IPC = "tcp://", "ipc://"
 def shard_address(shard: int) -> Address:
     """The routing id of a shard of the control store."""
     return b"gcs-%04d" % shard
+
+
+CHAIN_MASTER = b"gcs-chain-master"
+"""The routing id of the master of all chains of a cluster."""
+
+
+def replica_address(shard: int, replica: int) -> Address:
+    """The routing id of one replica of a shard."""
+    return b"gcs-%04d.%d" % (shard, replica)
+
+
+def addresses_of_shards(endpoints: Iterable[str]) -> list[dict[Address, str]]:
+    """The endpoint of each replica of each shard by routing id.
+
+    Args:
+        endpoints: of the shards by number; those of replicas of one shard with commas between them.
+    """
+    found: list[dict[Address, str]] = []
+    for shard, text in enumerate(endpoints):
+        chain = text.split(",")
+        if len(chain) == 1:
+            found.append({shard_address(shard): text})
+        else:
+            found.append({replica_address(shard, number): each for number, each in enumerate(chain)})
+    return found
 
 
 def endpoint_of(text: str, *, may_be_wild: bool = False) -> str:

@@ -11,7 +11,15 @@ from zray.config import Config
 from zray.errors import ClusterUnavailableError
 from zray.ids import random_id
 from zray.protocol.codec import batch_decoder
-from zray.protocol.messages import TABLE_NODE, FromGlobal, FromShard, NodeHello, TablePage, TableScan
+from zray.protocol.messages import (
+    TABLE_NODE,
+    ChainEpoch,
+    FromGlobal,
+    FromShard,
+    NodeHello,
+    TablePage,
+    TableScan,
+)
 from zray.runtime.endpoints import knock
 from zray.runtime.transport import Transport
 
@@ -28,7 +36,10 @@ def node_of_control_store(endpoint: str, config: Config) -> NodeHello | None:
         ClusterUnavailableError: if what listens there does not answer like zray, or the cluster has no
             node on this machine.
     """
-    answer = _ask(endpoint, TableScan(1, TABLE_NODE, b"", NODES_MAX), config)
+    question = TableScan(1, TABLE_NODE, b"", NODES_MAX)
+    answer = _ask(endpoint, question, config)
+    if isinstance(answer, ChainEpoch):  # another replica of the shard is the head
+        answer = _ask(answer.members[0].endpoint, question, config)
     if not isinstance(answer, TablePage):
         return None
     decode = msgspec.msgpack.Decoder(NodeHello).decode

@@ -24,7 +24,9 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     gcs_shards: int = 1
     """Control-store processes that the node starts itself, when ``gcs`` is empty."""
     gcs: tuple[str, ...] = ()
-    """Endpoints of running shards, by number."""
+    """Endpoints of running shards, by number; those of the replicas of one with commas between them."""
+    gcs_replicas: int = 1
+    """Processes of each shard that the node starts itself."""
     parent_pid: int | None = None
     """End when this process does."""
     detached: bool = False

@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,20 +22,22 @@ import msgspec
 import zmq
 
 from zray.config import Config
-from zray.core.control_shard import ControlShard, Logged, ShardOpened, ShardState
+from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import LOG, RUNTIME, Address, pump
 from zray.core.placement import configured, placement_of
 from zray.errors import ZrayError
 from zray.ids import ID_BYTES, random_id
+from zray.protocol.chain import ChainPosition, Command, Logged, RewriteLog, ShardOpened, ShardState
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
 from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError, LogUnavailableError
 from zray.runtime.endpoints import endpoint_of, knock, shard_address
 from zray.runtime.loop import Loop
-from zray.runtime.transport import Transport
+from zray.runtime.transport import Decoder, Transport
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # a shard that is not replicated or recorded need not load them
+    from zray.core.chain import ChainReplica
     from zray.runtime.trace import Recorder
 
 log = logging.getLogger("zray.gcs")
@@ -63,6 +65,12 @@ class GcsOptions(NamedTuple):
     """End when this process does."""
     trace: str | None = None
     """Record every pump in this file."""
+    replica: int | None = None
+    """Number of this replica in the chain of the shard; ``None``: the shard is not replicated."""
+    master: str = ""
+    """Where a replica finds the chain's master."""
+    master_of: int = 0
+    """Be the master of chains of that many replicas, one for each of ``shard_count`` shards."""
 
 
 # --- the log -------------------------------------------------------------------------------------
@@ -71,17 +79,20 @@ class GcsOptions(NamedTuple):
 class Journal:
     """The service behind ``LOG``: one record per turn, and a compaction when the log has grown."""
 
-    def __init__(self, append_log: AppendLog, machine: ControlShard) -> None:
+    def __init__(self, append_log: AppendLog, machine: ControlShard | ChainReplica) -> None:
         self._log = append_log
         self._machine = machine
 
-    def __call__(self, commands: list[Logged]) -> None:
+    def __call__(self, commands: list[Logged | RewriteLog]) -> None:
         """Write what one turn changed.
 
         Raises:
             LogWriteError: if it could not be written; the process must end, since the machine is ahead of
                 its log and the replies of this turn must not leave.
         """
+        if any(isinstance(command, RewriteLog) for command in commands):
+            self.compact()  # with all that this turn changed
+            return
         payload = encode_batch(commands)
         if len(payload) > RECORD_BYTES_MAX and len(commands) > 1:
             half = len(commands) // 2
@@ -99,9 +110,9 @@ class Journal:
             log.info("the compaction took %.1f ms", (time.monotonic_ns() - started_ns) / 1e6)
 
 
-def snapshot_records(machine: ControlShard) -> Iterator[bytes]:
+def snapshot_records(machine: ControlShard | ChainReplica) -> Iterator[bytes]:
     """The records of a new log that rebuilds ``machine``; its ``ShardState`` comes first."""
-    messages = machine.snapshot()
+    messages: Iterator[Command | Logged] = machine.snapshot()
     while batch := list(islice(messages, SNAPSHOT_RECORD_MESSAGES)):
         yield encode_batch(batch)
 
@@ -115,10 +126,15 @@ def recover(append_log: AppendLog, options: GcsOptions, config: Config) -> Contr
     """
     machine: ControlShard | None = None
     commands = 0
-    for batch in _batches(append_log):
+    for batch in records_of(append_log):
         if machine is None:
-            machine = _owner(append_log, options, config, batch)
-        pump(machine, batch, 0)
+            cluster_id = check_owner(append_log, options, batch)
+            machine = new_shard(options._replace(cluster_id=cluster_id), config)
+        if any(isinstance(command.message, ChainPosition) for command in batch):
+            raise LogUnavailableError(
+                append_log.path, "this is the log of a replica; start it with --replica"
+            )
+        pump(machine, [(command.source, command.message) for command in batch], 0)
         machine.out.clear()
         commands += len(batch)
     if machine is None:
@@ -142,20 +158,28 @@ def new_shard(options: GcsOptions, config: Config) -> ControlShard:
     )
 
 
-def _batches(append_log: AppendLog) -> Iterator[list[tuple[Address, Any]]]:
+def records_of(append_log: AppendLog) -> Iterator[list[Logged]]:
+    """What each record of a log holds.
+
+    Raises:
+        LogCorruptError: if the log is damaged, or of another version.
+    """
     for payload in append_log.replay():
         try:
-            yield [(command.source, command.message) for command in _decode_record(payload)]
+            yield _decode_record(payload)
         except msgspec.DecodeError as error:
             detail = f"a record is not of this version of zray ({error})"
             raise LogCorruptError(append_log.path, 0, detail) from None
 
 
-def _owner(
-    append_log: AppendLog, options: GcsOptions, config: Config, batch: Iterable[tuple[Address, Any]]
-) -> ControlShard:
-    """An empty shard of the cluster that the head of a log names, if that is what was asked for."""
-    head = next(iter(batch), (b"", None))[1]
+def check_owner(append_log: AppendLog, options: GcsOptions, first: Sequence[Logged]) -> bytes:
+    """The cluster that the head of a log names, if the log is what was asked for.
+
+    Raises:
+        LogUnavailableError: if the log belongs to another shard or cluster.
+        LogCorruptError: if it does not start like one.
+    """
+    head = first[0].message if first else None
     if not isinstance(head, ShardState):
         raise LogCorruptError(append_log.path, 0, "it does not start with the state of a shard")
     asked = options.shard, options.shard_count, options.cluster_id or head.cluster_id
@@ -165,7 +189,7 @@ def _owner(
             f"this is shard {head.shard}/{head.shard_count} of cluster {head.cluster_id.hex()}; "
             f"asked for shard {asked[0]}/{asked[1]} of cluster {asked[2].hex()}",
         )
-    return new_shard(options._replace(cluster_id=head.cluster_id), config)
+    return head.cluster_id
 
 
 # --- the process ---------------------------------------------------------------------------------
@@ -191,6 +215,20 @@ def serve(options: GcsOptions) -> int:
 
 
 def _serve(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> None:
+    if options.replica is not None or options.master_of:
+        from zray.services import chains  # only here: most clusters have none
+
+        loop = chains.listen(options, config, stack)
+    else:
+        loop = _open(options, config, stack)
+    _end_on_signals(loop)
+    if options.parent_pid is not None:
+        _watch_parent(options.parent_pid, loop, stack)
+    loop.run()
+
+
+def _open(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> Loop:
+    """A shard that is not replicated, with its log read."""
     journal: Journal | None = None
     if options.data_dir is None:
         machine = new_shard(options, config)
@@ -205,10 +243,7 @@ def _serve(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> 
     loop = _listen(options, config, machine, journal, stack, recorder)
     if journal is not None:
         loop.post(RUNTIME, ShardOpened())
-    _end_on_signals(loop)
-    if options.parent_pid is not None:
-        _watch_parent(options.parent_pid, loop, stack)
-    loop.run()
+    return loop
 
 
 def _listen(
@@ -226,18 +261,12 @@ def _listen(
         random = Random(config.scheduling_seed)
         machines.append(GlobalScheduler(config=config, policy=placement_of(config), random=random))
         decode = decode_for_gcs
-    _refuse_live_socket(options.listen)
-    transport = Transport(shard_address(options.shard), decode, config)
-    stack.callback(transport.close)
-    try:
-        endpoint = transport.bind(options.listen)
-    except zmq.ZMQError as error:
-        raise OSError(error.errno, f"cannot listen on {options.listen}: {error.strerror}") from None
-    loop = Loop(machines, transport, {LOG: journal or _forget, RUNTIME: _tell_operator}, recorder)
+    transport, endpoint = bind(options, shard_address(options.shard), decode, config, stack)
+    loop = Loop(machines, transport, {LOG: journal or forget, RUNTIME: tell_operator}, recorder)
     stack.callback(loop.close)
     log.info(
         "shard %d/%d of cluster %s listens on %s (%s)",
-        options.shard, options.shard_count, machine.cluster_id.hex(), endpoint, _durability(options),
+        options.shard, options.shard_count, machine.cluster_id.hex(), endpoint, durability(options),
     )  # fmt: skip
     return loop
 
@@ -260,17 +289,36 @@ def _recorder(
     return recorder
 
 
-def _durability(options: GcsOptions) -> str:
+def bind(
+    options: GcsOptions, address: Address, decode: Decoder, config: Config, stack: contextlib.ExitStack
+) -> tuple[Transport, str]:
+    """A socket that listens where it was told to, and where that is.
+
+    Raises:
+        OSError: if it cannot listen there.
+    """
+    _refuse_live_socket(options.listen)
+    transport = Transport(address, decode, config)
+    stack.callback(transport.close)
+    try:
+        return transport, transport.bind(options.listen)
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, f"cannot listen on {options.listen}: {error.strerror}") from None
+
+
+def durability(options: GcsOptions) -> str:
+    """What a write survives, in a few words for the operator."""
     if options.data_dir is None:
         return "memory only"
     return f"log in {options.data_dir}, " + ("synced to disk" if options.sync else "not synced")
 
 
-def _forget(commands: list[Logged]) -> None:
+def forget(commands: list[Logged | RewriteLog]) -> None:
     """The log of a shard without a data directory."""
 
 
-def _tell_operator(notices: list[Any]) -> None:
+def tell_operator(notices: list[Any]) -> None:
+    """Write the notices of a machine into the log of the process."""
     for notice in notices:
         log.info("%s", notice.text if isinstance(notice, Warn) else notice)
 
@@ -337,6 +385,12 @@ def _shard_of_many(text: str) -> tuple[int, int]:
     return shard, count
 
 
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number up to 64")
+    return int(text)
+
+
 def _id_in_hex(text: str) -> bytes:
     with contextlib.suppress(ValueError):
         an_id = bytes.fromhex(text)
@@ -385,6 +439,12 @@ def _parser() -> argparse.ArgumentParser:
         default="none",
         help="none: survive the death of the process; group: of the machine, too (default: %(default)s)",
     )
+    add("--replica", type=_count, metavar="R", help="be replica R of the shard's chain; asks for --master")
+    add("--master", type=_endpoint, metavar="ENDPOINT", help="of a replica: where the master is")
+    add(
+        "--master-of", type=_count, default=0, metavar="COUNT",
+        help="be the master of the chains of all shards, COUNT replicas each, and no shard",
+    )  # fmt: skip
     add("--log-level", type=str.upper, choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
     add("--trace", metavar="FILE", help="record what the shard decides, for zray sim replay")
     add("--parent-pid", type=int, metavar="PID", help="end when that process does")
@@ -393,7 +453,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command ``zray-gcs``; returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.replica is None) == bool(arguments.master):
+        parser.error("--replica and --master belong together")
+    if arguments.replica is not None and arguments.cluster_id is None:
+        parser.error("--replica asks for --cluster-id, the same for all replicas of all shards")
+    if arguments.trace is not None and (arguments.replica is not None or arguments.master_of):
+        parser.error("--trace records a shard that is not replicated")
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     shard, shard_count = arguments.shard
     return serve(
@@ -406,6 +473,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sync=arguments.sync == "group",
             parent_pid=arguments.parent_pid,
             trace=arguments.trace,
+            replica=arguments.replica,
+            master=arguments.master or "",
+            master_of=arguments.master_of,
         )
     )
 

@@ -43,11 +43,12 @@ from zray.protocol.local_messages import (
 )
 from zray.protocol.messages import (
     RESOURCE_UNIT,
+    ChainEpoch,
     Refused,
     Warn,
 )
 from zray.runtime import session_dir
-from zray.runtime.endpoints import knock, shard_address, why
+from zray.runtime.endpoints import addresses_of_shards, knock, why
 from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, usable_cpus
 from zray.runtime.processes import (
@@ -116,7 +117,9 @@ class NodeProcess:
         if options.gcs:
             self.shards = options.gcs
         else:
-            self.local_shards = LocalShards(session, options.gcs_shards, options.log_level, options.trace)
+            self.local_shards = LocalShards(
+                session, options.gcs_shards, options.gcs_replicas, options.log_level, options.trace
+            )
             self.shards = self.local_shards.endpoints
             stack.callback(self.local_shards.close, config.shutdown_timeout_ns / 1e9)
             self.local_shards.fork()
@@ -148,13 +151,23 @@ class NodeProcess:
     def _open(self, stack: contextlib.ExitStack) -> None:
         """Make the machine and what drives it. From here on there are threads."""
         options = self.options
-        addresses = tuple(shard_address(shard) for shard in range(len(self.shards)))
-        self.node = Node(self._identity(), total=options.total(), shards=addresses, config=self.config)
+        addresses = addresses_of_shards(self.shards)
+        self.heads = tuple(next(iter(chain)) for chain in addresses)
+        self.replicas = tuple(map(tuple, addresses)) if any(len(chain) > 1 for chain in addresses) else ()
+        self.node = Node(
+            self._identity(),
+            total=options.total(),
+            shards=self.heads,
+            config=self.config,
+            replicas=self.replicas,
+        )
         transport = Transport(self.node_id, decode_for_node, self.config)
         stack.callback(transport.close)
         transport.bind(self.endpoint)
-        for address, endpoint in zip(addresses, self.shards, strict=True):
-            transport.connect(address, endpoint, may_drop=True)
+        self.transport = transport
+        for chain in addresses:
+            for address, endpoint in chain.items():
+                transport.connect(address, endpoint, may_drop=True)
         self.view = ArenaView(self.arena.path, options.arena_bytes())
         stack.callback(self.view.close)
         services: dict[bytes, Service] = {
@@ -176,7 +189,7 @@ class NodeProcess:
         start = NodeStart(
             identity.node_id, identity.incarnation, identity.arena_bytes, identity.pid, identity.host,
             identity.endpoint, identity.arena_path, identity.spill_dir, self.options.total(),
-            self.node.shards,
+            self.heads, self.replicas,
         )  # fmt: skip
         recorder = Recorder(self.options.trace, [start], self.config)
         stack.callback(recorder.close)
@@ -322,6 +335,9 @@ class NodeProcess:
                 log.warning("%s", message.text)
             elif isinstance(message, Refused):
                 self._be_refused(message)
+            elif isinstance(message, ChainEpoch):
+                for member in message.members:
+                    self.transport.connect(member.address, member.endpoint, may_drop=True)
 
     def _be_refused(self, message: Refused) -> None:
         if message.reason in FATAL_REFUSALS:
@@ -407,7 +423,7 @@ def _start(options: NodeOptions, stack: contextlib.ExitStack, early_signals: Ear
         open_output(log_path, log_path)
     _log_to_stderr(options.log_level)
     config = configured(Config.from_environment())
-    for endpoint in options.gcs:
+    for endpoint in (endpoint for chain in options.gcs for endpoint in chain.split(",")[:1]):
         _await_shard(endpoint, config.init_timeout_ns / 1e9, early_signals)
     return NodeProcess(options, session, config, stack)
 

@@ -25,7 +25,11 @@ def add_node_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--gcs-shards", type=_positive, default=1, metavar="N",
-        help="processes of the control store of a new cluster (default: 1)",
+        help="shards of the control store of a new cluster (default: 1)",
+    )  # fmt: skip
+    add(
+        "--gcs-replicas", type=_positive, default=1, metavar="R",
+        help="processes of each of these shards; with 2 or more any one of them may die (default: 1)",
     )  # fmt: skip
     add(
         "--trace", type=os.path.abspath, metavar="FILE",
@@ -38,7 +42,7 @@ def add_gcs_argument(parser: argparse._ActionsContainer, flag: str) -> None:
     parser.add_argument(
         flag, dest="gcs", action="append", type=_endpoint, metavar="ENDPOINT",
         help="join the cluster of this zray-gcs (HOST:PORT, tcp://HOST:PORT or ipc://PATH); once for each "
-        "shard, shard 0 first",
+        "shard, shard 0 first; replicas of one shard with commas between them",
     )  # fmt: skip
 
 
@@ -52,6 +56,7 @@ def options_of(
         resources=given.resources,
         object_store_memory=given.object_store_memory,
         gcs_shards=given.gcs_shards,
+        gcs_replicas=given.gcs_replicas,
         gcs=tuple(given.gcs or ()),
         detached=detached,
         log_level=log_level,
@@ -79,7 +84,7 @@ def _resources(text: str) -> dict[str, float]:
 
 def _endpoint(text: str) -> str:
     try:
-        return endpoint_of(text)
+        return ",".join(endpoint_of(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

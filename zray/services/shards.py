@@ -1,4 +1,6 @@
-"""The control store of a cluster that begins with this node: its shards, one process each.
+"""The control store of a cluster that begins with this node: its shards, one process for each replica.
+
+Replicated shards have one process more, the master of their chains.
 
 They are forked before the node has a thread. One that dies is started again, from its log, as a program of
 its own; meanwhile the node goes on and keeps what the shard has not confirmed. The one invariant: no shard
@@ -32,13 +34,14 @@ SHORT_LIVES_MAX = 3
 
 
 class LocalShard:
-    """One shard: where it listens, its newest process, and when that was started."""
+    """One process: what it is, where it listens, its newest life, and when that was started."""
 
-    __slots__ = ("endpoint", "lives", "number", "pid", "short_lives", "started_s", "watch_fd")
+    __slots__ = ("endpoint", "lives", "name", "options", "pid", "short_lives", "started_s", "watch_fd")
 
-    def __init__(self, number: int, endpoint: str) -> None:
-        self.number = number
+    def __init__(self, name: str, endpoint: str, options: list[str]) -> None:
+        self.name = name
         self.endpoint = endpoint
+        self.options = options
         self.pid = 0
         self.lives = 0
         self.started_s = 0.0
@@ -52,24 +55,62 @@ class LocalShards:
     Args:
         session: the node's; sockets and logs go there.
         count: how many shards.
+        replicas: of each; with several a chain master is started, too.
         log_level: of processes that are started later; a forked one has the node's.
-        trace: the file of the node; each life of a shard has one beside it.
+        trace: the file of the node; each life of a shard that is not replicated has one beside it.
     """
 
-    def __init__(self, session: Session, count: int, log_level: str, trace: str | None = None) -> None:
+    def __init__(
+        self, session: Session, count: int, replicas: int, log_level: str, trace: str | None = None
+    ) -> None:
         self._session = session
         self._trace = trace
-        self._log_level = log_level
+        self._count, self._replicas = count, replicas
+        self._common = [
+            "--cluster-id", random_id().hex(),
+            "--parent-pid", str(os.getpid()),
+            "--log-level", log_level,
+        ]  # fmt: skip
         self._loop: Loop | None = None
-        self._cluster_id = random_id()
-        self._shards = [
-            LocalShard(number, f"ipc://{session.socket_path(f'gcs{number}')}") for number in range(count)
-        ]
+        if replicas == 1:
+            self._shards = [self._single(number) for number in range(count)]
+        else:
+            self._shards = [self._master()]
+            self._shards += [self._replica(n, r) for n in range(count) for r in range(replicas)]
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """Where the shards listen, by number."""
-        return tuple(shard.endpoint for shard in self._shards)
+        """Where the shards listen, by number: all replicas of one, with commas between them."""
+        found = [shard.endpoint for shard in self._shards if shard.endpoint != self._master_endpoint()]
+        width = self._replicas
+        return tuple(",".join(found[n * width : (n + 1) * width]) for n in range(self._count))
+
+    def _endpoint(self, name: str) -> str:
+        return f"ipc://{self._session.socket_path(name)}"
+
+    def _data(self, name: str) -> list[str]:
+        return ["--data-dir", os.path.join(self._session.path, f"{name}.log")]
+
+    def _single(self, number: int) -> LocalShard:
+        name = f"gcs{number}"
+        options = ["--shard", f"{number}/{self._count}", *self._data(name)]
+        return LocalShard(f"shard {number} of the control store", self._endpoint(name), options)
+
+    def _replica(self, number: int, replica: int) -> LocalShard:
+        name = f"gcs{number}.{replica}"
+        options = [
+            "--shard", f"{number}/{self._count}", "--replica", str(replica),
+            "--master", self._master_endpoint(), *self._data(name),
+        ]  # fmt: skip
+        what = f"replica {replica} of shard {number} of the control store"
+        return LocalShard(what, self._endpoint(name), options)
+
+    def _master_endpoint(self) -> str:
+        return self._endpoint("gcsmaster")
+
+    def _master(self) -> LocalShard:
+        options = ["--shard", f"0/{self._count}", "--master-of", str(self._replicas)]
+        return LocalShard("the master of the chains", self._master_endpoint(), options)
 
     def fork(self) -> None:
         """Start all of them; only while this process has a single thread."""
@@ -101,19 +142,13 @@ class LocalShards:
                 end_process(shard.pid, timeout_s, first_signal=None)
 
     def _options(self, shard: LocalShard) -> list[str]:
-        """The command line of a shard."""
+        """The command line of a process."""
         shard.lives += 1
         life = f"-{shard.lives}" if shard.lives > 1 else ""
-        recorded = ["--trace", f"{self._trace}.gcs{shard.number}{life}"] if self._trace else []
-        return [
-            *recorded,
-            "--listen", shard.endpoint,
-            "--shard", f"{shard.number}/{len(self._shards)}",
-            "--data-dir", os.path.join(self._session.path, f"gcs{shard.number}.log"),
-            "--cluster-id", self._cluster_id.hex(),
-            "--parent-pid", str(os.getpid()),
-            "--log-level", self._log_level,
-        ]  # fmt: skip
+        recorded = []
+        if self._trace and self._replicas == 1:
+            recorded = ["--trace", f"{self._trace}.{os.path.basename(shard.endpoint)}{life}"]
+        return [*recorded, "--listen", shard.endpoint, *shard.options, *self._common]
 
     def _note_start(self, shard: LocalShard, pid: int) -> None:
         shard.pid = pid
@@ -144,7 +179,7 @@ class LocalShards:
         with contextlib.suppress(OSError):
             self._session.drop_process(shard.pid)
         shard.pid = 0
-        name = f"shard {shard.number} of the control store"
+        name = shard.name
         how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         shard.short_lives = shard.short_lives + 1 if lived_s < SHORT_LIFE_S else 0
         if shard.short_lives >= SHORT_LIVES_MAX:
