@@ -8,10 +8,12 @@ from zray._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from zray import exceptions
-    from zray.api.actor import ActorHandle, kill, method
+    from zray import actor, cloudpickle, exceptions, runtime_context, runtime_env, util
+    from zray.api.actor import ActorHandle, get_actor, kill, method
     from zray.api.cluster import available_resources, cluster_resources, nodes
-    from zray.api.objects import get, put, wait
+    from zray.api.context import get_gpu_ids, get_runtime_context
+    from zray.api.generators import DynamicObjectRefGenerator, ObjectRefGenerator
+    from zray.api.objects import cancel, get, put, wait
     from zray.api.refs import ObjectRef
     from zray.api.remote import remote
     from zray.api.session import init, is_initialized, shutdown
@@ -19,12 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ActorHandle",
+    "DynamicObjectRefGenerator",
     "ObjectRef",
+    "ObjectRefGenerator",
     "__version__",
+    "actor",
     "available_resources",
+    "cancel",
+    "cloudpickle",
     "cluster_resources",
     "exceptions",
     "get",
+    "get_actor",
+    "get_gpu_ids",
+    "get_runtime_context",
     "init",
     "is_initialized",
     "kill",
@@ -32,29 +42,35 @@ __all__ = [
     "nodes",
     "put",
     "remote",
+    "runtime_context",
+    "runtime_env",
     "shutdown",
     "simulate",
+    "util",
     "wait",
 ]
 
 _HOMES = {
-    "actor": ("ActorHandle", "kill", "method"),
+    "actor": ("ActorHandle", "get_actor", "kill", "method"),
     "cluster": ("available_resources", "cluster_resources", "nodes"),
-    "objects": ("get", "put", "wait"),
+    "context": ("get_gpu_ids", "get_runtime_context"),
+    "generators": ("DynamicObjectRefGenerator", "ObjectRefGenerator"),
+    "objects": ("cancel", "get", "put", "wait"),
     "refs": ("ObjectRef",),
     "remote": ("remote",),
     "session": ("init", "is_initialized", "shutdown"),
     "simulation": ("simulate",),
 }
 _HOME_OF = {name: f"zray.api.{home}" for home, names in _HOMES.items() for name in names}
+_MODULES = ("actor", "cloudpickle", "exceptions", "runtime_context", "runtime_env", "util")
 
 
 def __getattr__(name: str) -> object:
     """Import a public name, once: afterwards it is a plain attribute of the module."""
     from importlib import import_module
 
-    if name == "exceptions":
-        return import_module("zray.exceptions")
+    if name in _MODULES:
+        return import_module(f"zray.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'zray' has no attribute {name!r}")
     value: object = getattr(import_module(_HOME_OF[name]), name)

@@ -11,6 +11,8 @@ import contextlib
 import os
 import sys
 
+from zray.cli_state import add_commands
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +82,7 @@ def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="for programs")
     status.set_defaults(function=_status)
 
+    add_commands(commands)
     commands.add_parser("sim", help="run zray's state machines in virtual time", add_help=False)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(function=_version)

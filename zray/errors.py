@@ -155,6 +155,44 @@ class ActorDiedError(ActorError):
         self.__cause__ = cause
 
 
+class ActorUnavailableError(ActorError):
+    """The actor is being restarted, and the call has no ``max_task_retries`` left: call again later."""
+
+    def __init__(self, actor_id: str, reason: str) -> None:
+        super().__init__(f"actor {actor_id} is unavailable for now: {reason}")
+        self.actor_id, self.reason = actor_id, reason
+
+
+class PendingCallsLimitExceededError(ActorError):
+    """The actor has ``max_pending_calls`` calls without a result from this process already."""
+
+    def __init__(self, actor: str, limit: int) -> None:
+        super().__init__(
+            f"{actor} has {limit} calls without a result; wait for some, or raise max_pending_calls"
+        )
+        self.actor, self.limit = actor, limit
+
+
+class TaskCancelledError(ZrayError):
+    """The task or call was cancelled with ``zray.cancel``.
+
+    Attributes:
+        task_id: str, hex.
+    """
+
+    def __init__(self, task_id: str = "") -> None:
+        super().__init__(f"task {task_id or 'of this object'} was cancelled")
+        self.task_id = task_id
+
+
+class RuntimeEnvSetupError(ZrayError):
+    """The runtime environment of a task or actor could not be made; ``reason`` says which part and why."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the runtime environment cannot be set up: {reason}")
+        self.reason = reason
+
+
 class WorkerCrashedError(ZrayError):
     """The worker process died while it ran the task, and no retry was left."""
 

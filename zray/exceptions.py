@@ -1,8 +1,13 @@
-"""The errors of zray under the names that Ray's users import."""
+"""The errors of zray under the names that Ray's users import.
+
+A name is an alias where zray raises the same thing. The classes defined here are those of conditions that
+zray does not have, or has not yet: nothing raises them, and ``except`` clauses that name them keep working.
+"""
 
 from zray.errors import (
     ActorDiedError,
     ActorError,
+    ActorUnavailableError,
     ClusterUnavailableError,
     GetTimeoutError,
     InfeasibleTaskError,
@@ -10,8 +15,11 @@ from zray.errors import (
     ObjectLostError,
     ObjectStoreFullError,
     OutOfDiskError,
+    PendingCallsLimitExceededError,
     ReconstructionFailedError,
+    RuntimeEnvSetupError,
     SerializationError,
+    TaskCancelledError,
     TaskError,
     VersionMismatchError,
     WorkerCrashedError,
@@ -21,27 +29,109 @@ from zray.errors import (
 RayError = ZrayError
 RayTaskError = TaskError
 RayActorError = ActorError
+RaySystemError = ZrayError
 TaskUnschedulableError = InfeasibleTaskError
+ActorUnschedulableError = InfeasibleTaskError
 ObjectReconstructionFailedError = ReconstructionFailedError
+PendingCallsLimitExceeded = PendingCallsLimitExceededError
+LocalRayletDiedError = ClusterUnavailableError
+UserCodeException = TaskError
+UnserializableException = SerializationError
+
+
+class NodeDiedError(ZrayError):
+    """Never raised: a node's death loses objects or actors, and those errors say so."""
+
+
+class OutOfMemoryError(ZrayError):
+    """Never raised: a worker that the kernel kills for its memory is a ``WorkerCrashedError``."""
+
+
+class ObjectFetchTimedOutError(ObjectLostError):
+    """Never raised: a transfer is tried until its source is dead."""
+
+
+class ObjectFreedError(ObjectLostError):
+    """Never raised: an object with a ref is not freed."""
+
+
+class OwnerDiedError(ObjectLostError):
+    """Never raised: objects have no owner process that could die."""
+
+
+class ReferenceCountingAssertionError(ObjectLostError):
+    """Never raised: an object with a ref is not freed."""
+
+
+class TaskPlacementGroupRemoved(ZrayError):
+    """Never raised while there are no placement groups."""
+
+
+class ActorPlacementGroupRemoved(ZrayError):
+    """Never raised while there are no placement groups."""
+
+
+class ActorAlreadyExistsError(ValueError, ZrayError):
+    """The name of an actor is taken in its namespace; ``get_if_exists=True`` takes that actor."""
+
+
+class ActorHandleNotFoundError(ValueError, ZrayError):
+    """No actor of the namespace has the name."""
+
+
+class AsyncioActorExit(ZrayError):
+    """Never raised: ``exit_actor`` ends coroutines like any other call."""
+
+
+class CrossLanguageError(ZrayError):
+    """Never raised: zray runs Python only."""
+
+
+class ObjectRefStreamEndOfStreamError(ZrayError):
+    """Never raised: the end of a stream is ``StopIteration``."""
+
 
 __all__ = [
+    "ActorAlreadyExistsError",
     "ActorDiedError",
     "ActorError",
+    "ActorHandleNotFoundError",
+    "ActorPlacementGroupRemoved",
+    "ActorUnavailableError",
+    "ActorUnschedulableError",
+    "AsyncioActorExit",
     "ClusterUnavailableError",
+    "CrossLanguageError",
     "GetTimeoutError",
     "InfeasibleTaskError",
+    "LocalRayletDiedError",
+    "NodeDiedError",
     "NotInitializedError",
+    "ObjectFetchTimedOutError",
+    "ObjectFreedError",
     "ObjectLostError",
     "ObjectReconstructionFailedError",
+    "ObjectRefStreamEndOfStreamError",
     "ObjectStoreFullError",
     "OutOfDiskError",
+    "OutOfMemoryError",
+    "OwnerDiedError",
+    "PendingCallsLimitExceeded",
+    "PendingCallsLimitExceededError",
     "RayActorError",
     "RayError",
+    "RaySystemError",
     "RayTaskError",
     "ReconstructionFailedError",
+    "ReferenceCountingAssertionError",
+    "RuntimeEnvSetupError",
     "SerializationError",
+    "TaskCancelledError",
     "TaskError",
+    "TaskPlacementGroupRemoved",
     "TaskUnschedulableError",
+    "UnserializableException",
+    "UserCodeException",
     "VersionMismatchError",
     "WorkerCrashedError",
     "ZrayError",

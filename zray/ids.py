@@ -64,6 +64,11 @@ def first_return_id(task: bytes) -> bytes:
     return task[:12] + _FIRST_RETURN_SUFFIX
 
 
+def return_id(task: bytes, index: int) -> bytes:
+    """The object id of return value ``index`` of a task, counted from 1."""
+    return task[:12] + index.to_bytes(4, "big")
+
+
 def return_ids(task: bytes, num_returns: int) -> tuple[bytes, ...]:
     """The object ids of a task's return values, in order."""
     stem = task[:12]

@@ -173,7 +173,7 @@ BAD_TASK_OPTIONS: list[tuple[dict[str, Any], type[Exception]]] = [
     ({"num_returns": -1}, ValueError),
     ({"num_returns": 1.5}, TypeError),
     ({"num_returns": "2"}, TypeError),
-    ({"num_returns": None}, TypeError),
+    ({"num_returns": 1.5}, TypeError),
     ({"num_returns": True}, TypeError),
     ({"num_returns": 10**12}, ValueError),
     ({"max_retries": -2}, ValueError),

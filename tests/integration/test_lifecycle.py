@@ -173,8 +173,10 @@ def test_prints_of_workers_are_on_the_output_of_the_driver(here: Place) -> None:
     done = here.run(PRINTING)
     lines = done.stdout.splitlines()
     assert (lines[0], lines[-1]) == ("driver says first", "driver says last")
-    assert sorted(lines[1:-1]) == [f"worker says {i}" for i in range(3)]
-    assert sorted(done.stderr.splitlines()) == [f"worker warns {i}" for i in range(3)]
+    assert sorted(line.partition(") ")[2] for line in lines[1:-1]) == [f"worker says {i}" for i in range(3)]
+    warnings = [line.partition(") ")[2] for line in done.stderr.splitlines()]
+    assert sorted(warnings) == [f"worker warns {i}" for i in range(3)]
+    assert all(line.startswith("(say pid=") for line in lines[1:-1])
 
 
 def test_prints_of_workers_and_driver_share_one_file(here: Place) -> None:

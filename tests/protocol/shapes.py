@@ -16,12 +16,12 @@ import msgspec
 import msgspec.inspect as shape
 from hypothesis import strategies as st
 
-from zray.protocol import base, chain, codec, local_messages, messages
+from zray.protocol import base, chain, codec, local_messages, messages, user_messages
 
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 """What one msgpack integer holds."""
 
-MODULES = (messages, local_messages, chain)
+MODULES = (base, user_messages, messages, local_messages, chain)
 """Where messages are defined: those of every cluster, of a process with itself, of logs and chains."""
 
 LINKS: dict[str, tuple[Callable[[bytes], list[Any]], Any]] = {

@@ -32,5 +32,18 @@ def available_resources() -> dict[str, float]:
 
 
 def nodes() -> list[dict[str, Any]]:
-    """One dict per node."""
-    return [report("node")]
+    """One dict per node, with Ray's keys (``NodeID``, ``Alive``, ``Resources``, ...) and zray's own."""
+    return [_with_ray_keys(report("node"))]
+
+
+def _with_ray_keys(node: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "NodeID": node["node_id"],
+        "Alive": node["alive"],
+        "NodeManagerHostname": node["host"],
+        "NodeName": node["host"],
+        "RayletSocketName": node["endpoint"],
+        "Resources": node["total"],
+        "alive": node["alive"],
+        **node,
+    }

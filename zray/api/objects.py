@@ -1,19 +1,26 @@
-"""``get``, ``put`` and ``wait``."""
+"""``get``, ``put``, ``wait`` and ``cancel``."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from zray.api import session
+from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
 from zray.errors import GetTimeoutError, ObjectLostError, TaskError
-from zray.ids import short
+from zray.ids import is_put, producer_of, short
 from zray.protocol.messages import ERROR, FAULT, INLINE, Value
 from zray.runtime.client import Client, error_of
 from zray.serialize.values import dump, load, load_error
 
+T = TypeVar("T")
 
+
+@overload
+def get(refs: ObjectRef[T], *, timeout: float | None = None) -> T: ...
+@overload
+def get(refs: Sequence[ObjectRef[T]], *, timeout: float | None = None) -> list[T]: ...
 def get(refs: Any, *, timeout: float | None = None) -> Any:
     """The value of a ref, or a list of the values of a list of refs, waiting as long as it takes.
 
@@ -89,7 +96,7 @@ def wait(
     """Wait until ``num_returns`` of the refs are ready, or the time is over.
 
     Args:
-        refs: a list of refs without repetition.
+        refs: a list of refs without repetition; a generator of refs is ready when its next ref is there.
         num_returns: between 1 and the number of refs.
         timeout: seconds; ``None``: for ever; 0 looks once.
         fetch_local: on one node a value is always local.
@@ -101,8 +108,10 @@ def wait(
     if isinstance(refs, ObjectRef) or not isinstance(refs, Sequence):
         raise TypeError(f"zray.wait takes a list of ObjectRefs, not {refs!r}")
     client = session.current()
-    _check_refs(refs, client, "zray.wait")
-    object_ids = [ref.id for ref in refs]
+    generators = [ref for ref in refs if type(ref) is ObjectRefGenerator]
+    plain = [ref for ref in refs if type(ref) is not ObjectRefGenerator] if generators else refs
+    _check_refs(plain, client, "zray.wait")
+    object_ids = [ref.completed().id if type(ref) is ObjectRefGenerator else ref.id for ref in refs]
     if len(dict.fromkeys(object_ids)) != len(object_ids):
         raise ValueError("zray.wait takes each ref once; this list repeats some")
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
@@ -112,12 +121,59 @@ def wait(
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns is between 1 and the number of refs ({len(refs)}), not {num_returns}")
     _check_timeout(timeout)
-    here = client.wait_ready(object_ids, num_returns, timeout, fetch_local)
+    if generators:
+        here = _wait_for_items(client, refs, num_returns, timeout)
+    else:
+        here = client.wait_ready(object_ids, num_returns, timeout, fetch_local)
     ready: list[ObjectRef[Any]] = []
     not_ready: list[ObjectRef[Any]] = []
     for ref, is_here in zip(refs, here, strict=True):
         (ready if is_here and len(ready) < num_returns else not_ready).append(ref)
     return ready, not_ready
+
+
+def _wait_for_items(client: Client, refs: Sequence[Any], needed: int, timeout: float | None) -> list[bool]:
+    """Like ``Client.wait_ready`` for a list with generators."""
+    with client.lock:
+        object_ids = [ref.id for ref in refs if type(ref) is ObjectRef]
+        want = client.objects.want(object_ids, None, False)
+
+    def here() -> list[bool]:
+        objects = client.objects
+        return [objects.is_ready(ref.id) if type(ref) is ObjectRef else ref.is_ready() for ref in refs]
+
+    try:
+        client.wait_until(lambda: sum(here()) >= needed, timeout)
+        with client.lock:
+            return here()
+    finally:
+        with client.lock:
+            client.objects.end_want(want)
+
+
+def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
+    """Take back the task or call that makes the value of a ref; ``get`` raises ``TaskCancelledError`` then.
+
+    A task that waits never starts. One that runs sees ``KeyboardInterrupt``; with ``force`` its worker ends.
+    A call of an actor is taken back if it has not started, or if it is a coroutine. What has ended stays.
+
+    Args:
+        ref: of the task or call, or the generator that it returned.
+        force: end the worker process; for tasks only.
+        recursive: take back what the task has submitted too.
+    Raises:
+        TypeError: for anything else.
+        ValueError: for ``force`` with a call of an actor, and for a ref made by ``put``.
+    """
+    if type(ref) is ObjectRefGenerator:
+        ref = ref.completed()
+    if type(ref) is not ObjectRef:
+        raise TypeError(f"zray.cancel takes the ref of a task, not {ref!r}")
+    client = session.current()
+    _check_refs((ref,), client, "zray.cancel")
+    if is_put(ref.id):
+        raise ValueError("no task makes this value: it was made by put()")
+    client.cancel(producer_of(ref.id), force=force, recursive=recursive)
 
 
 def _check_refs(refs: Sequence[Any], client: Client, what: str) -> None:

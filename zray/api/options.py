@@ -2,28 +2,75 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from msgspec.structs import replace
 
 from zray import ids
 from zray.core.resources import demand_from
 from zray.protocol.codec import encode_batch
 from zray.protocol.messages import ACTOR, TASK, Demand, Describe
+from zray.protocol.user_messages import DYNAMIC, STREAM, VALUES
+from zray.runtime.environment import canonical
+from zray.serialize.values import dump
 
-TASK_DEFAULTS: dict[str, Any] = {
-    "num_cpus": 1,
+COMMON_DEFAULTS: dict[str, Any] = {
     "num_gpus": 0,
     "memory": 0,
     "resources": None,
-    "num_returns": 1,
+    "name": None,
+    "runtime_env": None,
+    "_metadata": None,
+    "scheduling_strategy": None,
+}
+TASK_DEFAULTS: dict[str, Any] = {
+    **COMMON_DEFAULTS,
+    "num_cpus": 1,
+    "num_returns": None,
     "max_retries": 3,
     "retry_exceptions": False,
-    "name": None,
+    "max_calls": 0,
+    "_generator_backpressure_num_objects": None,
     "_duration_s": None,
 }
-ACTOR_DEFAULTS: dict[str, Any] = {"num_cpus": 0, "num_gpus": 0, "memory": 0, "resources": None}
-METHOD_DEFAULTS: dict[str, Any] = {"num_returns": 1}
+ACTOR_DEFAULTS: dict[str, Any] = {
+    **COMMON_DEFAULTS,
+    "num_cpus": 0,
+    "namespace": None,
+    "lifetime": None,
+    "get_if_exists": False,
+    "max_restarts": 0,
+    "max_task_retries": 0,
+    "max_concurrency": None,
+    "max_pending_calls": -1,
+    "concurrency_groups": None,
+}
+METHOD_DEFAULTS: dict[str, Any] = {
+    "num_returns": None,
+    "concurrency_group": "",
+    "max_task_retries": None,
+    "_generator_backpressure_num_objects": None,
+}
+CALL_DEFAULTS: dict[str, Any] = {**METHOD_DEFAULTS, "name": None}
+REFUSED = {
+    "accelerator_type": "zray does not look for accelerators; name one in resources",
+    "label_selector": "nodes have no labels; name what they have in resources",
+    "fallback_strategy": "nodes have no labels",
+    "object_store_memory": "the store spills to disk; a task cannot reserve part of it",
+    "placement_group": "placement groups do not exist yet",
+    "placement_group_bundle_index": "placement groups do not exist yet",
+    "placement_group_capture_child_tasks": "placement groups do not exist yet",
+    "enable_task_events": "every task is recorded, in batches",
+    "allow_out_of_order_execution": "calls of one caller start in their order",
+    "tensor_transport": "values travel through the object store",
+    "_labels": "tasks have no labels",
+}
+"""Options of Ray that zray refuses, with the reason."""
+ASYNC_CONCURRENCY = 1000
+"""Calls at once of an actor with coroutine methods that does not say how many."""
 RETRIES_MAX = 0x7FFF_FFFF
 
 _RESOURCE_OPTIONS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
@@ -38,6 +85,8 @@ def merged(defaults: Mapping[str, Any], given: Mapping[str, Any], what: str) -> 
     """
     unknown = [name for name in given if name not in defaults]
     if unknown:
+        if unknown[0] in REFUSED:
+            raise ValueError(f"zray refuses the option {unknown[0]!r}: {REFUSED[unknown[0]]}")
         raise ValueError(f"{what} has no option {unknown[0]!r}; there are: {', '.join(sorted(defaults))}")
     options = {**defaults, **given}
     for name, value in given.items():
@@ -62,29 +111,85 @@ def demand_of(options: Mapping[str, Any]) -> Demand:
     return demand_from(wanted)
 
 
-def describe(kind: int, function_id: bytes, name: str, options: Mapping[str, Any]) -> Describe:
-    """The descriptor of a task or actor class; its id is the digest of its content."""
-    fields = (
-        function_id,
-        name,
-        options.get("num_returns", 1),
-        demand_of(options),
-        options.get("max_retries", 0),
-        kind,
-        bool(options.get("retry_exceptions", False)),
-    )
-    blank = Describe(ids.NIL_ID, *fields)
-    return Describe(ids.content_id(encode_batch([blank])), *fields)
+def returns_of(num_returns: Any, is_generator: bool) -> tuple[int, int]:
+    """``(number of return objects, kind)`` for ``num_returns``; ``None``: what the function is like."""
+    if num_returns is None:
+        num_returns = "streaming" if is_generator else 1
+    if num_returns == "streaming":
+        return 1, STREAM
+    if num_returns == "dynamic":
+        return 1, DYNAMIC
+    return num_returns, VALUES
 
 
-def describe_task(function_id: bytes, name: str, options: Mapping[str, Any]) -> Describe:
+def is_generator(function: Any) -> bool:
+    """Whether a function yields."""
+    function = inspect.unwrap(getattr(function, "__func__", function))
+    return inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function)
+
+
+def _with_id(descriptor: Describe) -> Describe:
+    """The descriptor under the digest of its content."""
+    return replace(descriptor, descriptor_id=ids.content_id(encode_batch([descriptor])))
+
+
+def describe_task(
+    function_id: bytes, name: str, options: Mapping[str, Any], *, is_generator: bool, environment: str
+) -> Describe:
     """The descriptor of a task."""
-    return describe(TASK, function_id, options["name"] or name, options)
+    count, returns = returns_of(options["num_returns"], is_generator)
+    retry = options["retry_exceptions"]
+    retry_on = b"" if isinstance(retry, bool) else dump(tuple(retry), "retry_exceptions").to_bytes()
+    return _with_id(
+        Describe(
+            ids.NIL_ID,
+            function_id,
+            options["name"] or name,
+            count,
+            demand_of(options),
+            options["max_retries"],
+            TASK,
+            bool(retry),
+            retry_on=retry_on,
+            returns=returns,
+            unconsumed_max=options["_generator_backpressure_num_objects"] or 0,
+            max_calls=options["max_calls"],
+            environment=environment,
+        )
+    )
 
 
-def describe_actor(function_id: bytes, name: str, options: Mapping[str, Any]) -> Describe:
+def describe_actor(
+    function_id: bytes,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    is_async: bool,
+    environment: str,
+    actor_name: tuple[str, str],
+    handle: bytes,
+) -> Describe:
     """The descriptor of an actor's creation task."""
-    return describe(ACTOR, function_id, name, options)
+    groups = options["concurrency_groups"] or {}
+    concurrency = options["max_concurrency"] or (ASYNC_CONCURRENCY if is_async else 1)
+    return _with_id(
+        Describe(
+            ids.NIL_ID,
+            function_id,
+            name,
+            1,
+            demand_of(options),
+            0,
+            ACTOR,
+            max_restarts=options["max_restarts"],
+            max_concurrency=concurrency,
+            concurrency_groups=tuple(sorted(groups.items())),
+            actor_name=actor_name,
+            handle=handle,
+            detached=options["lifetime"] == "detached",
+            environment=environment,
+        )
+    )
 
 
 def _check_count(name: str, value: Any) -> None:
@@ -92,6 +197,61 @@ def _check_count(name: str, value: Any) -> None:
         raise TypeError(f"{name} is a whole number, not {value!r}")
     if not 0 <= value <= ids.RETURNS_MAX:
         raise ValueError(f"{name} is between 0 and {ids.RETURNS_MAX}, not {value}")
+
+
+def _check_returns(name: str, value: Any) -> None:
+    if value is None or (isinstance(value, str) and value in ("dynamic", "streaming")):
+        return
+    if isinstance(value, str):
+        raise TypeError(f"{name} is a number, 'dynamic' or 'streaming', not {value!r}")
+    _check_count(name, value)
+
+
+def _check_optional_count(name: str, value: Any) -> None:
+    if value is not None:
+        _check_count(name, value)
+        if not value:
+            raise ValueError(f"{name} is at least 1, or None")
+
+
+def _check_retry_exceptions(name: str, value: Any) -> None:
+    if isinstance(value, bool):
+        return
+    if not isinstance(value, list | tuple):
+        raise TypeError(f"{name} is True, False or a list of exception classes, not {value!r}")
+    for cls in value:
+        if not (isinstance(cls, type) and issubclass(cls, BaseException)):
+            raise TypeError(f"{name} is a list of exception classes; this one has {cls!r}")
+
+
+def _check_lifetime(name: str, value: Any) -> None:
+    if value not in (None, "detached", "non_detached"):
+        raise ValueError(f"{name} is 'detached', 'non_detached' or None, not {value!r}")
+
+
+def _check_groups(name: str, value: Any) -> None:
+    if value is None:
+        return
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is a dict of limits by group, not {value!r}")
+    for group, limit in value.items():
+        if not isinstance(group, str) or not group:
+            raise TypeError(f"a concurrency group has a name, not {group!r}")
+        _check_optional_count(f"the limit of group {group!r}", limit)
+
+
+def _check_environment(name: str, value: Any) -> None:
+    canonical(value)
+
+
+def _check_metadata(name: str, value: Any) -> None:
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name} is a dict, not {value!r}")
+
+
+def _check_strategy(name: str, value: Any) -> None:
+    if value not in (None, "DEFAULT"):
+        raise ValueError(f"{name} is 'DEFAULT', not {value!r}: zray has no other strategies yet")
 
 
 def _check_retries(name: str, value: Any) -> None:
@@ -125,10 +285,24 @@ def _check_duration(name: str, value: Any) -> None:
 
 
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
-    "num_returns": _check_count,
+    "num_returns": _check_returns,
     "max_retries": _check_retries,
-    "retry_exceptions": _check_bool,
+    "max_restarts": _check_retries,
+    "max_task_retries": lambda name, value: None if value is None else _check_retries(name, value),
+    "max_calls": _check_count,
+    "max_concurrency": _check_optional_count,
+    "max_pending_calls": _check_retries,
+    "retry_exceptions": _check_retry_exceptions,
     "name": _check_name,
+    "namespace": _check_name,
+    "concurrency_group": _check_name,
+    "concurrency_groups": _check_groups,
+    "lifetime": _check_lifetime,
+    "get_if_exists": _check_bool,
     "resources": _check_resources,
     "_duration_s": _check_duration,
+    "runtime_env": _check_environment,
+    "_metadata": _check_metadata,
+    "scheduling_strategy": _check_strategy,
+    "_generator_backpressure_num_objects": _check_optional_count,
 }

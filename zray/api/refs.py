@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from zray.api import waiting
+from zray.ids import producer_of
 from zray.serialize.values import note_contained
 
 if TYPE_CHECKING:
@@ -32,6 +36,17 @@ class ObjectRef(Generic[T]):
     def binary(self) -> bytes:
         """The id."""
         return self.id
+
+    def future(self) -> Future[T]:
+        """A ``concurrent.futures.Future`` of the value; a thread of its own sets its result."""
+        return waiting.future_of(self)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return waiting.value_of(self).__await__()
+
+    def task_id(self) -> bytes:
+        """The id of the task or call that makes the value."""
+        return producer_of(self.id)
 
     def __repr__(self) -> str:
         return f"ObjectRef({self.id.hex()})"

@@ -5,24 +5,31 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 from zray.api import options as option_rules
 from zray.api import session
 from zray.api.actor import ActorClass
+from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
 from zray.protocol.messages import Describe
+from zray.protocol.user_messages import STREAM
+from zray.runtime import environment
 from zray.serialize.functions import captured_refs, dump_args, export
 
+P = ParamSpec("P")
+R = TypeVar("R")
 
-class RemoteFunction:
+
+class RemoteFunction(Generic[P, R]):
     """A function that runs as a task. Made by ``zray.remote``; not called directly."""
 
-    def __init__(self, function: Callable[..., Any], options: dict[str, Any]) -> None:
+    def __init__(self, function: Callable[P, R], options: dict[str, Any]) -> None:
         self._function = function
         self._options = options
         self._name = getattr(function, "__qualname__", type(function).__name__)
         self._described: tuple[Describe, bytes, tuple[bytes, ...]] | None = None
+        self._described_in = ""  # the environment that it was described for
         self._simple_arity = _simple_arity(function)
         self._duration_s = options["_duration_s"]
         functools.update_wrapper(self, function, updated=())  # its attributes must not hide ours
@@ -33,16 +40,17 @@ class RemoteFunction:
             f"or {self._name}.__wrapped__() to run it here"
         )
 
-    def options(self, **options: Any) -> RemoteFunction:
+    def options(self, **options: Any) -> RemoteFunction[P, Any]:
         """The same function with some options changed."""
         changed = option_rules.merged(option_rules.TASK_DEFAULTS, options, "a task")
         return RemoteFunction(self._function, {**self._options, **{name: changed[name] for name in options}})
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]:
         """Submit a task.
 
         Returns:
-            an ``ObjectRef``; a list of them for ``num_returns`` above one; ``None`` for zero.
+            an ``ObjectRef``; a list of them for ``num_returns`` above one; ``None`` for zero; an
+            ``ObjectRefGenerator`` for a function that yields.
         Raises:
             TypeError: if the arguments do not fit the function's signature.
             SerializationError: if one cannot be pickled, naming the culprit.
@@ -50,21 +58,39 @@ class RemoteFunction:
         if kwargs or len(args) != self._simple_arity:
             _check_arguments(self._function, args, kwargs)
         client = session.current()
-        descriptor, code, captured = self._described or self._describe()
+        if self._described is None or self._described_in != client.environment:
+            self._describe(client.environment)
+        assert self._described is not None
+        descriptor, code, captured = self._described
         blob, deps = dump_args(args, kwargs, ObjectRef, self._function)
         if self._duration_s is not None:
             _declare_duration(client, self._duration_s)
-        _, returns = client.submit(descriptor, code, captured, blob, deps)
+        task_id, returns = client.submit(descriptor, code, captured, blob, deps)
+        if descriptor.returns == STREAM:
+            bounded = descriptor.unconsumed_max > 0
+            end = ObjectRef[Any](returns[0], client)
+            return ObjectRefGenerator(task_id, end, client, bounded=bounded)  # type: ignore[return-value]
         if descriptor.num_returns == 1:
             return ObjectRef(returns[0], client)
-        return [ObjectRef(object_id, client) for object_id in returns] or None
+        return [ObjectRef(object_id, client) for object_id in returns] or None  # type: ignore[return-value]
 
-    def _describe(self) -> tuple[Describe, bytes, tuple[bytes, ...]]:
+    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refused: zray has no graphs that are bound first and executed later."""
+        raise NotImplementedError("zray has no bind(); call remote() and pass the refs on")
+
+    def _describe(self, outer: str) -> None:
         """Pickled at the first use, so that it sees what was defined after it."""
         function_id, code = export(self._function)
-        descriptor = option_rules.describe_task(function_id, self._name, self._options)
+        own = environment.canonical(self._options["runtime_env"])
+        descriptor = option_rules.describe_task(
+            function_id,
+            self._name,
+            self._options,
+            is_generator=option_rules.is_generator(self._function),
+            environment=environment.merged(outer, own),
+        )
         self._described = descriptor, code, captured_refs(self._function)
-        return self._described
+        self._described_in = outer
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self._function, self._options)
@@ -95,6 +121,14 @@ def _check_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs
         raise TypeError(f"{getattr(function, '__qualname__', function)}(): {error}") from None
 
 
+@overload
+def remote(target: type[R], /) -> ActorClass[..., R]: ...  # type: ignore[overload-overlap]
+@overload
+def remote(target: Callable[P, R], /) -> RemoteFunction[P, R]: ...
+@overload
+def remote(target: Any, /, **options: Any) -> Any: ...
+@overload
+def remote(**options: Any) -> Callable[[Any], Any]: ...
 def remote(*args: Any, **options: Any) -> Any:
     """Make a function remote, or a class an actor class: ``@remote``, ``@remote(num_cpus=2)``, ``remote(f)``.
 

@@ -7,17 +7,22 @@ it runs any user code.
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zray.config import Config
 from zray.errors import ClusterUnavailableError, LocalProtocolError, NotInitializedError
+from zray.protocol.user_messages import JobOptions
 from zray.runtime import own_client
+from zray.runtime.environment import canonical
+from zray.runtime.printing import finish as finish_output
 
 if TYPE_CHECKING:  # imported while the node starts
     from zray.runtime.client import Client
@@ -84,6 +89,12 @@ def current() -> Client:
     return client
 
 
+def current_address() -> str:
+    """Where other drivers can join; empty in a worker."""
+    current()
+    return "" if _context is None else _context.address
+
+
 def _inside_error() -> LocalProtocolError:
     return LocalProtocolError(
         "zray was called by a destructor (__del__) or a signal handler in the midst of another call of zray; "
@@ -107,6 +118,13 @@ def init(
     gcs_replicas: int | None = None,
     trace: str | os.PathLike[str] | None = None,
     ignore_reinit_error: bool = False,
+    namespace: str | None = None,
+    runtime_env: Mapping[str, Any] | None = None,
+    log_to_driver: bool = True,
+    include_dashboard: bool | None = None,
+    configure_logging: bool = True,
+    logging_level: int | str | None = None,
+    **refused: Any,
 ) -> Context:
     """Connect this process to a cluster, or start one on this machine.
 
@@ -123,11 +141,23 @@ def init(
         trace: a file in which the new node records what it decides, for ``zray sim replay`` and ``whatif``;
             its control store writes ``<trace>.gcs0`` and so on, unless it is replicated.
         ignore_reinit_error: return the present context instead of refusing a second ``init``.
+        namespace: where the names of this job's actors are; default: one of its own.
+        runtime_env: what tasks and actors run in that ask for nothing else: ``env_vars``, ``working_dir``.
+        log_to_driver: show here what workers print.
+        include_dashboard: there is none: only ``True`` is refused.
+        configure_logging, logging_level: the level of zray's own loggers in this process.
+        refused: every other option of Ray, refused with the reason.
     Raises:
         RuntimeError: if this process is connected already.
         ClusterUnavailableError: if the cluster does not start or does not answer within its timeout.
         ValueError, TypeError: for options that make no sense.
     """
+    _refuse(refused, include_dashboard)
+    if namespace is not None and (not isinstance(namespace, str) or not namespace or "\0" in namespace):
+        raise ValueError(f"a namespace is a string that is not empty, not {namespace!r}")
+    options = JobOptions(namespace or uuid.uuid4().hex, canonical(runtime_env), bool(log_to_driver))
+    if configure_logging and logging_level is not None:
+        logging.getLogger("zray").setLevel(_level(logging_level))
     with _lock:
         if is_initialized():
             if ignore_reinit_error and _context is not None:
@@ -147,11 +177,45 @@ def init(
             "gcs_replicas": gcs_replicas,
         }
         if address == "local":
-            return _start_local(started)
+            return _start_local(started, options)
         given = [name for name, value in started.items() if value is not None]
         if given:
             raise ValueError(f"{given[0]} belongs to the node that is joined; leave it out with address=")
-        return _join(address)
+        return _join(address, options)
+
+
+_REFUSED = {
+    "labels": "nodes have no labels; name what they have in resources",
+    "local_mode": "run a cluster of one node, which starts in a fraction of a second",
+    "dashboard_host": "there is no dashboard",
+    "dashboard_port": "there is no dashboard",
+    "job_config": "give namespace and runtime_env as arguments",
+    "logging_format": "configure the logger 'zray' with the logging module",
+    "logging_config": "configure the logger 'zray' with the logging module",
+    "enable_resource_isolation": "start the node inside a cgroup of your own",
+    "cgroup_path": "start the node inside a cgroup of your own",
+    "system_reserved_cpu": "give fewer CPUs as num_cpus",
+    "system_reserved_memory": "give a smaller object_store_memory",
+    "proxy_server_url": "there is no dashboard",
+    "storage": "there are no workflows",
+    "allow_multiple": "a process has one connection",
+    "redis_address": "give the address of a cluster as address",
+}
+
+
+def _refuse(refused: Mapping[str, Any], include_dashboard: bool | None) -> None:
+    for name in refused:
+        if name not in _REFUSED:
+            raise TypeError(f"zray.init() has no option {name!r}")
+        raise ValueError(f"zray.init() refuses {name!r}: {_REFUSED[name]}")
+    if include_dashboard:
+        raise ValueError(
+            "zray.init() refuses include_dashboard=True: there is no dashboard; see `zray status`"
+        )
+
+
+def _level(level: int | str) -> int | str:
+    return level.upper() if isinstance(level, str) else level
 
 
 def shutdown() -> None:
@@ -166,13 +230,15 @@ def shutdown() -> None:
         own_client.use(None)
         _context = None
         client.close()
+        client.show_output()
+        finish_output()
         if context is not None and context.pid is not None:
             from zray.runtime.processes import end_process
 
             end_process(context.pid, client.config.shutdown_timeout_ns / 1e9)
 
 
-def _start_local(started: dict[str, Any]) -> Context:
+def _start_local(started: dict[str, Any], job: JobOptions) -> Context:
     options = _node_options(**started)
     config = Config.from_environment()
     import json
@@ -189,7 +255,7 @@ def _start_local(started: dict[str, Any]) -> Context:
     spawned = spawning.wait(config.init_timeout_ns / 1e9)
     ready = spawned.ready
     try:
-        return _connect(ready["address"], ready["node_id"], spawned.pid, spawned.pid, config)
+        return _connect(ready["address"], ready["node_id"], spawned.pid, spawned.pid, config, job)
     except BaseException:
         end_process(spawned.pid, config.shutdown_timeout_ns / 1e9)
         raise
@@ -237,7 +303,7 @@ def _node_options(
     }
 
 
-def _join(address: str) -> Context:
+def _join(address: str, job: JobOptions) -> Context:
     from zray.runtime import session_dir
 
     config = Config.from_environment()
@@ -247,7 +313,7 @@ def _join(address: str) -> Context:
             raise ClusterUnavailableError(
                 "no cluster of this user runs on this machine (address='auto')", 0.0
             )
-        return _connect(session.info.address, "", None, session.info.processes[0].pid, config)
+        return _connect(session.info.address, "", None, session.info.processes[0].pid, config, job)
     from zray.runtime.endpoints import endpoint_of, knock, why
 
     endpoint = endpoint_of(address)
@@ -259,16 +325,18 @@ def _join(address: str) -> Context:
         raise ClusterUnavailableError(f"nothing listens at {endpoint}: {why(error)}", waited_s) from None
     for session in session_dir.list_live():
         if session.info.address == endpoint:
-            return _connect(endpoint, "", None, session.info.processes[0].pid, config)
+            return _connect(endpoint, "", None, session.info.processes[0].pid, config, job)
     from zray.runtime.joining import node_of_control_store
 
     node = node_of_control_store(endpoint, config)
     if node is not None:
         endpoint, pid = node.endpoint, node.pid
-    return _connect(endpoint, "", None, pid, config)
+    return _connect(endpoint, "", None, pid, config, job)
 
 
-def _connect(address: str, node_id: str, child_pid: int | None, node_pid: int, config: Config) -> Context:
+def _connect(
+    address: str, node_id: str, child_pid: int | None, node_pid: int, config: Config, job: JobOptions
+) -> Context:
     global _context
     from zray import ids
     from zray.protocol.messages import DRIVER, PROTOCOL_VERSION, Hello
@@ -282,6 +350,7 @@ def _connect(address: str, node_id: str, child_pid: int | None, node_pid: int, c
     try:
         client.watch_node(_watch_node(node_pid, address))
         welcome = client.connect(address, hello, config.init_timeout_ns / 1e9)
+        client.begin_job(job)
     except BaseException:
         client.close()
         raise

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 from msgspec.structs import replace
@@ -40,7 +40,9 @@ from zray.core.placement import SCHEDULING
 from zray.core.reports import report
 from zray.errors import TaskError, ZrayError
 from zray.protocol.messages import ACTOR, Describe, Value
+from zray.protocol.user_messages import VALUES
 from zray.runtime import own_client
+from zray.runtime.client_events import MethodCall
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import Serialized, dump, dump_error, format_user_traceback, load
 
@@ -67,6 +69,9 @@ class SimulatedClient:
         self.pid = os.getpid()
         self.lock = threading.RLock()
         self.objects = process.objects
+        self.calls = process.calls
+        self.namespace = "simulated"
+        self.environment = ""
         self.config = process.config
         self.perform: Callable[[Any], Any] = simulation.run.perform
         self.declared_duration_s: float | None = None
@@ -99,9 +104,14 @@ class SimulatedClient:
 
     def submit(
         self, descriptor: Describe, code: bytes, captured: tuple[bytes, ...], args: Serialized | bytes,
-        deps: tuple[bytes, ...],
+        deps: tuple[bytes, ...], task_id: bytes = b"",
     ) -> tuple[bytes, tuple[bytes, ...]]:  # fmt: skip
-        """Submit a task, or the creation of an actor; its id and those of its return objects."""
+        """Submit a task, or the creation of an actor; its id and those of its return objects.
+
+        Raises:
+            NotImplementedError: for what has no simulated worker yet.
+        """
+        _check_simulated(descriptor)
         descriptor = self.simulation.learn(descriptor, code)
         payload = (_payload(args), self._duration_ns(descriptor.name), *map(Ref, deps))
         made = self.hand_over(Handed(SubmitAs(descriptor, payload)))
@@ -114,19 +124,37 @@ class SimulatedClient:
             self.simulation.note_submitted(descriptor.name, returns, deps)
         return task_id, returns
 
+    def reserve_task_id(self) -> bytes:
+        """Unknown before: the simulated process numbers what it submits."""
+        return b""
+
     def call_actor(
-        self, actor_id: bytes, handle: bytes, method: str, num_returns: int, args: Serialized | bytes,
+        self, actor_id: bytes, handle: bytes, method: MethodCall, args: Serialized | bytes,
         deps: tuple[bytes, ...],
     ) -> tuple[bytes, ...]:  # fmt: skip
-        """Call a method; the ids of its return objects."""
-        name = f"{self.simulation.actor_names.get(actor_id, '')}.{method}"
+        """Call a method; the ids of its return objects.
+
+        Raises:
+            NotImplementedError: for a method that yields.
+        """
+        if method.returns != VALUES:
+            raise _not_simulated("a method that yields")
+        name = f"{self.simulation.actor_names.get(actor_id, '')}.{method.name}"
         payload = (_payload(args), self._duration_ns(name), *map(Ref, deps))
-        made = self.hand_over(Handed(CallActor(ActorRef(handle), method, payload, num_returns)))
+        made = self.hand_over(Handed(CallActor(ActorRef(handle), method.name, payload, method.num_returns)))
         returns = tuple(ref.object_id for ref in (made if isinstance(made, list) else [made]))
         self.simulation.note_submitted(name, returns, deps)
         return returns
 
-    def kill_actor(self, actor_id: bytes) -> None:
+    def cancel(self, task_id: bytes, *, force: bool, recursive: bool) -> None:
+        """Refused."""
+        raise _not_simulated("zray.cancel")
+
+    def ask_names(self, make: Callable[[int], Any]) -> NoReturn:
+        """Refused."""
+        raise _not_simulated("an actor with a name")
+
+    def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> None:
         """End an actor."""
         self.hand_over(KillAs(actor_id))
 
@@ -188,6 +216,20 @@ class SimulatedClient:
         self.settle()
         if self.process.alive and self.process._waiting is not None:
             self.process.send_all()
+
+
+def _not_simulated(what: str) -> NotImplementedError:
+    return NotImplementedError(f"{what} has no place in zray.simulate() yet; try it on a real cluster")
+
+
+def _check_simulated(descriptor: Describe) -> None:
+    """Simulated workers run plain tasks and plain actors."""
+    if descriptor.returns != VALUES:
+        raise _not_simulated("a task that yields")
+    if descriptor.max_concurrency > 1 or descriptor.concurrency_groups:
+        raise _not_simulated("an actor with several calls at once")
+    if descriptor.environment:
+        raise _not_simulated("a runtime environment")
 
 
 def _payload(args: Serialized | bytes) -> list[Any]:

@@ -1,17 +1,32 @@
 """The caller's side of actor calls: their order, where the actor is, and what becomes of them if it dies.
 
-Calls of one caller reach the actor in the order they were made, over one link (I3). Until the node has
-said where the actor is they wait here. When it is dead, every call without a reply ends with the cause the
-node gave. A call is in ``waiting`` or in ``in_flight`` of exactly one actor until it has a reply or a fault.
+Calls of one caller reach the actor in the order they were made, over one link (I3). Until the node has said
+where the actor is they wait here. When it is dead, every call without a reply ends with the cause the node
+gave. When it is made again, those that may be repeated wait at the front, in their order, and the others
+under way end: they may have run or not. A call is in ``waiting`` or in ``in_flight`` of exactly one actor
+until it has a reply or a fault.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
+from msgspec.structs import replace
+
 from zray.core.machine import Address, Effect, invariant
 from zray.ids import short
-from zray.protocol.messages import ACTOR_ALIVE, ACTOR_DEAD, ActorState, Call, LetGo, Reply, Value, WatchActor
+from zray.protocol.messages import (
+    ACTOR_ALIVE,
+    ACTOR_DEAD,
+    ACTOR_RESTARTING,
+    ActorState,
+    Call,
+    LetGo,
+    Reply,
+    Value,
+    WatchActor,
+)
+from zray.protocol.user_messages import CancelCall
 
 
 class _Callee:
@@ -40,6 +55,7 @@ class ActorCalls:
         self.node = node
         self.callees: dict[bytes, _Callee] = {}
         self.actor_of_call: dict[bytes, bytes] = {}
+        self.repeats: dict[bytes, int] = {}  # calls that may be repeated -> how often; -1: without end
         self.sequences: dict[bytes, int] = {}  # calls ever made to actors that were forgotten and may live
 
     def next_sequence(self, actor_id: bytes) -> int:
@@ -52,8 +68,25 @@ class ActorCalls:
         callee.sequence += 1
         return callee.sequence
 
-    def call(self, call: Call) -> Value | None:
-        """Take a call; returns the fault it ends with at once if the actor is known to be dead."""
+    def pending(self, actor_id: bytes) -> int:
+        """How many calls of an actor have no reply."""
+        callee = self.callees.get(actor_id)
+        return 0 if callee is None else len(callee.waiting) + len(callee.in_flight)
+
+    def address_of(self, actor_id: bytes) -> Address:
+        """Where an actor is; empty if that is not known, or nowhere."""
+        callee = self.callees.get(actor_id)
+        if callee is None or callee.state is None or callee.state.state != ACTOR_ALIVE:
+            return b""
+        return callee.state.address
+
+    def call(self, call: Call, repeats: int = 0) -> Value | None:
+        """Take a call; returns the fault it ends with at once if the actor is known to be dead.
+
+        Args:
+            call: the call.
+            repeats: how often it may run again if its actor dies and is made again; -1: without end.
+        """
         callee = self.callees[call.actor_id]
         state = callee.state
         if state is None or (state.state != ACTOR_ALIVE and state.state != ACTOR_DEAD):
@@ -64,6 +97,8 @@ class ActorCalls:
             callee.in_flight[call.task_id] = call
             self.out.append((state.address, call))
         self.actor_of_call[call.task_id] = call.actor_id
+        if repeats:
+            self.repeats[call.task_id] = repeats
         return None
 
     def on_state(self, message: ActorState) -> list[tuple[Call, Value]]:
@@ -79,10 +114,47 @@ class ActorCalls:
                 callee.in_flight[call.task_id] = call
                 self.out.append((message.address, call))
             callee.waiting.clear()
+        elif message.state == ACTOR_RESTARTING:
+            return self._keep_repeatable(callee, message)
         elif message.state == ACTOR_DEAD:
             self.out.append((self.node, LetGo(message.actor_id)))  # a reply that still comes is ignored
             return self._fail_all(callee, message)
         return []
+
+    def _keep_repeatable(self, callee: _Callee, message: ActorState) -> list[tuple[Call, Value]]:
+        """The actor is made again: what may be repeated waits for it, the rest of what was sent ends."""
+        assert message.cause is not None
+        ended = []
+        again = []
+        for call in callee.in_flight.values():
+            left = self.repeats.pop(call.task_id, 0)
+            if not left:
+                del self.actor_of_call[call.task_id]
+                ended.append((call, message.cause))
+                continue
+            if left != 1:
+                self.repeats[call.task_id] = max(left - 1, -1)
+            again.append(replace(call, attempt=call.attempt + 1))
+        callee.in_flight.clear()
+        callee.waiting.extendleft(reversed(again))
+        return ended
+
+    def cancel(self, task_id: bytes, recursive: bool) -> Call | None:
+        """Take a call back; returns it if it was not sent, and so has ended. The actor decides otherwise."""
+        callee = self.callees[self.actor_of_call[task_id]]
+        call = callee.in_flight.get(task_id)
+        if call is not None:
+            assert callee.state is not None
+            self.out.append((callee.state.address, CancelCall(task_id, recursive)))
+            return None
+        call = next(call for call in callee.waiting if call.task_id == task_id)
+        callee.waiting.remove(call)
+        self._ended(task_id)
+        return call
+
+    def _ended(self, task_id: bytes) -> bytes | None:
+        self.repeats.pop(task_id, None)
+        return self.actor_of_call.pop(task_id, None)
 
     def _fail_all(self, callee: _Callee, message: ActorState) -> list[tuple[Call, Value]]:
         assert message.cause is not None
@@ -90,12 +162,12 @@ class ActorCalls:
         callee.in_flight.clear()
         callee.waiting.clear()
         for call in ended:
-            del self.actor_of_call[call.task_id]
+            self._ended(call.task_id)
         return [(call, message.cause) for call in ended]
 
     def on_reply(self, message: Reply) -> Call | None:
         """The call that a reply answers, or ``None`` if it has ended already."""
-        actor_id = self.actor_of_call.pop(message.task_id, None)
+        actor_id = self._ended(message.task_id)
         if actor_id is None:
             return None
         return self.callees[actor_id].in_flight.pop(message.task_id, None)
@@ -122,4 +194,6 @@ class ActorCalls:
             for call in [*callee.in_flight.values(), *callee.waiting]:
                 invariant(self.actor_of_call.get(call.task_id) == actor_id, "call", short(call.task_id))
                 count += 1
+        unknown = [short(task_id) for task_id in self.repeats if task_id not in self.actor_of_call]
+        invariant(not unknown, "repeats of unknown calls", unknown)
         invariant(count == len(self.actor_of_call), "calls", count, len(self.actor_of_call))

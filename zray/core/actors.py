@@ -3,7 +3,8 @@
 An actor is the worker that ran its creation task; its id is that task's id, and the return object of that
 task stands for the handle: when nobody holds it, the actor ends after the calls it already has. Calls do not
 pass here, they go from the caller to the worker (paper, section 4.1). An actor moves
-``PENDING -> ALIVE -> DEAD`` or ``PENDING -> DEAD``, and everybody who watches is told.
+``PENDING -> ALIVE -> DEAD`` or ``PENDING -> DEAD``; one that is made again goes through ``RESTARTING``
+instead of ``DEAD``. Everybody who watches is told.
 """
 
 from __future__ import annotations
@@ -11,10 +12,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zray.core.machine import Address, Effect, invariant
-from zray.core.worker_pool import Worker
+from zray.core.worker_pool import TaskEntry, Worker
 from zray.ids import short
 from zray.protocol import faults
-from zray.protocol.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ActorState, Exit, Value
+from zray.protocol.messages import (
+    ACTOR_ALIVE,
+    ACTOR_DEAD,
+    ACTOR_PENDING,
+    ACTOR_RESTARTING,
+    ActorState,
+    Describe,
+    Exit,
+    Value,
+)
 
 SERVER_SUFFIX = b"+"
 """The routing id of a worker's bound socket is the worker's id and this."""
@@ -23,12 +33,19 @@ SERVER_SUFFIX = b"+"
 class ActorEntry:
     """One actor; found in ``Actors.entries``."""
 
-    __slots__ = ("actor_id", "job_id", "name", "released", "state", "watchers", "worker")
+    __slots__ = (
+        "actor_id", "creation", "descriptor", "job_id", "leaving", "name", "released", "restarts",
+        "state", "watchers", "worker",
+    )  # fmt: skip
 
     def __init__(self, actor_id: bytes, job_id: bytes, name: str) -> None:
         self.actor_id = actor_id
         self.job_id = job_id
         self.name = name
+        self.creation: TaskEntry | None = None  # kept to make it again
+        self.descriptor: Describe | None = None
+        self.restarts = 0  # how often it was made again
+        self.leaving = False  # it ends on purpose
         self.worker: Worker | None = None  # from the start of the constructor until it is dead
         self.state = ActorState(actor_id, ACTOR_PENDING)
         self.watchers: dict[Address, None] = {}
@@ -75,8 +92,15 @@ class Actors:
         if entry.released:
             self._end(entry)
 
+    def restarting(self, actor_id: bytes, cause: Value) -> None:
+        """The process is gone and the actor is made again; ``cause`` ends calls that are not repeated."""
+        entry = self.entries[actor_id]
+        entry.worker = None
+        entry.restarts += 1
+        self._change(entry, ActorState(actor_id, ACTOR_RESTARTING, entry.state.address, cause=cause))
+
     def died(self, actor_id: bytes, cause: Value) -> None:
-        """The constructor failed, or the process is gone. The first cause counts."""
+        """The constructor failed, or the process is gone for good. The first cause counts."""
         entry = self.entries.get(actor_id)
         if entry is None or entry.state.state == ACTOR_DEAD:
             return

@@ -10,7 +10,7 @@ The rule for letting go: an ``Acquire`` is in the outbox before the ``Release`` 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from zray.core.machine import Address, Effect, invariant
 from zray.ids import short
@@ -33,12 +33,13 @@ from zray.protocol.messages import (
 class Want:
     """Somebody waits until ``needed`` of these objects are ready. ``missing`` shrinks as they come."""
 
-    __slots__ = ("fetch", "missing", "needed")
+    __slots__ = ("fetch", "missing", "needed", "on_done")
 
     def __init__(self, missing: dict[bytes, None], needed: int, fetch: bool) -> None:
         self.missing = missing
         self.needed = needed  # how many of the missing ones must come
         self.fetch = fetch
+        self.on_done: Callable[[], None] | None = None  # for who does not wait in a thread of their own
 
     @property
     def done(self) -> bool:
@@ -291,6 +292,9 @@ class ClientObjects:
             if here or not want.fetch:
                 del want.missing[object_id]
                 want.needed -= 1
+                if want.on_done is not None and want.done:
+                    on_done, want.on_done = want.on_done, None
+                    on_done()
             else:  # it is at the node: now ask to see it
                 local.wants = [want] if local.wants is None else [*local.wants, want]
         if local.wants:

@@ -272,9 +272,10 @@ class ControlShard:
         return True
 
     def on_delete(self, now_ns: int, source: Address, message: TableDelete) -> None:
-        """Delete a key; ``ok`` is false if there was none."""
+        """Delete a key; ``ok`` is false if there was none, or it holds something else than expected."""
         table = self.values.get(message.table)
-        deleted = table is not None and table.delete(message.key)
+        as_expected = message.expected is None or self._value(message.table, message.key) == message.expected
+        deleted = table is not None and as_expected and table.delete(message.key)
         if deleted:
             self._log(source, message)
         self._reply(source, message.token, deleted, None)

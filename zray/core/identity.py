@@ -45,7 +45,17 @@ class NodeIdentity:
 class ClientEntry:
     """One driver or worker that introduced itself; found in ``Node.clients``."""
 
-    __slots__ = ("absorbed", "address", "classes", "job_id", "pid", "promised", "role", "worker")
+    __slots__ = (
+        "absorbed",
+        "address",
+        "classes",
+        "job_id",
+        "pid",
+        "promised",
+        "role",
+        "wants_output",
+        "worker",
+    )
 
     def __init__(self, address: Address, role: int, pid: int, job_id: bytes, worker: Worker | None) -> None:
         self.address = address
@@ -55,4 +65,5 @@ class ClientEntry:
         self.worker = worker
         self.classes: dict[bytes, TaskClass] = {}
         self.promised: dict[bytes, None] = {}
+        self.wants_output = False  # shows what its workers print
         self.absorbed = 0  # submissions it was not told about yet

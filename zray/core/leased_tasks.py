@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
+from zray.core.cancellation import cancelled_value
 from zray.core.client_objects import ClientObjects
 from zray.core.machine import Address, Effect, invariant
 from zray.ids import first_return_id, short
@@ -26,6 +27,7 @@ from zray.protocol.messages import (
     ReturnLease,
     Submit,
 )
+from zray.protocol.user_messages import CancelCall
 
 ENDED_MAX = 64
 """Ended tasks that wait to be told to the node; with one more it is told."""
@@ -60,6 +62,7 @@ class LeasedTasks:
         self.by_id: dict[int, ClientLease] = {}
         self.under_way: dict[bytes, ClientLease] = {}  # by return object
         self.ended: list[LeasedDone] = []
+        self.cancelled: dict[bytes, None] = {}  # tasks under way that were taken back
 
     def free_for(self, descriptor_id: bytes) -> ClientLease | None:
         """A lease that takes a lone task of this kind now."""
@@ -74,6 +77,21 @@ class LeasedTasks:
         self.under_way[return_id] = lease
         self.out.append((lease.address, LeasedRun(lease.lease_id, spec)))
 
+    def cancel(self, task_id: bytes, recursive: bool) -> int:
+        """Take a task back; its worker interrupts it. Returns the lease that it runs on; 0: none."""
+        lease = self.under_way.get(first_return_id(task_id))
+        if lease is None:
+            return 0
+        self.cancelled[task_id] = None
+        self.out.append((lease.address, CancelCall(task_id, recursive)))
+        return lease.lease_id
+
+    def cancel_children(self, task_id: bytes) -> None:
+        """Take back what a task of this process submitted and the node does not know of."""
+        for lease in list(self.under_way.values()):
+            if lease.spec is not None and lease.spec.parent_id == task_id:
+                self.cancel(lease.spec.task_id, True)
+
     # --- what arrives ----------------------------------------------------------------------------
 
     def on_lease(self, message: Lease) -> None:
@@ -87,6 +105,7 @@ class LeasedTasks:
         if lease is None or lease.spec is None or lease.spec.task_id != message.task_id:
             return
         spec, lease.spec = lease.spec, None
+        self.cancelled.pop(spec.task_id, None)
         return_id = first_return_id(spec.task_id)
         del self.under_way[return_id]
         self.ended.append(LeasedDone(lease.lease_id, spec, message.run_ns, message.failed))
@@ -97,7 +116,8 @@ class LeasedTasks:
     def on_value_at_node(self, object_id: bytes) -> None:
         """The node, not the worker, has announced a return object: it was told of the task by the worker."""
         lease = self.under_way.pop(object_id, None)
-        if lease is not None:
+        if lease is not None and lease.spec is not None:
+            self.cancelled.pop(lease.spec.task_id, None)
             lease.spec = None
             self.objects.node_holds(object_id)
 
@@ -113,6 +133,10 @@ class LeasedTasks:
         if spec is not None:
             return_id = first_return_id(spec.task_id)
             del self.under_way[return_id]
+            if spec.task_id in self.cancelled:
+                del self.cancelled[spec.task_id]
+                self.objects.on_reply(return_id, cancelled_value(spec.task_id))
+                return lease.address
             if message.running == spec.task_id:
                 spec = replace(spec, attempt=spec.attempt + 1)
             self.out.append((self.node, spec))

@@ -15,19 +15,21 @@ from __future__ import annotations
 from collections import deque
 
 from zray.config import Config
+from zray.core.actor_lives import ActorLives
 from zray.core.actors import Actors
+from zray.core.cancellation import Cancellation, cancelled_value
 from zray.core.leases import LONE_TASKS_MIN, Leases
 from zray.core.lineage import Lineage
 from zray.core.machine import Address, Effect, invariant
 from zray.core.node_store import SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
+from zray.core.streams import Streams, credit_of
 from zray.core.worker_pool import DEDICATED, TaskClass, TaskEntry, Worker, WorkerPool
 from zray.ids import first_return_id, producer_of, return_ids, short
 from zray.protocol import faults
 from zray.protocol.local_messages import WorkerExited
 from zray.protocol.messages import (
     ACTOR,
-    ACTOR_DEAD,
     AT_NODE,
     ERROR,
     FAULT,
@@ -101,6 +103,9 @@ class LocalScheduler:
         self.actors = actors
         self.lineage = lineage
         self.leases = leases
+        self.lives = ActorLives(self)
+        self.cancellation = Cancellation(self)
+        self.streams: Streams | None = None  # set by the node, which can seal
         self.tasks: dict[bytes, TaskEntry] = {}
         self.woken: deque[TaskEntry] = deque()  # their last input was sealed in this batch
         self.ready: dict[int, TaskClass] = {}  # classes with ready tasks, by number
@@ -169,7 +174,7 @@ class LocalScheduler:
         self.tasks[spec.task_id] = task
         if task_class.descriptor.kind == ACTOR:
             returns[0].is_actor = True
-            self.actors.submitted(spec.task_id, task_class.job_id, task_class.descriptor.name)
+            self.lives.submitted(task)
         for object_id in spec.borrowed:
             self._need(now_ns, object_id)
         for object_id in spec.deps:
@@ -239,6 +244,9 @@ class LocalScheduler:
         if task_class.ended:
             self._drop(task, self._job_over(task_class.job_id))
             return
+        if task.cancelled:
+            self._drop(task, cancelled_value(task.spec.task_id))
+            return
         if first:
             task_class.ready.appendleft(task)
         else:
@@ -291,7 +299,7 @@ class LocalScheduler:
         for number, task_class in list(self.ready.items()):
             ready = task_class.ready
             while ready and pool.resources.fits(task_class.demand):
-                worker = pool.idle_for(task_class.job_id)
+                worker = pool.idle_for(task_class.job_id, task_class.descriptor.environment)
                 if worker is None:
                     break
                 pool.occupy(now_ns, worker, task_class)
@@ -346,6 +354,8 @@ class LocalScheduler:
             self.leases.prepare(worker, task.task_class)
         run = Run(spec.task_id, task.attempt, spec.descriptor_id, spec.args, deps, task.task_class.job_id)
         self.out.append((worker.worker_id, run))
+        if task.consumed is not None:
+            self.out.append((worker.worker_id, credit_of(task.consumed)))
         if descriptor.kind == ACTOR:
             self.pool.dedicate(worker, spec.task_id)
             self.actors.dispatched(spec.task_id, worker)
@@ -397,7 +407,9 @@ class LocalScheduler:
         worker.recalled = False
         self._learn_run_time(task.task_class, message.run_ns)
         descriptor = task.task_class.descriptor
-        if message.failed and descriptor.retry_exceptions and task.retries_left and descriptor.kind != ACTOR:
+        if message.failed and task.cancelled:
+            self._finish_all(task, cancelled_value(task.spec.task_id), TASK_FAILED)
+        elif message.failed and self._is_worth_more(task, message):
             self._try_again(task)
         elif len(message.values) != descriptor.num_returns:
             reason = f"its worker gave {len(message.values)} values, not {descriptor.num_returns}"
@@ -406,8 +418,10 @@ class LocalScheduler:
         else:
             self._finish(task, message.values, TASK_FAILED if message.failed else TASK_FINISHED)
         if worker.state == DEDICATED:
-            self._actor_created(worker, task, message)
+            self.lives.created(worker, task, message)
         elif not worker.queue:
+            if descriptor.max_calls:
+                self.pool.count_call(worker, descriptor.max_calls)
             self.pool.vacate(now_ns, worker)
             if not self.tasks:
                 self.leases.lone_task_done(now_ns, task, worker)
@@ -435,6 +449,13 @@ class LocalScheduler:
         self.tasks[message.spec.task_id] = task
         self._finish(task, (value,), TASK_FAILED if message.failed else TASK_FINISHED)
 
+    def _is_worth_more(self, task: TaskEntry, message: TaskDone) -> bool:
+        """Whether the user's error is one that another attempt is for."""
+        descriptor = task.task_class.descriptor
+        if not descriptor.retry_exceptions or message.is_final:
+            return False
+        return bool(task.retries_left) and descriptor.kind != ACTOR
+
     def _learn_run_time(self, task_class: TaskClass, run_ns: int) -> None:
         """Exponential average of run times (paper, section 4.2.2)."""
         old = task_class.run_ns
@@ -442,13 +463,6 @@ class LocalScheduler:
         if old:
             sample = int(old + self.config.run_average_alpha * (sample - old))
         task_class.run_ns = max(1, sample)
-
-    def _actor_created(self, worker: Worker, task: TaskEntry, message: TaskDone) -> None:
-        if message.failed:
-            self.actors.died(task.spec.task_id, message.values[0])
-            self.pool.kill(worker)
-        else:
-            self.actors.alive(task.spec.task_id, worker)
 
     def returned(self, worker: Worker, message: Returned) -> None:
         """A blocked or stalled worker gives back what it has not started."""
@@ -518,10 +532,12 @@ class LocalScheduler:
         """End a task whose every return object has the same value: a fault, or an input's error."""
         self._finish(task, (value,) * task.task_class.descriptor.num_returns, state)
         if task.task_class.descriptor.kind == ACTOR:
-            self.actors.died(task.spec.task_id, value)
+            self.lives.died(task.spec.task_id, value)
 
     def _record(self, task: TaskEntry, state: int, new_outputs: int) -> None:
         spec = task.spec
+        if task.streamed and self.streams is not None:
+            new_outputs += self.streams.living_items(task)
         if new_outputs:
             self.references.follow_lineage(spec.task_id, new_outputs, spec.deps)
         released = not new_outputs and spec.task_id not in self.references.lineage
@@ -555,7 +571,7 @@ class LocalScheduler:
         queue = list(worker.queue.values())
         worker.queue.clear()
         if worker.state == DEDICATED:
-            self._actor_exited(worker, queue, message)
+            self.lives.exited(worker, queue, message)
         elif queue:
             self._rescue(queue, message)
         self._forget_job(worker.job_id)
@@ -568,7 +584,9 @@ class LocalScheduler:
         for task in queue[:running]:
             self._run_anew(task)
         task = queue[running]
-        if task.retries_left and not task.task_class.ended:
+        if task.cancelled:
+            self._finish_all(task, cancelled_value(task.spec.task_id), TASK_FAILED)
+        elif task.retries_left and not task.task_class.ended:
             self._try_again(task)
         else:
             self._finish_all(task, self._crash(task, message), TASK_FAILED)
@@ -577,38 +595,26 @@ class LocalScheduler:
         name = task.task_class.descriptor.name
         return faults.fault_value(faults.WORKER_CRASHED, name, message.exit_code, task.attempt + 1)
 
-    def _actor_exited(self, worker: Worker, queue: list[TaskEntry], message: WorkerExited) -> None:
-        entry = self.actors.entries.get(worker.actor_id)
-        if entry is not None and entry.released and message.exit_code == 0:
-            reason = "no handle of it was left"
-        elif message.exit_code < 0:
-            reason = f"its process was killed by signal {-message.exit_code}"
-        else:
-            reason = f"its process exited with code {message.exit_code}"
-        cause = faults.fault_value(faults.ACTOR_DIED, short(worker.actor_id), reason)
-        if entry is not None and entry.worker is worker:  # else it was ended before, or is made anew
-            self.actors.died(worker.actor_id, cause)
-        for task in queue:  # it died in its constructor
-            if entry is not None and entry.state.cause is not None:
-                cause = entry.state.cause
-            self._finish_all(task, cause, TASK_FAILED)
+    def withdraw(self, task: TaskEntry, value: Value) -> None:
+        """End a task that no worker has."""
+        if task in task.task_class.ready:
+            task.task_class.ready.remove(task)
+        self._drop(task, value)
 
-    def kill_actor(self, now_ns: int, actor_id: bytes) -> None:
-        """End an actor at once, whether or not it was created already."""
-        self.now_ns = now_ns
-        entry = self.actors.entries.get(actor_id)
-        if entry is None or entry.state.state == ACTOR_DEAD:
-            return
-        cause = faults.fault_value(faults.ACTOR_DIED, short(actor_id), "it was ended by zray.kill()")
-        worker = entry.worker
-        self.actors.died(actor_id, cause)
-        if worker is not None:
-            self.pool.kill(worker)
-        elif actor_id in self.tasks:
-            task = self.tasks[actor_id]
-            if task in task.task_class.ready:
-                task.task_class.ready.remove(task)
-            self._drop(task, cause)
+    def end_task(self, task: TaskEntry, value: Value) -> None:
+        """End a task that its worker took along."""
+        self._finish_all(task, value, TASK_FAILED)
+
+    def run_again(self, task: TaskEntry) -> None:
+        """Queue a creation task whose process is gone."""
+        task.alone = True
+        self.retried += 1
+        self._queue(task)
+
+    def add_job(self, context: JobContext) -> None:
+        """A job begins."""
+        if context.job_id not in self.jobs:
+            self.jobs[context.job_id] = Job(context)
 
     def _drop(self, task: TaskEntry, value: Value) -> None:
         """End a task that is in no queue; inputs that are still to come find it gone."""

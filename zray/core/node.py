@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from zray.config import Config
-from zray.core import checks, reports
+from zray.core import checks, reports, user_requests
 from zray.core.actors import Actors
 from zray.core.chain_heads import ChainHeads
 from zray.core.extents import Extents
@@ -59,7 +59,6 @@ from zray.protocol.messages import (
     HoldFor,
     Infeasible,
     JobContext,
-    KillActor,
     LeasedDone,
     LeaseEnded,
     LeaseReady,
@@ -79,14 +78,11 @@ from zray.protocol.messages import (
     ShardWelcome,
     Submit,
     TableChanged,
-    TablePage,
-    TableReply,
     TaskDone,
     Unblocked,
     Unpin,
     Value,
     Warn,
-    WatchActor,
     Welcome,
 )
 
@@ -150,6 +146,7 @@ class Node:
             lineage=self.lineage,
             leases=self.leases,
         )
+        self.names, self.streams = user_requests.rooms_of(self)
         self.now_ns = 0
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
@@ -194,6 +191,8 @@ class Node:
         self.actors.check()
         self.lineage.check()
         self.tables.check()
+        self.names.check()
+        self.scheduler.lives.check()
         self.scheduler.check()
         for client in self.clients.values():
             invariant(client.role == DRIVER or client.worker is not None, "worker without a pool entry")
@@ -219,7 +218,7 @@ class Node:
             self.out.append((source, Refused("version", detail)))
             self.out.append((RUNTIME, Warn(f"refused process {message.pid}: {detail}")))
             return
-        if self._refused(source, checks.problem_of_hello(message)):
+        if self.refused(source, checks.problem_of_hello(message)):
             return
         worker = self.pool.workers.get(source) if message.role == WORKER else None
         if message.role == WORKER and worker is None:
@@ -264,6 +263,7 @@ class Node:
         self.leases.submitter_gone(address)
         self._break_promises(client)
         self.actors.client_gone(address)
+        self.names.client_gone(address)
         for entry in self.store.client_gone(address):
             self._not_created(now_ns, entry)
         self.references.client_gone(address)
@@ -293,14 +293,14 @@ class Node:
         client = self.clients.get(source)
         return None if client is None else client.worker
 
-    def _known(self, source: Address) -> ClientEntry | None:
+    def known(self, source: Address) -> ClientEntry | None:
         """The sender, or ``None`` after telling it that it must introduce itself."""
         client = self.clients.get(source)
         if client is None:
             self.out.append((source, Refused("unknown-peer", "say Hello first; this process is not known")))
         return client
 
-    def _refused(self, source: Address, problem: str) -> bool:
+    def refused(self, source: Address, problem: str) -> bool:
         """Tell the sender of nonsense so; whether it was any."""
         if problem:
             self.out.append((source, Refused("garbage", problem)))
@@ -314,8 +314,8 @@ class Node:
 
     def on_describe(self, now_ns: int, source: Address, message: Describe) -> None:
         """A client will submit tasks of this kind."""
-        client = self._known(source)
-        if client is not None and not self._refused(source, checks.problem_of_descriptor(message)):
+        client = self.known(source)
+        if client is not None and not self.refused(source, checks.problem_of_descriptor(message)):
             if not self.scheduler.knows(message.descriptor_id):
                 self.tables.put(now_ns, TABLE_DESCRIPTOR, message.descriptor_id, encode_value(message))
             task_class = self.scheduler.describe(self._job_of(client), message)
@@ -323,7 +323,7 @@ class Node:
 
     def on_export_function(self, now_ns: int, source: Address, message: ExportFunction) -> None:
         """A client ships code; it is kept here and in the function table."""
-        if self._known(source) is None:
+        if self.known(source) is None:
             return
         if message.function_id not in self.scheduler.functions:
             self.scheduler.functions[message.function_id] = message.code
@@ -333,7 +333,7 @@ class Node:
         """A client submits a task."""
         client = self.clients.get(source)
         if client is None:
-            self._known(source)
+            self.known(source)
             return
         task_class = client.classes.get(message.descriptor_id)
         if task_class is None:
@@ -392,7 +392,7 @@ class Node:
 
     def on_leased_done(self, now_ns: int, source: Address, message: LeasedDone) -> None:
         """A task that did not pass here ended: its submitter tells, or its worker hands in the value."""
-        client = self._known(source)
+        client = self.known(source)
         if client is None:
             return
         if message.value is not None:
@@ -429,19 +429,19 @@ class Node:
 
     def on_get(self, now_ns: int, source: Address, message: Get) -> None:
         """Look up or subscribe."""
-        if self._known(source) is not None:
+        if self.known(source) is not None:
             self.store.on_get(now_ns, source, message)
 
     def on_acquire(self, now_ns: int, source: Address, message: Acquire) -> None:
         """A process holds objects that it got from another."""
-        if self._known(source) is not None:
+        if self.known(source) is not None:
             self.references.acquire(now_ns, source, message.object_ids)
             if message.token:
                 self.out.append((source, Acked(message.token)))
 
     def on_hold_for(self, now_ns: int, source: Address, message: HoldFor) -> None:
         """A process passes objects on, before it lets go of them; or took over what was passed to it."""
-        if self._known(source) is None:
+        if self.known(source) is None:
             return
         self.now_ns = now_ns
         if not message.holder:
@@ -471,7 +471,7 @@ class Node:
 
     def on_publish(self, now_ns: int, source: Address, message: Publish) -> None:
         """A value that lived in one process is shared from now on; that process holds it."""
-        client = self._known(source)
+        client = self.known(source)
         if client is None or message.value.kind not in (INLINE, ERROR, FAULT):
             return
         self.now_ns = now_ns
@@ -481,9 +481,9 @@ class Node:
             del client.promised[message.object_id]
         else:
             self.references.hold(source, entry)
-        self._seal(now_ns, entry, message.value)
+        self.seal_value(now_ns, entry, message.value)
 
-    def _seal(self, now_ns: int, entry: ObjectEntry, value: Value) -> None:
+    def seal_value(self, now_ns: int, entry: ObjectEntry, value: Value) -> None:
         if value.contained and entry.value is None:
             self.references.contain(now_ns, value.contained)
         self.store.seal(entry, value)
@@ -491,7 +491,7 @@ class Node:
 
     def on_promise(self, now_ns: int, source: Address, message: Promise) -> None:
         """A process waits for actor calls whose results others need too."""
-        client = self._known(source)
+        client = self.known(source)
         if client is not None:
             for object_id in message.object_ids:
                 entry = self.store.announce(object_id)
@@ -505,7 +505,7 @@ class Node:
         Whoever it is for holds it from now on, also if it was made before (its maker ran again). What a
         task returns is held by its submitter and needs no other holder.
         """
-        if self._known(source) is None or self._refused(source, checks.problem_of_create(message)):
+        if self.known(source) is None or self.refused(source, checks.problem_of_create(message)):
             return
         self.now_ns = now_ns
         entry = self.store.on_create(now_ns, source, message)
@@ -525,7 +525,7 @@ class Node:
         receiver = None if entry.created_for is None else self.clients.get(entry.created_for)
         if receiver is not None:  # if it had promised the object, the promise is kept
             receiver.promised.pop(message.object_id, None)
-        self._seal(now_ns, entry, Value(EXTENT, contained=message.contained))
+        self.seal_value(now_ns, entry, Value(EXTENT, contained=message.contained))
 
     def on_abort(self, now_ns: int, source: Address, message: Abort) -> None:
         """A process gives up on a value that it was to write."""
@@ -547,20 +547,9 @@ class Node:
 
     # --- actors and reports ----------------------------------------------------------------------
 
-    def on_watch_actor(self, now_ns: int, source: Address, message: WatchActor) -> None:
-        """A process wants to call an actor."""
-        if self._known(source) is not None:
-            self.actors.watch(source, message.actor_id)
-
-    def on_kill_actor(self, now_ns: int, source: Address, message: KillActor) -> None:
-        """A process ends an actor."""
-        if self._known(source) is not None:
-            self.now_ns = now_ns
-            self.scheduler.kill_actor(now_ns, message.actor_id)
-
     def on_query(self, now_ns: int, source: Address, message: Query) -> None:
         """A process asks for a report."""
-        if self._known(source) is not None:
+        if self.known(source) is not None:
             self.out.append((source, Answer(message.token, reports.report(self, message.what))))
 
     # --- disk ------------------------------------------------------------------------------------
@@ -594,6 +583,7 @@ class Node:
         if source in self.shards:
             self.lineage.shard_is_back(now_ns, source)
             self.tables.shard_is_back(source)
+            self.names.shard_is_back(source)
             self.out.extend(self.chains.check_place(source, message))
         if self.shards and source == self.shards[0]:
             self.reported = None
@@ -615,10 +605,6 @@ class Node:
     def on_recorded(self, now_ns: int, source: Address, message: Recorded) -> None:
         """A shard has our records."""
         self.lineage.on_recorded(now_ns, source, message)
-
-    def on_table_reply(self, now_ns: int, source: Address, message: TableReply) -> None:
-        """A shard has a table write of ours."""
-        self.tables.on_reply(now_ns, source, message)
 
     def on_table_answer(self, now_ns: int, source: Address, message: Any) -> None:
         """An answer to a question that this node never asks."""
@@ -683,18 +669,15 @@ Node.HANDLERS = {
     Create: Node.on_create,
     Seal: Node.on_seal,
     Abort: Node.on_abort,
-    WatchActor: Node.on_watch_actor,
-    KillActor: Node.on_kill_actor,
     Query: Node.on_query,
     Spilled: Node.on_spilled,
     SpillFailed: Node.on_spill_failed,
     ShardWelcome: Node.on_shard_welcome,
     Recorded: Node.on_recorded,
-    TableReply: Node.on_table_reply,
     TableChanged: Node.on_table_answer,
-    TablePage: Node.on_table_answer,
     ChainEpoch: Node.on_chain_epoch,
     Refused: Node.on_refused,
     Place: Node.on_place,
     Infeasible: Node.on_infeasible,
+    **user_requests.HANDLERS,
 }

@@ -13,14 +13,13 @@ from zray.config import Config
 from zray.core.machine import WORKER_POOL, Address, Effect, invariant
 from zray.core.resources import ResourcePool
 from zray.protocol.local_messages import KillWorker, StartWorker
-from zray.protocol.messages import (
-    ACTOR,
-    Describe,
-    Submit,
-)
+from zray.protocol.messages import ACTOR, Describe, Exit, Submit
+from zray.protocol.user_messages import STREAM, VALUES, Consumed
 
 STARTING, IDLE, BUSY, DEDICATED, LEASED = 0, 1, 2, 3, 4
 NO_JOB = b""
+FRESH = (NO_JOB, "")
+"""Job and environment of a worker that has run nothing yet: it may take on any."""
 
 
 class TaskClass:
@@ -42,14 +41,27 @@ class TaskClass:
         self.ended = False  # its job is over: nothing of it runs any more
         # Behind a task that must not run twice nobody queues: if the worker dies, what was not
         # reported might have run.
-        self.may_run_ahead = descriptor.kind != ACTOR and descriptor.max_retries != 0
-        self.leasable = self.may_run_ahead and descriptor.num_returns == 1 and not descriptor.retry_exceptions
+        self.may_run_ahead = (
+            descriptor.kind != ACTOR
+            and descriptor.max_retries != 0
+            and not descriptor.max_calls
+            and descriptor.returns != STREAM
+        )
+        self.leasable = (
+            self.may_run_ahead
+            and descriptor.num_returns == 1
+            and descriptor.returns == VALUES
+            and not descriptor.retry_exceptions
+        )
 
 
 class TaskEntry:
     """One unfinished task; found in ``LocalScheduler.tasks``."""
 
-    __slots__ = ("alone", "attempt", "hops", "retries_left", "spec", "submitter", "task_class", "unmet")
+    __slots__ = (
+        "alone", "attempt", "cancelled", "consumed", "hops", "retries_left", "spec", "streamed",
+        "submitter", "task_class", "unmet",
+    )  # fmt: skip
 
     def __init__(self, spec: Submit, task_class: TaskClass, submitter: Address) -> None:
         self.spec = spec
@@ -61,6 +73,9 @@ class TaskEntry:
         self.unmet = 0  # dependencies that are not sealed yet
         self.alone = False  # its worker died: no run-ahead with it, so that blame is exact
         self.hops = 0
+        self.cancelled = False
+        self.streamed = 0  # items of its stream that its submitter was told of, over all attempts
+        self.consumed: Consumed | None = None  # the newest that its submitter said of them
 
 
 class Worker:
@@ -71,6 +86,7 @@ class Worker:
         "blocked",
         "doomed",
         "endpoint",
+        "environment",
         "held",
         "idle_since_ns",
         "job_id",
@@ -83,6 +99,7 @@ class Worker:
         "started_ns",
         "state",
         "task_class",
+        "tasks_ended",
         "worker_id",
     )
 
@@ -101,6 +118,8 @@ class Worker:
         self.task_class: TaskClass | None = None
         self.recalled = False  # asked to give back its queue; no run-ahead until it makes progress
         self.job_id = NO_JOB
+        self.environment = ""  # the runtime environment it has taken on, for good
+        self.tasks_ended = 0
         self.actor_id = b""
         self.endpoint = ""
         self.known: dict[bytes, None] = {}  # descriptors, functions and jobs it was told about
@@ -115,7 +134,7 @@ class WorkerPool:
         self.config = config
         self.node_id = node_id
         self.workers: dict[Address, Worker] = {}
-        self.idle: dict[bytes, dict[Address, Worker]] = {}  # job -> idle workers, oldest first
+        self.idle: dict[tuple[bytes, str], dict[Address, Worker]] = {}  # (job, environment) -> oldest first
         self.busy: dict[Address, Worker] = {}
         self.starting = 0
         self.doomed = 0  # being killed and not gone
@@ -137,9 +156,9 @@ class WorkerPool:
             worker.endpoint = endpoint
             self._to_idle(now_ns, worker)
 
-    def idle_for(self, job_id: bytes) -> Worker | None:
-        """An idle worker that may run tasks of the job: one that ran some before, else a fresh one."""
-        for key in (job_id, NO_JOB):
+    def idle_for(self, job_id: bytes, environment: str = "") -> Worker | None:
+        """An idle worker for the job and environment: one that ran such tasks before, else a fresh one."""
+        for key in ((job_id, environment), FRESH):
             idle = self.idle.get(key)
             if idle:
                 # The one that was busy last: its caches are warm, and the others may end.
@@ -153,6 +172,7 @@ class WorkerPool:
         worker.held = task_class.demand
         worker.task_class = task_class
         worker.job_id = task_class.job_id
+        worker.environment = task_class.descriptor.environment
         worker.state = BUSY
         worker.recalled = False
         worker.progress_ns = now_ns
@@ -191,7 +211,7 @@ class WorkerPool:
         worker.state = IDLE
         worker.idle_since_ns = now_ns
         if not worker.doomed:
-            self.idle.setdefault(worker.job_id, {})[worker.worker_id] = worker
+            self.idle.setdefault((worker.job_id, worker.environment), {})[worker.worker_id] = worker
 
     def _give_back(self, worker: Worker) -> None:
         if worker.lent:
@@ -230,11 +250,27 @@ class WorkerPool:
         self._give_back(worker)
 
     def _forget_idle(self, worker: Worker) -> None:
-        idle = self.idle.get(worker.job_id)
+        key = worker.job_id, worker.environment
+        idle = self.idle.get(key)
         if idle is not None:
             idle.pop(worker.worker_id, None)
             if not idle:
-                del self.idle[worker.job_id]
+                del self.idle[key]
+
+    def count_call(self, worker: Worker, calls_max: int) -> None:
+        """A task of a function that wears its workers out has ended: the last one lets this worker go."""
+        worker.tasks_ended += 1
+        if worker.tasks_ended >= calls_max:
+            self._retire(worker)
+
+    def _retire(self, worker: Worker) -> None:
+        """Let a worker end by itself, with its exit handlers; nothing new for it."""
+        if worker.doomed:
+            return
+        worker.doomed = True
+        self.doomed += 1
+        self._forget_idle(worker)
+        self.out.append((worker.worker_id, Exit("it has run as many tasks as it may")))
 
     def kill(self, worker: Worker) -> None:
         """End a worker process; its end is reported like any other."""
@@ -303,7 +339,7 @@ class WorkerPool:
             if worker.lent:
                 kept = tuple(part for part in worker.held if part not in worker.lent)
             held.append(kept)
-            in_idle = worker.worker_id in self.idle.get(worker.job_id, {})
+            in_idle = worker.worker_id in self.idle.get((worker.job_id, worker.environment), {})
             invariant(not in_idle or worker.state == IDLE, "idle worker in state", worker.state)
             invariant(worker.state != IDLE or in_idle != worker.doomed, "idle worker is nowhere")
             invariant(worker.state != BUSY or bool(worker.queue), "busy worker without a task")

@@ -10,10 +10,13 @@ import msgspec
 
 from zray.errors import (
     ActorDiedError,
+    ActorUnavailableError,
     ObjectLostError,
     ObjectStoreFullError,
     OutOfDiskError,
     RemoteProtocolError,
+    RuntimeEnvSetupError,
+    TaskCancelledError,
     WorkerCrashedError,
     ZrayError,
 )
@@ -24,6 +27,9 @@ OBJECT_LOST = "object_lost"  # object_id, reason
 ACTOR_DIED = "actor_died"  # actor_id, reason
 STORE_FULL = "store_full"  # need, capacity
 OUT_OF_DISK = "out_of_disk"  # need, detail
+CANCELLED = "cancelled"  # task_id
+ACTOR_UNAVAILABLE = "actor_unavailable"  # actor_id, reason
+ENVIRONMENT = "environment"  # reason
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -42,6 +48,9 @@ _ERRORS = {
     ACTOR_DIED: ActorDiedError,
     STORE_FULL: ObjectStoreFullError,
     OUT_OF_DISK: OutOfDiskError,
+    CANCELLED: TaskCancelledError,
+    ACTOR_UNAVAILABLE: ActorUnavailableError,
+    ENVIRONMENT: RuntimeEnvSetupError,
 }
 
 

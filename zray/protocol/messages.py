@@ -10,7 +10,11 @@ Small values travel inside messages as opaque bytes (``Value.data``): machines c
 
 from __future__ import annotations
 
-from zray.protocol.base import Message
+from zray.protocol.base import Message as Message
+from zray.protocol.base import Value as Value
+from zray.protocol.user_messages import VALUES, UserDirect, UserFromNode, UserToNode
+from zray.protocol.user_messages import Call as Call
+from zray.protocol.user_messages import Reply as Reply
 
 PROTOCOL_VERSION = 1
 RESOURCE_UNIT = 10_000
@@ -38,16 +42,7 @@ ACTOR = 1
 ACTOR_PENDING = 0
 ACTOR_ALIVE = 1
 ACTOR_DEAD = 2
-
-
-class Value(Message, frozen=True):
-    """A sealed value and where it is; ``contained`` are the object ids pickled inside it."""
-
-    kind: int
-    data: bytes = b""
-    offset: int = 0
-    size: int = 0
-    contained: tuple[bytes, ...] = ()
+ACTOR_RESTARTING = 3
 
 
 # --- driver or worker -> node -------------------------------------------------------------------
@@ -80,6 +75,17 @@ class Describe(Message, frozen=True, tag=3):
     max_retries: int  # -1: without end
     kind: int = TASK
     retry_exceptions: bool = False
+    retry_on: bytes = b""  # pickled tuple of the exceptions that are worth another attempt; empty: all
+    returns: int = VALUES
+    unconsumed_max: int = 0  # items a stream is ahead of its reader; 0: no bound
+    max_calls: int = 0  # tasks after which a worker ends; 0: never
+    max_restarts: int = 0  # of an actor; -1: without end
+    max_concurrency: int = 1  # calls of an actor at once
+    concurrency_groups: tuple[tuple[str, int], ...] = ()
+    actor_name: tuple[str, str] = ("", "")  # namespace and name
+    handle: bytes = b""  # of a named actor: with its id, all that others need to call it
+    detached: bool = False  # the actor outlives its job
+    environment: str = ""  # a runtime environment as canonical JSON
 
 
 class ExportFunction(Message, frozen=True, tag=4):
@@ -221,6 +227,7 @@ class TaskDone(Message, frozen=True, tag=20):
     values: tuple[Value, ...]
     run_ns: int
     failed: bool = False  # the user's code raised
+    is_final: bool = False  # another attempt would be of no use
 
 
 class Blocked(Message, frozen=True, tag=21):
@@ -379,6 +386,8 @@ class JobContext(Message, frozen=True, tag=63):
     job_id: bytes
     sys_path: tuple[str, ...]
     working_dir: str
+    namespace: str = ""
+    environment: str = ""  # what a task of the job runs in that asks for nothing else
 
 
 # --- node -> GCS shard ---------------------------------------------------------------------------
@@ -490,6 +499,7 @@ class TableDelete(Message, frozen=True, tag=106):
     token: int
     table: int
     key: bytes
+    expected: bytes | None = None  # only if the key holds this
 
 
 class TableSubscribe(Message, frozen=True, tag=107):
@@ -640,28 +650,6 @@ class Infeasible(Message, frozen=True, tag=141):
     nodes: tuple[str, ...]
 
 
-# --- caller <-> the worker of an actor -----------------------------------------------------------
-
-
-class Call(Message, frozen=True, tag=200):
-    """Run a method. Calls of one caller run in the order of ``sequence``."""
-
-    task_id: bytes
-    actor_id: bytes
-    sequence: int
-    method: str
-    num_returns: int
-    args: bytes
-    deps: tuple[bytes, ...] = ()
-
-
-class Reply(Message, frozen=True, tag=201):
-    """The values of a call. ``EXTENT`` values are on the actor's node; ask that node for them."""
-
-    task_id: bytes
-    values: tuple[Value, ...]
-
-
 # --- submitter <-> the worker that is leased to it -------------------------------------------------
 
 
@@ -675,12 +663,12 @@ class LeasedRun(Message, frozen=True, tag=210):
 FromClient = (
     Hello | Goodbye | Describe | ExportFunction | Submit | Get | Acquire | Release | Unpin | Publish
     | Promise | Create | Seal | Abort | WatchActor | KillActor | Query | HoldFor | LetGo | TaskDone
-    | Blocked | Unblocked | Returned | LeasedDone | ReturnLease | LeaseReady | LeaseEnded
+    | Blocked | Unblocked | Returned | LeasedDone | ReturnLease | LeaseReady | LeaseEnded | UserToNode
 )  # fmt: skip
 ToClient = (
     Welcome | Refused | ObjectReady | Created | CreateFailed | ActorState | Warn | Credit | Acked
     | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction | PrepareLease | EndLease | Lease
-    | LeaseGone
+    | LeaseGone | UserFromNode
 )  # fmt: skip
 ToShard = (
     NodeHello | RecordTasks | ReleaseLineage | TablePut | TableGet | TableCas | TableDelete
@@ -689,7 +677,7 @@ ToShard = (
 FromShard = ShardWelcome | Recorded | TableReply | TableChanged | TablePage | ChainEpoch | Refused
 ToGlobal = NodeReport | Forward | Withdraw
 FromGlobal = Place | Infeasible
-Direct = Call | Reply | LeasedRun | LeasedReply
+Direct = Call | Reply | LeasedRun | LeasedReply | UserDirect
 
 ToNode = FromClient | FromShard | FromGlobal
 ToGcs = ToShard | ToGlobal

@@ -21,8 +21,7 @@ from typing import Any
 
 from zray import ids
 from zray.config import Config
-from zray.core.actor_calls import ActorCalls
-from zray.core.client_objects import ClientObjects
+from zray.core.cancellation import cancelled_value
 from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import Address
 from zray.errors import (
@@ -34,6 +33,7 @@ from zray.errors import (
 )
 from zray.protocol.messages import (
     ACTOR_DEAD,
+    ACTOR_RESTARTING,
     DRIVER,
     ERROR,
     EXTENT,
@@ -70,8 +70,16 @@ from zray.protocol.messages import (
     Warn,
     Welcome,
 )
-from zray.runtime.link import NodeLink, left_s
+from zray.protocol.user_messages import (
+    STREAM,
+    Cancel,
+    JobOptions,
+    NameAnswer,
+)
+from zray.runtime.client_events import EventLink, MethodCall
+from zray.runtime.link import left_s
 from zray.runtime.object_io import ObjectIO
+from zray.runtime.task_context import TaskContext, here
 from zray.serialize.values import Serialized
 
 log = logging.getLogger("zray.client")
@@ -82,7 +90,7 @@ ARGS_IN_LAST_DEP = b"@"
 _NO_ARGS: tuple[bytes, tuple[bytes, ...], bytes] = (b"", (), b"")
 
 
-class Client(NodeLink):
+class Client(EventLink):
     """The connection of one process to its node.
 
     Args:
@@ -96,19 +104,17 @@ class Client(NodeLink):
     def __init__(
         self, identity: Address, node: Address, *, root_task: bytes, config: Config, role: int = DRIVER
     ) -> None:
-        super().__init__(identity, config)
-        self.node = node
+        super().__init__(identity, node, config)
         self.role = role
         self.pid = os.getpid()
-        self.objects = ClientObjects(self.out, node=node)
-        self.calls = ActorCalls(self.out, node=node)
         self.leased = LeasedTasks(self.out, node=node, objects=self.objects)
         self.dropped: deque[bytes] = deque()  # refs that died, in any thread, also inside the collector
         self.unpinned: deque[bytes] = deque()
         self.root_task = root_task
-        self.context_task = root_task
-        self._prefix = ids.child_prefix(root_task)
-        self._counter = 0
+        self.namespace = ""
+        self.environment = ""  # what tasks run in that ask for nothing else, as canonical JSON
+        self._context = TaskContext(root_task)
+        self.is_concurrent = False  # several tasks at once: each thread and coroutine knows its own
         self._described: dict[bytes, None] = {}
         self._exported: dict[bytes, None] = {}
         self._window = config.submit_window_max
@@ -133,6 +139,8 @@ class Client(NodeLink):
             Welcome: self._on_welcome,
             Refused: self._on_refused,
             Warn: self._on_warn,
+            NameAnswer: lambda _source, message: self._answer(message.token, message),
+            **self.event_handlers(),
             Exit: lambda _source, message: None,
         }
 
@@ -153,8 +161,16 @@ class Client(NodeLink):
             waited_s = time.monotonic() - started
             raise ClusterUnavailableError(f"the node at {endpoint} does not answer", waited_s)
         assert self.welcome is not None
+        with self.lock:  # an answer that was there at once started nobody who listens while we compute
+            self.duty.note_activity()
         self._io = ObjectIO(self.welcome, self.note_unpinned)
         return self.welcome
+
+    def begin_job(self, options: JobOptions) -> None:
+        """A driver says what holds for its whole job."""
+        self.namespace, self.environment = options.namespace, options.environment
+        with self.lock:
+            self.out.append((self.node, options))
 
     def close(self) -> None:
         """Say goodbye and let go of the socket. Refs that are left do nothing any more."""
@@ -162,6 +178,7 @@ class Client(NodeLink):
             if self._closed:
                 return
             self._closed = True
+            self.call_back()
             if self._broken is None:
                 self.leased.settle()
                 self.out.append((self.node, Goodbye()))
@@ -176,18 +193,19 @@ class Client(NodeLink):
 
     # --- tasks -----------------------------------------------------------------------------------
 
-    def set_context(self, task_id: bytes) -> None:
-        """This process runs ``task_id`` from now on: what it makes gets ids below that."""
-        with self.lock:
-            self.context_task = task_id
-            self._prefix = b""
-            self._counter = 0
+    def set_context(self, context: TaskContext) -> None:
+        """This process runs that task from now on: what it makes gets ids below it."""
+        self._context = context
 
-    def _next_prefix(self) -> bytes:
-        if not self._prefix:
-            self._prefix = ids.child_prefix(self.context_task)
-        self._counter += 1
-        return self._prefix
+    @property
+    def context(self) -> TaskContext:
+        """The task that the caller's code belongs to."""
+        return (here.get() or self._context) if self.is_concurrent else self._context
+
+    def reserve_task_id(self) -> bytes:
+        """The id of a task to be submitted, for who must know it before."""
+        with self.lock:
+            return ids.task_id(*self.context.next_id())
 
     def describe(self, descriptor: Describe, code: bytes, captured: Sequence[bytes]) -> None:
         """Tell the node of code and descriptor, once per link. Lock held."""
@@ -214,6 +232,7 @@ class Client(NodeLink):
         captured: Sequence[bytes],
         args: Serialized | bytes,
         deps: tuple[bytes, ...],
+        task_id: bytes = b"",
     ) -> tuple[bytes, tuple[bytes, ...]]:
         """Submit a task; returns its id and the ids of its return objects, each held once."""
         data, borrowed, stored_args = self._args_as_sent(args) if args else _NO_ARGS
@@ -222,23 +241,25 @@ class Client(NodeLink):
         with self.lock:
             if descriptor.descriptor_id not in self._described:
                 self.describe(descriptor, code, captured)
-            prefix = self._next_prefix()
-            task_id = ids.task_id(prefix, self._counter)
+            context = self.context
+            task_id = task_id or ids.task_id(*context.next_id())
             count = descriptor.num_returns
             returns = ids.return_ids(task_id, count)
             if deps:
                 self._share(deps)
             if borrowed:
                 self._share(borrowed)
-            spec = Submit(task_id, self.context_task, descriptor.descriptor_id, data, deps, borrowed)
+            spec = Submit(task_id, context.task_id, descriptor.descriptor_id, data, deps, borrowed)
             if self.leased.leases and not deps and not borrowed and self._run_on_lease(spec):
                 return task_id, returns
             self.objects.expect(returns)
+            if descriptor.returns == STREAM:
+                self.streams.open(task_id)
             self.out.append((self.node, spec))
             if stored_args:
                 self.objects.drop(stored_args)
             self._window -= 1
-            self._after_append()
+            self.after_append()
         if self._window <= self._window_floor:
             self._wait_for_credit()
         return task_id, returns
@@ -272,7 +293,7 @@ class Client(NodeLink):
             self._window_floor = self._window - self.config.submit_batch_max
 
     def call_actor(
-        self, actor_id: bytes, handle: bytes, method: str, num_returns: int, args: Serialized | bytes,
+        self, actor_id: bytes, handle: bytes, method: MethodCall, args: Serialized | bytes,
         deps: tuple[bytes, ...],
     ) -> tuple[bytes, ...]:  # fmt: skip
         """Call a method of an actor; returns the ids of its return objects, each held once."""
@@ -280,29 +301,59 @@ class Client(NodeLink):
         if stored_args:
             deps = (*deps, stored_args)
         with self.lock:
-            prefix = self._next_prefix()
-            task_id = ids.task_id(prefix, self._counter)
-            returns = ids.return_ids(task_id, num_returns)
+            task_id = ids.task_id(*self.context.next_id())
+            returns = ids.return_ids(task_id, method.num_returns)
             needs = (handle, *deps, *borrowed) if deps or borrowed else (handle,)
             self._share(needs)
             self.objects.hold_all(needs)
             self.objects.expect_reply(returns)
+            if method.returns == STREAM:
+                self.streams.open(task_id)
             sequence = self.calls.next_sequence(actor_id)
-            call = Call(task_id, actor_id, sequence, method, num_returns, data, deps)
+            call = Call(
+                task_id, actor_id, sequence, method.name, method.num_returns, data, deps, method.returns,
+                method.group, method.unconsumed_max,
+            )  # fmt: skip
             self._call_needs[task_id] = needs
-            fault = self.calls.call(call)
+            fault = self.calls.call(call, method.repeats)
             if fault is not None:
-                self._end_call(call, (fault,) * num_returns)
+                self._end_call(call, (fault,) * method.num_returns)
             if stored_args:
                 self.objects.drop(stored_args)
-            self._after_append()
+            self.after_append()
         return returns
 
-    def kill_actor(self, actor_id: bytes) -> None:
+    def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> None:
         """End an actor at once."""
         with self.lock:
-            self.out.append((self.node, KillActor(actor_id)))
+            self.out.append((self.node, KillActor(actor_id, no_restart)))
             self._send_all()
+
+    def cancel(self, task_id: bytes, *, force: bool, recursive: bool) -> None:
+        """Take a task back, or a call that this process made.
+
+        Raises:
+            ValueError: for ``force`` with a call: its actor has others.
+        """
+        with self.lock:
+            if task_id not in self.calls.actor_of_call:
+                lease_id = self.leased.cancel(task_id, recursive)
+                self.out.append((self.node, Cancel(task_id, force, recursive, lease_id)))
+            elif force:
+                raise ValueError("force=True is for tasks; zray.kill() ends an actor")
+            else:
+                call = self.calls.cancel(task_id, recursive)
+                if call is not None:
+                    self._end_call(call, (cancelled_value(task_id),) * call.num_returns)
+            self._send_all()
+
+    def ask_names(self, make: Callable[[int], Any]) -> NameAnswer:
+        """Ask the control store about names of actors; ``make`` gets the token of the question."""
+        with self.lock:
+            token = self._next_token()
+            self._expect_answer(token, make(token))
+        answer: NameAnswer = self._await_answer(token, self.config.init_timeout_ns / 1e9)
+        return answer
 
     def _share(self, object_ids: Sequence[bytes]) -> None:
         """Refs to these leave the process. Lock held; raises like :meth:`_check_known`."""
@@ -321,7 +372,7 @@ class Client(NodeLink):
             if object_id not in known:
                 raise ObjectLostError(ids.short(object_id), "its session has ended")
 
-    def _after_append(self) -> None:
+    def after_append(self) -> None:
         """Send if the batch is full or the link was idle. Lock held."""
         if self._broken is not None or self._closed:
             self._check_usable()
@@ -335,26 +386,32 @@ class Client(NodeLink):
 
     # --- objects ---------------------------------------------------------------------------------
 
-    def put(self, value: Serialized) -> bytes:
-        """Keep a value; returns the id of the object, held once. Small ones stay in this process."""
+    def put(self, value: Serialized, object_id: bytes = b"") -> bytes:
+        """Keep a value; returns the id of the object, held once. Small ones stay in this process.
+
+        Args:
+            value: the value.
+            object_id: what it is to be called; empty: the next thing that the present task puts.
+        """
         with self.lock:
             if value.contained:
                 self._check_known(value.contained)
-            object_id = ids.put_id(self._next_prefix(), self._counter)
+            holder = self.identity if object_id else b""
+            object_id = object_id or ids.put_id(*self.context.next_id())
             if value.total_bytes <= self.config.inline_bytes_max:
                 self.objects.keep(object_id, Value(INLINE, value.to_bytes(), 0, 0, value.contained))
                 return object_id
-        written = self.store(object_id, value)
+        written = self.store(object_id, value, holder)
         if not written:  # an earlier attempt of this task put it: hold that, then see if it is there still
             with self.lock:
                 self.out.append((self.node, Acquire((object_id,))))
-            written = self.store(object_id, value)
+            written = self.store(object_id, value, holder)
         with self.lock:
             if written:
                 self.objects.share(value.contained)
                 self.out.append((self.node, Seal(object_id, value.contained)))
             self.objects.stored(object_id)
-            self._after_append()
+            self.after_append()
         return object_id
 
     def store(self, object_id: bytes, value: Serialized, holder: bytes = b"") -> bool:
@@ -533,7 +590,7 @@ class Client(NodeLink):
             self.transport.connect(message.address, message.endpoint)
         for call, cause in self.calls.on_state(message):
             self._end_call(call, (cause,) * call.num_returns)
-        if message.state == ACTOR_DEAD and message.address:
+        if message.state in (ACTOR_DEAD, ACTOR_RESTARTING) and message.address:
             self.transport.disconnect(message.address)
 
     def _on_credit(self, source: Address, message: Credit) -> None:
@@ -568,6 +625,8 @@ class Client(NodeLink):
     def settle(self) -> None:
         """Count what died since the last time."""
         dropped, objects = self.dropped, self.objects
+        if self.closed_streams:
+            self.close_streams()
         while dropped:
             objects.drop(dropped.popleft())
         if self.leased.due:
@@ -579,12 +638,15 @@ class Client(NodeLink):
 
     def has_gathered(self) -> bool:
         """Whether a ref died that the node was not told of."""
-        return bool(self.dropped or self.unpinned)
+        return bool(self.dropped or self.unpinned or self.closed_streams)
 
     def before_sending(self) -> None:
         """Refs that died are let go with the next batch. Lock held."""
-        objects = self.objects
-        if self.dropped or self.unpinned or objects.released or objects.unpinned or self.leased.due:
+        objects, leased = self.objects, self.leased
+        if (
+            self.dropped or self.unpinned or self.closed_streams or objects.released or objects.unpinned
+            or leased.due
+        ):  # fmt: skip
             self.settle()
 
     def do_idle_duty(self) -> None:

@@ -65,6 +65,7 @@ class IdleDuty:
                     return
                 link.do_idle_duty()
                 self.leads = quiet and link._broken is None and link.may_sleep()
+            link.show_output()
             if self.leads:
                 link.sleep(None)
         finally:

@@ -34,6 +34,9 @@ class InterruptGuard:
         self._is_inside = is_inside
         self._put_off = False
         self._repeated = False
+        self._meant: object = None  # what ran when the interrupt that is put off came
+        self.gate: Callable[[], object] = _anything
+        """What runs now and may be interrupted; ``None``: nothing, and the interrupt is ignored."""
 
     def install(self) -> None:
         """Take over from Python's handler, if it is in place. Does nothing outside the main thread.
@@ -53,6 +56,8 @@ class InterruptGuard:
 
     def raise_put_off(self) -> None:
         """Raise an interrupt that was put off. For the main thread, where nothing is half done."""
+        if self._put_off and self.gate() != self._meant:
+            self._put_off = False
         if self._put_off and threading.current_thread() is threading.main_thread():
             self._put_off = False
             raise KeyboardInterrupt
@@ -61,6 +66,11 @@ class InterruptGuard:
         repeated, self._repeated = self._repeated, False
         if repeated and not self._put_off:
             return  # it has been raised meanwhile
+        runs_now = self.gate()
+        if runs_now is None or (repeated and runs_now != self._meant):
+            self._put_off = False
+            return
+        self._meant = runs_now
         if frame is None or frame.f_code is _WAITING or not _is_in_link(frame):
             self._put_off = False
             raise KeyboardInterrupt
@@ -75,7 +85,14 @@ class InterruptGuard:
         time.sleep(LATER_S)
         if self._put_off:
             self._repeated = True
-            _thread.interrupt_main()
+            # A signal and not interrupt_main(): the thread may be in a call of the system by now.
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)
+
+
+def _anything() -> object:
+    return True
 
 
 def _is_in_link(frame: FrameType | None) -> bool:

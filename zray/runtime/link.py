@@ -112,6 +112,9 @@ class NodeLink:
         """For a subclass: whether :meth:`before_sending` has something to put."""
         return False
 
+    def show_output(self) -> None:
+        """For a subclass: show what others printed. The lock is free."""
+
     def rouse_sleeper(self) -> None:
         """Make a thread that sleeps at the socket send what has gathered. Takes no lock, in any thread."""
         if self._leader_sleeps and not self._sleeper_woken:
@@ -176,6 +179,12 @@ class NodeLink:
             ClusterUnavailableError: if the node is gone.
             KeyboardInterrupt: at once, in the main thread; nothing is lost by it.
         """
+        try:
+            return self._wait_until(done, timeout_s)
+        finally:
+            self.show_output()
+
+    def _wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
         with self.lock:
             self._send_all()
             if done():
@@ -235,6 +244,7 @@ class NodeLink:
                         break
                 if not self.may_sleep():
                     continue
+            self.show_output()
             try:
                 nap_s = _nap_s(deadline)
                 if nap_s is not None and nap_s <= 0:

@@ -8,7 +8,7 @@ at each call would cost as much as the rest of a call's bookkeeping.)
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from zray.runtime.client import Client
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _client: Client | None = None
 _in_worker = False
 _forked = False
+_actor: ActorIdentity | None = None
 
 
 def use(client: Client | None, *, in_worker: bool = False) -> None:
@@ -45,3 +46,28 @@ def _note_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_note_fork)
+
+
+class ActorIdentity(NamedTuple):
+    """What an actor knows of itself."""
+
+    actor_id: bytes
+    name: tuple[str, str]  # namespace and name, empty without one
+    restarts: int
+    cls: type
+
+
+def become_actor(identity: ActorIdentity) -> None:
+    """This worker is an actor from now on."""
+    global _actor
+    _actor = identity
+
+
+def actor_identity() -> ActorIdentity | None:
+    """The actor that this process is, or ``None``."""
+    return _actor if _in_worker else None
+
+
+def in_actor() -> bytes:
+    """Its id; empty if it is none."""
+    return _actor.actor_id if _actor is not None and _in_worker else b""

@@ -8,31 +8,32 @@ which task was running, although results travel in batches.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
+import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any, NoReturn
 
 from zray import ids
 from zray.config import Config
 from zray.core.actors import SERVER_SUFFIX
+from zray.core.cancellation import cancelled_value
 from zray.core.machine import Address
-from zray.errors import ActorDiedError, TaskError, ZrayError
+from zray.errors import TaskCancelledError
 from zray.protocol.messages import (
     ACTOR,
     AT_NODE,
     ERROR,
     EXTENT,
     FAULT,
-    INLINE,
     PROTOCOL_VERSION,
-    TASK,
     WORKER,
-    Abort,
     Blocked,
     Call,
     Describe,
@@ -48,32 +49,33 @@ from zray.protocol.messages import (
     LeaseReady,
     PrepareLease,
     Recall,
-    Reply,
     Returned,
     Run,
-    Seal,
     TaskDone,
     Unblocked,
     Value,
 )
-from zray.runtime import own_client
+from zray.protocol.user_messages import (
+    DYNAMIC,
+    STREAM,
+    CancelCall,
+    ConsumedItems,
+    Interrupt,
+    StreamCredit,
+    Yielded,
+)
+from zray.runtime import environment, output, own_client
+from zray.runtime.actor_host import NOTHING, ActorHost
 from zray.runtime.client import ARGS_IN_LAST_DEP, Client
+from zray.runtime.results import InputFailedError, Results
+from zray.runtime.streaming import StreamCredits, StreamMaker
+from zray.runtime.task_context import TaskContext
 from zray.serialize.functions import FunctionTable, load_args
-from zray.serialize.values import dump, dump_error, format_user_traceback, load
+from zray.serialize.values import format_user_traceback, load
 
 log = logging.getLogger("zray.worker")
 
 CELL_BYTES = ids.ID_BYTES
-RESULT_BYTES_MAX = 8 << 20
-"""What the small results of one task, or copies of its error, take together in one message."""
-
-
-class InputFailedError(Exception):
-    """An argument's value is an error; the call ends with the same one."""
-
-    def __init__(self, value: Value) -> None:
-        super().__init__("an argument is an error")
-        self.value = value
 
 
 class WorkerProcess:
@@ -105,17 +107,23 @@ class WorkerProcess:
         self.config = config
         self.client = Client(worker_id, node_id, root_task=ids.NIL_ID, config=config, role=WORKER)
         self.runs: deque[Run] = deque()
-        self.calls: deque[tuple[Address, Call | LeasedRun | EndLease]] = deque()
+        self.calls: deque[tuple[Address, LeasedRun | EndLease]] = deque()
         self.ended_lease = 0  # tasks of this lease and those before are not run any more
         self.last_reply: LeasedReply | None = None
         self.functions = FunctionTable()
         self.descriptors: dict[bytes, Describe] = {}
-        self.actor: Any = None
-        self.actor_name = ""
+        self.results = Results(self.client, config)
+        self.credits = StreamCredits()
+        self.streams = StreamMaker(self.client, self.results, self.credits)
+        self.actor: ActorHost | None = None
+        self.environment = ""  # the one that this process has taken on
         self.current = ids.NIL_ID  # the task that runs
         self.finished = 0  # results that wait in the outbox
         self.first_finished_ns = 0
         self.exiting = False
+        self._failed_for_good = False  # the last failure is none that another attempt is for
+        self._interruptible = ids.NIL_ID  # the task whose code an interrupt may end
+        self._to_interrupt = ids.NIL_ID
         self._main_thread = threading.get_ident()
 
     def run(self) -> int:
@@ -123,7 +131,7 @@ class WorkerProcess:
         client = self.client
         client.handlers.update(
             {
-                Run: lambda _source, message: self.runs.append(message),
+                Run: self._on_run,
                 Call: self._on_call,
                 PrepareLease: self._on_prepare_lease,
                 LeasedRun: self._on_call,
@@ -133,34 +141,55 @@ class WorkerProcess:
                 JobContext: self._on_job,
                 Recall: lambda _source, _message: self._return_queued(),
                 Exit: self._on_exit,
+                Interrupt: lambda _source, message: self._stop_task(message),
+                CancelCall: self._on_cancel_call,
+                StreamCredit: lambda _source, message: self.credits.on_credit(message),
+                ConsumedItems: lambda _source, message: self.credits.on_credit(message),
             }
         )
         client.before_waiting = self._lend
         client.after_waiting = self._take_back
+        client.interrupts.gate = self._interrupted
         hello = Hello(PROTOCOL_VERSION, WORKER, os.getpid(), ids.NIL_ID, self.call_endpoint)
         client.connect(self.node_endpoint, hello, timeout_s=self.config.init_timeout_ns / 1e9)
         own_client.use(client, in_worker=True)
+        output.redirect(client)
         while self._wait_for_work():
             if self.runs:
                 self._run_task(self.runs.popleft())
             elif self.calls:
                 self._serve(*self.calls.popleft())
+            elif self.actor is not None and not self.actor.is_concurrent:
+                self.actor.run_next()
             self._send_if_due()
+        if self.actor is not None:
+            client.wait_until(lambda: self.actor is None or self.actor.is_idle, None)
+        atexit._run_exitfuncs()  # the process ends without the interpreter's own end
+        output.flush()
         client.close()
         return 0
 
-    def _wait_for_work(self) -> bool:
-        """False once there is nothing left to do, for ever."""
+    def _has_work(self) -> bool:
         if self.runs or self.calls:
             return True
-        if not self.exiting:
+        actor = self.actor
+        return actor is not None and not actor.is_concurrent and actor.slots.may_start()
+
+    def _is_over(self) -> bool:
+        return self.exiting or (self.actor is not None and self.actor.leaving)
+
+    def _wait_for_work(self) -> bool:
+        """False once there is nothing left to do, for ever."""
+        if self._has_work():
+            return True
+        if not self._is_over():
             self.finished = 0
-            self.client.wait_until(lambda: bool(self.runs or self.calls or self.exiting), None)
-        return bool(self.runs or self.calls)
+            self.client.wait_until(lambda: self._has_work() or self._is_over(), None)
+        return self._has_work()
 
     def _send_if_due(self) -> None:
         """Results wait for company while there is more to run, but not for long."""
-        if not self.runs and not self.calls:
+        if not self._has_work():
             return  # waiting for work sends everything
         now_ns = time.monotonic_ns()
         if self.finished == 0:
@@ -178,9 +207,55 @@ class WorkerProcess:
             self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
         self.client.out.append((self.client.node, LeaseReady()))
 
+    def _on_run(self, source: Address, message: Run) -> None:
+        self.runs.append(message)
+        if self.descriptors[message.descriptor_id].returns == STREAM:
+            self.credits.open(message.task_id)
+
     def _on_call(self, source: Address, message: Call | LeasedRun) -> None:
         self.client.routes[source] = self.client.servers[0]
-        self.calls.append((source, message))
+        if isinstance(message, LeasedRun):
+            self.calls.append((source, message))
+        elif self.actor is not None:
+            self.actor.on_call(source, message)
+
+    def _on_cancel_call(self, source: Address, message: CancelCall) -> None:
+        if self.actor is not None:
+            self.actor.on_cancel(source, message)
+            return
+        for item in self.calls:
+            if isinstance(item[1], LeasedRun) and item[1].spec.task_id == message.task_id:
+                self.calls.remove(item)
+                self.last_reply = LeasedReply(
+                    item[1].lease_id, message.task_id, cancelled_value(message.task_id), 1, True
+                )
+                self.client.out.append((source, self.last_reply))
+                return
+        self._stop_task(message)
+
+    def _stop_task(self, message: Interrupt | CancelCall) -> None:
+        """A task was cancelled: it is taken out of the queue, or its code sees KeyboardInterrupt."""
+        task_id = message.task_id
+        if message.recursive:
+            self.client.leased.cancel_children(task_id)
+        for run in self.runs:
+            if run.task_id == task_id:
+                self.runs.remove(run)
+                self._look_away(run)
+                count = self.descriptors[run.descriptor_id].num_returns
+                values = (cancelled_value(task_id),) * count
+                self.client.out.append((self.client.node, TaskDone(task_id, run.attempt, values, 1, True)))
+                return
+        if self.current == task_id and self._to_interrupt != task_id:
+            self._to_interrupt = task_id
+            self.client.context.is_cancelled = True
+            signal.pthread_kill(self._main_thread, signal.SIGINT)
+
+    def _interrupted(self) -> bytes | None:
+        """The task that SIGINT means: the one that runs, unless another was cancelled and has just ended."""
+        if self._interruptible == ids.NIL_ID:
+            return None
+        return self._interruptible if self._to_interrupt in (ids.NIL_ID, self._interruptible) else None
 
     def _on_describe(self, source: Address, message: Describe) -> None:
         self.descriptors[message.descriptor_id] = message
@@ -190,6 +265,9 @@ class WorkerProcess:
 
     def _on_job(self, source: Address, message: JobContext) -> None:
         self.client.root_task = message.job_id
+        self.client.namespace = message.namespace
+        if not self.environment:
+            self.client.environment = message.environment
         sys.path.extend(path for path in message.sys_path if path not in sys.path)
         if message.working_dir:
             try:
@@ -219,23 +297,28 @@ class WorkerProcess:
 
     def _lend(self) -> bool:
         """The running task waits: its CPUs and what is queued behind it are for others."""
-        if self.current == ids.NIL_ID or threading.get_ident() != self._main_thread:
+        running = self._running()
+        if running == ids.NIL_ID or threading.get_ident() != self._main_thread:
             return False
         with self.client.lock:
             self._return_queued()
-            self.client.out.append((self.client.node, Blocked(self.current)))
+            self.client.out.append((self.client.node, Blocked(running)))
         return True
+
+    def _running(self) -> bytes:
+        return self.current if self.actor is None else self.actor.current
 
     def _take_back(self) -> None:
         with self.client.lock:
-            self.client.out.append((self.client.node, Unblocked(self.current)))
+            self.client.out.append((self.client.node, Unblocked(self._running())))
 
     # --- tasks -------------------------------------------------------------------------------------
 
     def _run_task(self, run: Run) -> None:
         result, values, run_ns, failed = self._attempt(run)
+        is_final = failed and self._failed_for_good
         with self.client.lock:
-            done = TaskDone(run.task_id, run.attempt, values, run_ns, failed)
+            done = TaskDone(run.task_id, run.attempt, values, run_ns, failed, is_final)
             self.client.out.append((self.client.node, done))
         del result  # not before its message is in the outbox: what it holds must not be let go before
 
@@ -244,36 +327,94 @@ class WorkerProcess:
         descriptor = self.descriptors[run.descriptor_id]
         client = self.client
         self.cell[:] = run.task_id
-        self.current = run.task_id
-        client.set_context(run.task_id)
+        client.set_context(TaskContext(run.task_id, descriptor.name, run.attempt, descriptor.demand))
+        with client.lock:  # who interrupts a task looks and signals under it: nothing meant for another comes
+            self.current, self._to_interrupt = run.task_id, ids.NIL_ID
         started_ns = time.perf_counter_ns()
         failed = False
         result = None
         try:
+            self._interruptible = run.task_id
             result, values = self._execute(run, descriptor)
+            self._interruptible = ids.NIL_ID
         except BaseException as error:
+            self._interruptible = ids.NIL_ID
             failed = True
-            values = self._error_values(
-                run.task_id, descriptor.kind, descriptor.name, descriptor.num_returns, error
-            )
+            values = self._failure(run, descriptor, error)
         run_ns = time.perf_counter_ns() - started_ns
         self.current = ids.NIL_ID
         return result, values, run_ns, failed
 
+    def _failure(self, run: Run, descriptor: Describe, error: BaseException) -> tuple[Value, ...]:
+        """The values of a task that raised; notes whether another attempt would be of use."""
+        if isinstance(error, KeyboardInterrupt) and self._to_interrupt == run.task_id:
+            error = TaskCancelledError()
+        self._failed_for_good = False
+        if descriptor.retry_on:
+            worth_it = load(descriptor.retry_on, "retry_exceptions")
+            self._failed_for_good = not isinstance(error, worth_it)
+        count = descriptor.num_returns
+        return self.results.errors(run.task_id, descriptor.kind, descriptor.name, count, error)
+
     def _execute(self, run: Run, descriptor: Describe) -> tuple[Any, tuple[Value, ...]]:
+        if descriptor.environment != self.environment:
+            environment.take_on(descriptor.environment)
+            self.environment = self.client.environment = descriptor.environment
         try:
-            function = self.functions.get(descriptor.function_id, descriptor.name)
+            function: Any = self.functions.get(descriptor.function_id, descriptor.name)
         except BaseException:
             self._look_away(run)
             raise
         args, kwargs = self._arguments(run)
+        if descriptor.kind == ACTOR:
+            identity = own_client.ActorIdentity(run.task_id, descriptor.actor_name, run.attempt, function)
+            own_client.become_actor(identity)
         result = self._call(function, args, kwargs)
         if descriptor.kind == ACTOR:
-            self.actor, self.actor_name = result, descriptor.name
-            if not self.client.servers:
-                self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
-            return None, (Value(INLINE, dump(None).to_bytes()),)
-        return result, self._pack(run.task_id, descriptor.name, descriptor.num_returns, result)
+            self._become_actor(result, descriptor)
+            return None, NOTHING
+        return self._pack(run, descriptor, result)
+
+    def _become_actor(self, actor: Any, descriptor: Describe) -> None:
+        """From now on this process is one actor."""
+        self.actor = ActorHost(
+            self.client,
+            actor,
+            descriptor,
+            results=self.results,
+            credits=self.credits,
+            arguments=self._call_arguments,
+            execute=self._call,
+            wrap_items=self._wrap_items,
+        )
+        if not self.client.servers:
+            self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
+
+    def _pack(self, run: Run, descriptor: Describe, result: Any) -> tuple[Any, tuple[Value, ...]]:
+        """What a task returned or yields, as values; the first part must live until they are sent."""
+        name = descriptor.name
+        if descriptor.returns == STREAM:
+            self._stream(run, name, result, descriptor.unconsumed_max)
+            return None, NOTHING
+        if descriptor.returns == DYNAMIC:
+            result = self._wrap_items(self.results.keep_items(run.task_id, name, result))
+        return result, self.results.pack(run.task_id, name, descriptor.num_returns, result)
+
+    def _stream(self, run: Run, name: str, result: Any, unconsumed_max: int) -> None:
+        client = self.client
+
+        def send(index: int, value: Value) -> None:
+            client.out.append((client.node, Yielded(run.task_id, run.attempt, index, value)))
+
+        try:
+            self.streams.run(run.task_id, name, result, unconsumed_max, send)
+        finally:
+            with client.lock:
+                self.credits.close(run.task_id)
+
+    def _wrap_items(self, object_ids: Sequence[bytes]) -> Any:
+        """The user's handle of items that were put: a thing of the layer above."""
+        return import_module("zray.api.generators").from_kept(self.client, object_ids)
 
     def _call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The user's code. A process that it forks and that comes back out of it is no worker: it ends."""
@@ -308,83 +449,10 @@ class WorkerProcess:
             blob = views.pop()
         return load_args(blob, [load(view, "an argument") for view in views])
 
-    def _pack(
-        self, task_id: bytes, name: str, num_returns: int, result: Any, holder: Address = b""
-    ) -> tuple[Value, ...]:
-        """The values of the return objects."""
-        if num_returns == 1:
-            return (self._pack_one(ids.first_return_id(task_id), name, result, holder),)
-        if num_returns == 0:
-            return ()
-        results = list(result) if isinstance(result, Sequence) else [result]
-        if len(results) != num_returns:
-            raise ValueError(f"{name}() has num_returns={num_returns} and returned {len(results)} values")
-        values: list[Value] = []
-        inline_bytes_left = RESULT_BYTES_MAX
-        object_ids = ids.return_ids(task_id, num_returns)
-        try:
-            for object_id, one in zip(object_ids, results, strict=True):
-                values.append(self._pack_one(object_id, name, one, holder, inline_bytes_left))
-                inline_bytes_left -= len(values[-1].data)
-        except BaseException:
-            self._abort(object_ids, values)
-            raise
-        return tuple(values)
-
-    def _pack_one(
-        self,
-        object_id: bytes,
-        name: str,
-        result: Any,
-        holder: Address,
-        inline_bytes_left: int = RESULT_BYTES_MAX,
-    ) -> Value:
-        packed = dump(result, f"the return value of {name}()")
-        client = self.client
-        if packed.contained:
-            with client.lock:
-                client.objects.share(packed.contained)
-            if holder:
-                client.acquire_for(holder, packed.contained)
-        if packed.total_bytes <= min(self.config.inline_bytes_max, inline_bytes_left):
-            return Value(INLINE, packed.to_bytes(), 0, 0, packed.contained)
-        written = client.store(object_id, packed, holder)
-        if holder and written:
-            with client.lock:
-                client.out.append((client.node, Seal(object_id, packed.contained)))
-        return Value(EXTENT, b"", 0, packed.total_bytes, packed.contained)
-
-    def _abort(self, object_ids: Sequence[bytes], values: Sequence[Value]) -> None:
-        """A later return value failed: the room of the earlier ones is given back before anybody retries."""
-        client = self.client
-        with client.lock:
-            for object_id, value in zip(object_ids, values, strict=False):
-                if value.kind == EXTENT:
-                    client.out.append((client.node, Abort(object_id)))
-
-    def _error_values(
-        self, task_id: bytes, kind: int, name: str, count: int, error: BaseException
-    ) -> tuple[Value, ...]:
-        """One error for each of ``count`` return objects."""
-        if isinstance(error, InputFailedError):
-            return (error.value,) * count
-        text = format_user_traceback(error)
-        raised: ZrayError = TaskError(name, text, error)
-        if kind == ACTOR:
-            raised = ActorDiedError(ids.short(task_id), f"its constructor raised\n{text}", raised)
-        data = dump_error(raised)
-        if len(data) * count > RESULT_BYTES_MAX:
-            small = TaskError(name, text[-(RESULT_BYTES_MAX // (8 * count)) :], None)
-            small.add_note(f"the {type(error).__name__} itself takes {len(data)} bytes and was left out")
-            data = dump_error(small)
-        return (Value(ERROR, data),) * count
-
     # --- direct calls --------------------------------------------------------------------------------
 
-    def _serve(self, source: Address, message: Call | LeasedRun | EndLease) -> None:
-        if isinstance(message, Call):
-            self._run_call(source, message)
-        elif isinstance(message, LeasedRun):
+    def _serve(self, source: Address, message: LeasedRun | EndLease) -> None:
+        if isinstance(message, LeasedRun):
             if (
                 message.lease_id > self.ended_lease
             ):  # else it crossed the end of its lease, and runs elsewhere
@@ -417,28 +485,6 @@ class WorkerProcess:
         del result
 
     # --- actor calls -------------------------------------------------------------------------------
-
-    def _run_call(self, source: Address, call: Call) -> None:
-        client = self.client
-        name = f"{self.actor_name}.{call.method}"
-        self.current = call.task_id
-        client.set_context(call.task_id)
-        acquires = client.objects.acquires
-        result = None
-        try:
-            method: Callable[..., Any] = getattr(self.actor, call.method)
-            args, kwargs = self._call_arguments(call)
-            result = self._call(method, args, kwargs)
-            del args, kwargs
-            values = self._pack(call.task_id, name, call.num_returns, result, source)
-        except BaseException as error:
-            values = self._error_values(call.task_id, TASK, name, call.num_returns, error)
-        if client.objects.acquires != acquires:
-            client.confirm_acquired()  # the caller lets go of its arguments when it has the reply
-        self.current = ids.NIL_ID
-        with client.lock:
-            client.out.append((source, Reply(call.task_id, values)))
-        del result
 
     def _call_arguments(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if not call.deps:

@@ -266,8 +266,8 @@ class NodeProcess:
     def _start_worker(self, worker_id: bytes) -> None:
         slot = self.free_slots.pop()
         self.slots[worker_id] = slot
-        output = os.path.join(self.session.logs_dir, "workers.log") if self.options.detached else None
-        self.workers.start(worker_id, {SLOT_VARIABLE: str(slot)}, output, output)
+        output = os.path.join(self.session.logs_dir, f"worker-{int.from_bytes(worker_id[-4:], 'big')}")
+        self.workers.start(worker_id, {SLOT_VARIABLE: str(slot)}, f"{output}.out", f"{output}.err")
 
     def _fail(self, text: str, *values: object) -> None:
         """Nothing good can come of this node any more: end it."""

@@ -1,0 +1,106 @@
+"""The caller's side while an actor is made again, and when calls are taken back."""
+
+from __future__ import annotations
+
+import pytest
+from msgspec.structs import replace
+
+from zray import ids
+from zray.core.actor_calls import ActorCalls
+from zray.protocol.faults import ACTOR_DIED, ACTOR_UNAVAILABLE, fault_value
+from zray.protocol.messages import (
+    ACTOR_ALIVE,
+    ACTOR_DEAD,
+    ACTOR_RESTARTING,
+    ActorState,
+    Call,
+    LetGo,
+    Reply,
+    WatchActor,
+)
+from zray.protocol.user_messages import CancelCall
+
+NODE, OLD, NEW = b"node", b"old", b"new"
+ACTOR_ID = b"a" * 16
+UNAVAILABLE = fault_value(ACTOR_UNAVAILABLE, "a", "signal 9")
+DIED = fault_value(ACTOR_DIED, "a", "signal 9")
+
+
+@pytest.fixture
+def calls() -> ActorCalls:
+    return ActorCalls([], node=NODE)
+
+
+def make(calls: ActorCalls, number: int, repeats: int = 0) -> Call:
+    call = Call(ids.task_id(b"caller__", number), ACTOR_ID, calls.next_sequence(ACTOR_ID), "m", 1, b"")
+    assert calls.call(call, repeats) is None
+    calls.check()
+    return call
+
+
+def alive(calls: ActorCalls, address: bytes) -> None:
+    assert calls.on_state(ActorState(ACTOR_ID, ACTOR_ALIVE, address, "ipc://x")) == []
+
+
+def restarting(calls: ActorCalls) -> list[bytes]:
+    ended = calls.on_state(ActorState(ACTOR_ID, ACTOR_RESTARTING, OLD, cause=UNAVAILABLE))
+    calls.check()
+    assert all(cause == UNAVAILABLE for _, cause in ended)
+    return [call.task_id for call, _ in ended]
+
+
+def test_what_may_be_repeated_goes_first_and_in_order(calls: ActorCalls) -> None:
+    first, second, third = (make(calls, number, repeats=1) for number in (1, 2, 3))
+    alive(calls, OLD)
+    assert restarting(calls) == []
+    fourth = make(calls, 4, repeats=1)
+    calls.out.clear()
+    alive(calls, NEW)
+    again = [replace(call, attempt=1) for call in (first, second, third)]
+    assert calls.out == [(NEW, call) for call in [*again, fourth]]
+
+
+def test_what_may_not_ends(calls: ActorCalls) -> None:
+    first, second = make(calls, 1), make(calls, 2, repeats=1)
+    alive(calls, OLD)
+    waiting_later = restarting(calls)
+    assert waiting_later == [first.task_id]
+    calls.out.clear()
+    alive(calls, NEW)
+    assert [message.task_id for _, message in calls.out] == [second.task_id]
+
+
+def test_repeats_are_counted(calls: ActorCalls) -> None:
+    twice, always = make(calls, 1, repeats=2), make(calls, 2, repeats=-1)
+    for address in (OLD, NEW):
+        alive(calls, address)
+        assert restarting(calls) == []
+    alive(calls, OLD)
+    assert restarting(calls) == [twice.task_id]
+    alive(calls, NEW)
+    assert calls.on_reply(Reply(always.task_id, ())) is not None
+    calls.check()
+
+
+def test_death_after_a_restart_ends_everything(calls: ActorCalls) -> None:
+    call = make(calls, 1, repeats=5)
+    alive(calls, OLD)
+    restarting(calls)
+    ended = calls.on_state(ActorState(ACTOR_ID, ACTOR_DEAD, OLD, cause=DIED))
+    assert [(one.task_id, cause) for one, cause in ended] == [(call.task_id, DIED)]
+    assert calls.out[-1] == (NODE, LetGo(ACTOR_ID))
+    calls.check()
+
+
+def test_cancel(calls: ActorCalls) -> None:
+    waiting = make(calls, 1, repeats=1)
+    assert calls.out == [(NODE, WatchActor(ACTOR_ID))]
+    assert calls.pending(ACTOR_ID) == 1
+    assert calls.cancel(waiting.task_id, True) == waiting
+    calls.check()
+    sent = make(calls, 2)
+    alive(calls, OLD)
+    assert calls.cancel(sent.task_id, False) is None
+    assert calls.out[-1] == (OLD, CancelCall(sent.task_id, False))
+    assert calls.address_of(ACTOR_ID) == OLD
+    assert calls.pending(ACTOR_ID) == 1

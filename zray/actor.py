@@ -1,0 +1,5 @@
+"""``zray.actor``: what Ray has under ``ray.actor``."""
+
+from zray.api.actor import ActorClass, ActorHandle, ActorMethod, exit_actor
+
+__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "exit_actor"]

@@ -1,0 +1,137 @@
+"""Who am I: job, node, task, actor, as code that runs in a task can ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zray.api import session
+from zray.core.resources import amounts_of
+from zray.runtime import own_client
+from zray.runtime.environment import as_dict
+
+if TYPE_CHECKING:
+    from zray.api.actor import ActorHandle
+
+
+class RuntimeContext:
+    """What runs here, at the moment of each question."""
+
+    def get_job_id(self) -> str:
+        """The job's id, hex."""
+        return session.current().root_task.hex()
+
+    def get_node_id(self) -> str:
+        """The node's id, hex."""
+        welcome = session.current().welcome
+        return "" if welcome is None else welcome.node_id.hex()
+
+    def get_worker_id(self) -> str:
+        """The id of this process, hex; the driver has one too."""
+        return session.current().identity.hex()
+
+    def get_task_id(self) -> str | None:
+        """The id of the task or call, hex; ``None`` in a driver."""
+        return session.current().context.task_id.hex() if own_client.in_worker() else None
+
+    def get_task_name(self) -> str | None:
+        """Its name; ``None`` in a driver."""
+        return session.current().context.name if own_client.in_worker() else None
+
+    def get_task_function_name(self) -> str | None:
+        """The same: zray names a task after its function, unless it was given a name."""
+        return self.get_task_name()
+
+    def get_attempt_number(self) -> int:
+        """How often it ran before, 0 for the first time."""
+        return session.current().context.attempt
+
+    def get_actor_id(self) -> str | None:
+        """The actor whose code this is, hex; ``None`` outside actors."""
+        return own_client.in_actor().hex() or None
+
+    def get_actor_name(self) -> str | None:
+        """The name that the actor was made with; ``None`` outside actors, empty without one."""
+        identity = own_client.actor_identity()
+        return None if identity is None else identity.name[1]
+
+    @property
+    def namespace(self) -> str:
+        """Where names of actors are looked up."""
+        return session.current().namespace
+
+    @property
+    def current_actor(self) -> ActorHandle:
+        """A handle of the actor whose code this is.
+
+        Raises:
+            RuntimeError: outside actors.
+        """
+        from zray.api.actor import own_handle
+
+        return own_handle()
+
+    @property
+    def was_current_actor_reconstructed(self) -> bool:
+        """Whether the actor was made again after its process died; false outside actors."""
+        identity = own_client.actor_identity()
+        return identity is not None and identity.restarts > 0
+
+    def get_assigned_resources(self) -> dict[str, float]:
+        """What the task holds, or its actor; empty in a driver."""
+        return amounts_of(session.current().context.demand)
+
+    def get_accelerator_ids(self) -> dict[str, list[str]]:
+        """The accelerators of the task by kind."""
+        return {"GPU": [str(gpu) for gpu in get_gpu_ids()]}
+
+    def get_runtime_env_string(self) -> str:
+        """The runtime environment as JSON, ``{}`` for none."""
+        return session.current().environment or "{}"
+
+    @property
+    def runtime_env(self) -> dict[str, Any]:
+        """The runtime environment."""
+        return as_dict(session.current().environment)
+
+    @property
+    def gcs_address(self) -> str:
+        """The address of the cluster."""
+        return session.current_address()
+
+    def is_canceled(self) -> bool:
+        """Whether somebody has taken the task or call back while it runs."""
+        return session.current().context.is_cancelled
+
+    def get(self) -> dict[str, Any]:
+        """The ids as a dict."""
+        found = {"job_id": self.get_job_id(), "node_id": self.get_node_id(), "namespace": self.namespace}
+        if own_client.in_worker():
+            found["task_id"] = self.get_task_id() or ""
+        actor_id = self.get_actor_id()
+        if actor_id:
+            found["actor_id"] = actor_id
+        return found
+
+
+_context = RuntimeContext()
+
+
+def get_runtime_context() -> RuntimeContext:
+    """The runtime context of whatever code asks."""
+    return _context
+
+
+def get_gpu_ids() -> list[int]:
+    """The GPUs of the task, as ``CUDA_VISIBLE_DEVICES`` names them; none where it asked for none.
+
+    zray counts GPUs and does not number them: all that the process may see are everybody's.
+    """
+    import os
+
+    held = dict(session.current().context.demand).get("GPU", 0)
+    if not held:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    numbers = [int(part) for part in visible.split(",") if part.strip().isdigit()]
+    count = -(-held // 10_000)
+    return (numbers or list(range(count)))[:count]

@@ -1,0 +1,21 @@
+"""``zray.cloudpickle``: the pickler that zray ships code and values with."""
+
+from cloudpickle import (
+    CloudPickler,
+    dump,
+    dumps,
+    load,
+    loads,
+    register_pickle_by_value,
+    unregister_pickle_by_value,
+)
+
+__all__ = [
+    "CloudPickler",
+    "dump",
+    "dumps",
+    "load",
+    "loads",
+    "register_pickle_by_value",
+    "unregister_pickle_by_value",
+]

@@ -1,0 +1,197 @@
+"""How the actors of one node begin, are made again, and end.
+
+An actor is its creation task, kept: when its process dies and restarts are left, the same task is queued
+once more, and its callers wait (paper, section 4.2.1: the actor table knows where it is). What the
+constructor takes is pinned for as long as it may run again. A detached actor is a job of its own, so the
+end of the driver that made it means nothing to it, and the node itself holds its handle until somebody
+kills it.
+
+Invariant: an actor that may be made again has its inputs; one that is dead for good has nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from zray.core.actors import ActorEntry
+from zray.core.machine import invariant
+from zray.core.worker_pool import TaskEntry, Worker
+from zray.ids import first_return_id, short
+from zray.protocol import faults
+from zray.protocol.local_messages import WorkerExited
+from zray.protocol.messages import ACTOR_DEAD, Describe, JobContext, TaskDone, Value
+
+if TYPE_CHECKING:
+    from zray.core.local_scheduler import LocalScheduler
+
+
+def _nobody_cares(actor_id: bytes, descriptor: Describe) -> None:
+    pass
+
+
+class ActorLives:
+    """Beginnings and ends of actors. Pure; a room of the :class:`LocalScheduler` of its node."""
+
+    def __init__(self, scheduler: LocalScheduler) -> None:
+        self.scheduler = scheduler
+        self.actors = scheduler.actors
+        self.on_gone: Callable[[bytes, Describe], None] = _nobody_cares
+
+    # --- beginnings ------------------------------------------------------------------------------
+
+    def submitted(self, task: TaskEntry) -> None:
+        """An actor is going to be made."""
+        scheduler, spec, descriptor = self.scheduler, task.spec, task.task_class.descriptor
+        former = self.actors.entries.get(spec.task_id)
+        if former is not None:  # its creator runs again and makes it anew
+            self._let_go(former)
+        if descriptor.detached:
+            self._detach(task)
+        self.actors.submitted(spec.task_id, task.task_class.job_id, descriptor.name)
+        entry = self.actors.entries[spec.task_id]
+        entry.descriptor = descriptor
+        if descriptor.max_restarts:
+            entry.creation = task
+            self._pin(task)
+        if descriptor.detached:
+            scheduler.references.pin(scheduler.store.objects[first_return_id(spec.task_id)])
+
+    def _detach(self, task: TaskEntry) -> None:
+        """The actor is a job from now on, which knows what the job of its creator knew."""
+        scheduler, actor_id = self.scheduler, task.spec.task_id
+        creator = scheduler.jobs.get(task.task_class.job_id)
+        if creator is not None:
+            context = creator.context
+            job = JobContext(
+                actor_id, context.sys_path, context.working_dir, context.namespace, context.environment
+            )
+            scheduler.add_job(job)
+        task.task_class = scheduler.describe(actor_id, task.task_class.descriptor)
+
+    def created(self, worker: Worker, task: TaskEntry, message: TaskDone) -> None:
+        """The constructor has ended."""
+        actor_id = task.spec.task_id
+        entry = self.actors.entries.get(actor_id)
+        if message.failed:
+            if entry is not None and entry.worker is worker:
+                self.died(actor_id, message.values[0])
+            self.scheduler.pool.kill(worker)
+        else:
+            self.actors.alive(actor_id, worker)
+
+    # --- ends ------------------------------------------------------------------------------------
+
+    def exited(self, worker: Worker, queue: list[TaskEntry], message: WorkerExited) -> None:
+        """The process of an actor is gone."""
+        actor_id = worker.actor_id
+        entry = self.actors.entries.get(actor_id)
+        reason = self._reason(entry, message)
+        current = entry is not None and entry.worker is worker  # else it was ended before, or is made anew
+        if current and entry is not None and self._may_restart(entry):
+            self._restart(entry, queue, reason)
+            return
+        cause = faults.fault_value(faults.ACTOR_DIED, short(actor_id), reason)
+        if current:
+            self.died(actor_id, cause)
+        for task in queue:  # it died in its constructor
+            if entry is not None and entry.state.cause is not None:
+                cause = entry.state.cause
+            self.scheduler.end_task(task, cause)
+
+    def _reason(self, entry: ActorEntry | None, message: WorkerExited) -> str:
+        if entry is not None and entry.leaving:
+            return "it ended itself with exit_actor()"
+        if entry is not None and entry.released and message.exit_code == 0:
+            return "no handle of it was left"
+        if message.exit_code < 0:
+            return f"its process was killed by signal {-message.exit_code}"
+        return f"its process exited with code {message.exit_code}"
+
+    def _may_restart(self, entry: ActorEntry) -> bool:
+        if entry.creation is None or entry.leaving or entry.released or entry.creation.task_class.ended:
+            return False
+        restarts_max = entry.creation.task_class.descriptor.max_restarts
+        return restarts_max < 0 or entry.restarts < restarts_max
+
+    def _restart(self, entry: ActorEntry, queue: list[TaskEntry], reason: str) -> None:
+        """Run the creation task once more; one that had not ended simply runs again."""
+        creation = entry.creation
+        assert creation is not None
+        text = f"{reason}; it is being restarted"
+        cause = faults.fault_value(faults.ACTOR_UNAVAILABLE, short(entry.actor_id), text)
+        self.actors.restarting(entry.actor_id, cause)
+        task = queue[0] if queue else self._again(creation)
+        task.attempt = entry.restarts
+        self.scheduler.run_again(task)
+
+    def _again(self, former: TaskEntry) -> TaskEntry:
+        task = TaskEntry(former.spec, former.task_class, former.submitter)
+        self.scheduler.tasks[task.spec.task_id] = task
+        self._pin(task)
+        return task
+
+    def kill(self, now_ns: int, actor_id: bytes, no_restart: bool) -> None:
+        """End an actor at once, whether or not it was created already."""
+        entry = self.actors.entries.get(actor_id)
+        if entry is None or entry.state.state == ACTOR_DEAD:
+            return
+        scheduler, worker = self.scheduler, entry.worker
+        if not no_restart and self._may_restart(entry):
+            if worker is not None:
+                scheduler.pool.kill(worker)
+            return
+        cause = faults.fault_value(faults.ACTOR_DIED, short(actor_id), "it was ended by zray.kill()")
+        task = scheduler.tasks.get(actor_id)
+        if worker is None and task is not None:
+            scheduler.withdraw(task, cause)
+        self.died(actor_id, cause)
+        if worker is not None:
+            scheduler.pool.kill(worker)
+
+    def leaving(self, worker: Worker) -> None:
+        """An actor says that it ends on purpose."""
+        entry = self.actors.entries.get(worker.actor_id)
+        if entry is not None and entry.worker is worker:
+            entry.leaving = True
+
+    def died(self, actor_id: bytes, cause: Value) -> None:
+        """An actor is dead for good."""
+        entry = self.actors.entries.get(actor_id)
+        if entry is None or entry.state.state == ACTOR_DEAD:
+            return
+        self.actors.died(actor_id, cause)
+        self._let_go(entry)
+        if entry.descriptor is not None:
+            self.on_gone(actor_id, entry.descriptor)
+        if entry.job_id == actor_id:
+            self._end_detached(actor_id)
+
+    def _end_detached(self, actor_id: bytes) -> None:
+        """A detached actor takes the tasks that it submitted along, as a driver does."""
+        scheduler = self.scheduler
+        creation = scheduler.store.objects.get(first_return_id(actor_id))
+        if creation is not None:
+            scheduler.references.unpin(creation)
+        scheduler.end_job(scheduler.now_ns, actor_id)
+
+    # --- what a restart needs --------------------------------------------------------------------
+
+    def _pin(self, task: TaskEntry) -> None:
+        scheduler = self.scheduler
+        for object_id in (*task.spec.deps, *task.spec.borrowed):
+            scheduler.references.pin(scheduler.store.entry(object_id))
+
+    def _let_go(self, entry: ActorEntry) -> None:
+        creation, entry.creation = entry.creation, None
+        if creation is None:
+            return
+        objects, references = self.scheduler.store.objects, self.scheduler.references
+        for object_id in (*creation.spec.deps, *creation.spec.borrowed):
+            references.unpin(objects[object_id])
+
+    def check(self) -> None:
+        """The dead keep nothing."""
+        for actor_id, entry in self.actors.entries.items():
+            dead = entry.state.state == ACTOR_DEAD
+            invariant(not dead or entry.creation is None, "inputs of a dead actor", short(actor_id))

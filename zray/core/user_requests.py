@@ -1,0 +1,192 @@
+"""What users ask of a node beyond submitting and getting: cancel, name, stream, print.
+
+Handlers of the composite machine in ``core/node.py``, which each pass a message to the room that decides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zray.core.actor_names import ActorNames
+from zray.core.machine import Address, Handler
+from zray.core.streams import FIRST_ITEM_INDEX, Streams
+from zray.ids import RETURNS_MAX
+from zray.protocol.messages import (
+    DRIVER,
+    Abort,
+    Describe,
+    JobContext,
+    KillActor,
+    TablePage,
+    TableReply,
+    Value,
+    WatchActor,
+)
+from zray.protocol.user_messages import (
+    Cancel,
+    ClaimName,
+    Consumed,
+    FindName,
+    JobOptions,
+    Leaving,
+    ListNames,
+    Output,
+    Printed,
+    Yielded,
+)
+
+if TYPE_CHECKING:
+    from zray.core.node import Node
+
+NAME_CHARACTERS_MAX = 1_000
+ITEMS_MAX = RETURNS_MAX - FIRST_ITEM_INDEX
+"""Of one stream: what the index of an object id can number."""
+
+
+def on_job_options(node: Node, now_ns: int, source: Address, message: JobOptions) -> None:
+    """A driver says what holds for its job."""
+    client = node.clients.get(source)
+    if client is None or client.role != DRIVER:
+        return
+    client.wants_output = message.wants_output
+    job = node.scheduler.jobs.get(client.job_id)
+    if job is not None:
+        context = job.context
+        job.context = JobContext(
+            context.job_id, context.sys_path, context.working_dir, message.namespace, message.environment
+        )
+
+
+def on_cancel(node: Node, now_ns: int, source: Address, message: Cancel) -> None:
+    """A process takes a task back."""
+    if node.known(source) is not None:
+        node.now_ns = node.scheduler.now_ns = now_ns
+        node.scheduler.cancellation.cancel(source, message)
+
+
+def on_leaving(node: Node, now_ns: int, source: Address, message: Leaving) -> None:
+    """An actor ends on purpose."""
+    client = node.clients.get(source)
+    if client is not None and client.worker is not None:
+        node.scheduler.lives.leaving(client.worker)
+
+
+def on_yielded(node: Node, now_ns: int, source: Address, message: Yielded) -> None:
+    """A generator made an item."""
+    client = node.clients.get(source)
+    if client is not None and client.worker is not None and 0 <= message.index < ITEMS_MAX:
+        node.now_ns = node.scheduler.now_ns = now_ns
+        node.streams.yielded(client.worker, message)
+
+
+def on_consumed(node: Node, now_ns: int, source: Address, message: Consumed) -> None:
+    """A reader took items of a stream."""
+    if node.known(source) is not None:
+        node.streams.consumed(message)
+
+
+def on_claim_name(node: Node, now_ns: int, source: Address, message: ClaimName) -> None:
+    """A process wants a name for an actor."""
+    if node.known(source) is not None and not node.refused(source, _problem_of_name(message)):
+        node.names.claim(source, message)
+
+
+def on_find_name(node: Node, now_ns: int, source: Address, message: FindName) -> None:
+    """A process looks for an actor."""
+    if node.known(source) is not None and not node.refused(source, _problem_of_name(message)):
+        node.names.find(source, message)
+
+
+def on_list_names(node: Node, now_ns: int, source: Address, message: ListNames) -> None:
+    """A process wants all names."""
+    if node.known(source) is not None:
+        node.names.list_names(source, message)
+
+
+def _problem_of_name(message: ClaimName | FindName) -> str:
+    """A sentence, or nothing if an actor may be called so."""
+    if not message.name or len(message.name) + len(message.namespace) > NAME_CHARACTERS_MAX:
+        return f"a name of an actor has 1 to {NAME_CHARACTERS_MAX} characters"
+    if "\0" in message.name or "\0" in message.namespace:
+        return "a name of an actor has no null character"
+    return ""
+
+
+def on_output(node: Node, now_ns: int, source: Address, message: Output) -> None:
+    """A worker printed: the driver of its job shows it, if it wants to."""
+    client = node.clients.get(source)
+    if client is None or client.worker is None:
+        return
+    job_id = client.worker.job_id
+    for address, other in node.clients.items():
+        if other.role == DRIVER and other.job_id == job_id and other.wants_output:
+            node.out.append((address, Printed(message.stream, message.name, client.pid, message.text)))
+
+
+def on_table_reply(node: Node, now_ns: int, source: Address, message: TableReply) -> None:
+    """A shard answers a write or a question of ours."""
+    if not node.names.on_reply(source, message):
+        node.tables.on_reply(now_ns, source, message)
+
+
+def on_table_page(node: Node, now_ns: int, source: Address, message: TablePage) -> None:
+    """A shard answers a listing."""
+    node.names.on_page(source, message)
+
+
+def on_watch_actor(node: Node, now_ns: int, source: Address, message: WatchActor) -> None:
+    """A process wants to call an actor."""
+    if node.known(source) is not None:
+        node.actors.watch(source, message.actor_id)
+
+
+def on_kill_actor(node: Node, now_ns: int, source: Address, message: KillActor) -> None:
+    """A process ends an actor."""
+    if node.known(source) is not None:
+        node.now_ns = node.scheduler.now_ns = now_ns
+        node.scheduler.lives.kill(now_ns, message.actor_id, message.no_restart)
+
+
+def rooms_of(node: Node) -> tuple[ActorNames, Streams]:
+    """The machines of a node that decide about names and streams, connected to those they need."""
+    names = ActorNames(
+        node.out,
+        shards=node.shards,
+        questions_max=node.config.table_writes_max,
+        is_actor=node.actors.entries.__contains__,
+    )
+
+    def release_name(actor_id: bytes, descriptor: Describe) -> None:
+        namespace, name = descriptor.actor_name
+        if name:
+            names.gone(namespace, name, actor_id + descriptor.handle)
+
+    def seal(object_id: bytes, value: Value) -> None:
+        node.seal_value(node.now_ns, node.store.objects[object_id], value)
+
+    def abandon(object_id: bytes) -> None:
+        creator = node.store.objects[object_id].creator
+        assert creator is not None
+        node.on_abort(node.now_ns, creator, Abort(object_id))
+
+    streams = Streams(node.scheduler, is_alive=node.clients.__contains__, seal=seal, abandon=abandon)
+    node.scheduler.lives.on_gone = release_name
+    node.scheduler.streams = streams
+    return names, streams
+
+
+HANDLERS: dict[type[Any], Handler] = {
+    WatchActor: on_watch_actor,
+    KillActor: on_kill_actor,
+    JobOptions: on_job_options,
+    Cancel: on_cancel,
+    Leaving: on_leaving,
+    Yielded: on_yielded,
+    Consumed: on_consumed,
+    ClaimName: on_claim_name,
+    FindName: on_find_name,
+    ListNames: on_list_names,
+    Output: on_output,
+    TableReply: on_table_reply,
+    TablePage: on_table_page,
+}

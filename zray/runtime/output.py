@@ -1,0 +1,107 @@
+"""What the user's code prints in a worker: to the worker's own file, and whole lines to the driver.
+
+Lines travel on the worker's link to its node, in front of the result of the task that printed them, so a
+driver that has the result has shown what came before it. (A call of an actor replies past the node, and so
+first asks it whether it has the lines.) What C code writes to its descriptors is in the file only.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from zray.protocol.user_messages import STDERR, STDOUT, Output
+
+if TYPE_CHECKING:
+    from zray.runtime.client import Client
+
+TEXT_MAX = 64 * 1024
+"""Characters of one message; a longer line travels in pieces."""
+
+
+class LineForwarder(io.TextIOBase):
+    """Stands in for ``sys.stdout`` or ``sys.stderr``: writes to the stream behind it and tells the node.
+
+    Args:
+        behind: the stream of the worker's file.
+        number: ``STDOUT`` or ``STDERR``.
+        client: the worker's link.
+    """
+
+    def __init__(self, behind: io.TextIOBase, number: int, client: Client) -> None:
+        super().__init__()
+        self._behind = behind
+        self._number = number
+        self._client = client
+        self._parts: list[str] = []
+        self._lock = threading.RLock()
+
+    def write(self, text: str) -> int:
+        """Write text; what ends with a newline is told at once."""
+        with self._lock:
+            self._behind.write(text)
+            head, newline, tail = text.rpartition("\n")
+            lines = "".join((*self._parts, head)) if newline else None
+            if newline:
+                self._parts.clear()
+            if tail:
+                self._parts.append(tail)
+        if lines is not None:  # the link's lock is never taken inside ours: who holds it may print too
+            self._tell(lines)
+        return len(text)
+
+    def _tell(self, text: str) -> None:
+        client = self._client
+        nested = client.is_inside()  # zray's own log, from inside the link: it goes with what follows
+        name = client.context.name
+        with client.lock:
+            for start in range(0, max(1, len(text)), TEXT_MAX):
+                client.out.append((client.node, Output(self._number, name, text[start : start + TEXT_MAX])))
+            client.lines_told += 1
+            if not nested:
+                client.after_append()
+
+    def flush(self) -> None:
+        """Flush the file; an unfinished line stays here until it is finished."""
+        self._behind.flush()
+
+    def finish(self) -> None:
+        """Tell an unfinished line too."""
+        with self._lock:
+            rest = "".join(self._parts)
+            self._parts.clear()
+            self.flush()
+        if rest:
+            self._tell(rest)
+
+    def fileno(self) -> int:
+        """The descriptor of the file."""
+        return self._behind.fileno()
+
+    def isatty(self) -> bool:
+        """No terminal."""
+        return False
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """That of the file."""
+        return self._behind.encoding or "utf-8"
+
+
+def redirect(client: Client) -> None:
+    """Forward the lines that this worker prints from now on."""
+    for name, number in (("stdout", STDOUT), ("stderr", STDERR)):
+        setattr(sys, name, LineForwarder(getattr(sys, name), number, client))
+
+
+def flush() -> None:
+    """Tell what is left, at the end of the worker."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LineForwarder):
+            stream.finish()

@@ -1,0 +1,172 @@
+"""The values of return objects: what a worker makes of what the user's code returned, yielded or raised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import GeneratorType
+from typing import Any
+
+from zray import ids
+from zray.config import Config
+from zray.core.cancellation import cancelled_value
+from zray.core.machine import Address
+from zray.core.streams import item_id
+from zray.errors import ActorDiedError, RuntimeEnvSetupError, TaskCancelledError, TaskError, ZrayError
+from zray.protocol.messages import ACTOR, ERROR, EXTENT, INLINE, Abort, Seal, Value
+from zray.runtime.client import Client
+from zray.serialize.values import dump, dump_error, format_user_traceback
+
+RESULT_BYTES_MAX = 8 << 20
+"""What the small results of one task, or copies of its error, take together in one message."""
+
+
+class InputFailedError(Exception):
+    """An argument's value is an error; the call ends with the same one."""
+
+    def __init__(self, value: Value) -> None:
+        super().__init__("an argument is an error")
+        self.value = value
+
+
+class Results:
+    """Packs results into values, small ones inline, large ones into the store.
+
+    Args:
+        client: the link of this worker.
+        config: limits.
+    """
+
+    def __init__(self, client: Client, config: Config) -> None:
+        self.client = client
+        self.config = config
+
+    def pack(
+        self, task_id: bytes, name: str, num_returns: int, result: Any, holder: Address = b""
+    ) -> tuple[Value, ...]:
+        """The values of the return objects.
+
+        Args:
+            task_id: of the task or call.
+            name: of what ran, for errors.
+            num_returns: how many values there must be.
+            result: what it returned; several values come as a sequence, or from a generator.
+            holder: the caller, if the values go straight to it.
+        Raises:
+            ValueError: for another number of values.
+            SerializationError: for a value that cannot be pickled.
+        """
+        if num_returns == 1:
+            return (self.pack_one(ids.first_return_id(task_id), name, result, holder),)
+        if num_returns == 0:
+            return ()
+        results, error = _listed(result, num_returns)
+        if error is None and len(results) != num_returns:
+            raise ValueError(f"{name}() has num_returns={num_returns} and returned {len(results)} values")
+        values: list[Value] = []
+        inline_bytes_left = RESULT_BYTES_MAX
+        object_ids = ids.return_ids(task_id, num_returns)
+        try:
+            for object_id, one in zip(object_ids, results, strict=False):
+                values.append(self.pack_one(object_id, name, one, holder, inline_bytes_left))
+                inline_bytes_left -= len(values[-1].data)
+        except BaseException:
+            self._abort(object_ids, values)
+            raise
+        if error is not None:
+            values += self.errors(task_id, 0, name, num_returns - len(values), error)
+        return tuple(values)
+
+    def pack_one(
+        self,
+        object_id: bytes,
+        name: str,
+        result: Any,
+        holder: Address,
+        inline_bytes_left: int = RESULT_BYTES_MAX,
+    ) -> Value:
+        """The value of one object. A large one for a ``holder`` is sealed, else its report seals it."""
+        packed = dump(result, f"the return value of {name}()")
+        client = self.client
+        if packed.contained:
+            with client.lock:
+                client.objects.share(packed.contained)
+            if holder:
+                client.acquire_for(holder, packed.contained)
+        if packed.total_bytes <= min(self.config.inline_bytes_max, inline_bytes_left):
+            return Value(INLINE, packed.to_bytes(), 0, 0, packed.contained)
+        written = client.store(object_id, packed, holder)
+        if holder and written:
+            with client.lock:
+                client.out.append((client.node, Seal(object_id, packed.contained)))
+        return Value(EXTENT, b"", 0, packed.total_bytes, packed.contained)
+
+    def _abort(self, object_ids: Sequence[bytes], values: Sequence[Value]) -> None:
+        """A later return value failed: the room of the earlier ones is given back before anybody retries."""
+        client = self.client
+        with client.lock:
+            for object_id, value in zip(object_ids, values, strict=False):
+                if value.kind == EXTENT:
+                    client.out.append((client.node, Abort(object_id)))
+
+    def keep_items(self, task_id: bytes, name: str, result: Any) -> list[bytes]:
+        """Put everything that a generator yields; the ids, each held once. An error becomes the last item."""
+        client = self.client
+        kept: list[bytes] = []
+        try:
+            for item in iterate(result, name):
+                packed = dump(item, f"an item of {name}()")
+                kept.append(client.put(packed, item_id(task_id, len(kept))))
+        except Exception as error:
+            (value,) = self.errors(task_id, 0, name, 1, error)
+            object_id = item_id(task_id, len(kept))
+            with client.lock:
+                client.objects.keep(object_id, value)
+            kept.append(object_id)
+        return kept
+
+    def errors(
+        self, task_id: bytes, kind: int, name: str, count: int, error: BaseException
+    ) -> tuple[Value, ...]:
+        """One error for each of ``count`` return objects."""
+        if isinstance(error, InputFailedError):
+            return (error.value,) * count
+        if isinstance(error, TaskCancelledError) and not error.task_id:
+            return (cancelled_value(task_id),) * count
+        if isinstance(error, RuntimeEnvSetupError) and kind != ACTOR:
+            return (Value(ERROR, dump_error(error)),) * count
+        text = format_user_traceback(error)
+        raised: ZrayError = TaskError(name, text, error)
+        if kind == ACTOR:
+            raised = ActorDiedError(ids.short(task_id), f"its constructor raised\n{text}", raised)
+        data = dump_error(raised)
+        if len(data) * count > RESULT_BYTES_MAX:
+            small = TaskError(name, text[-(RESULT_BYTES_MAX // (8 * count)) :], None)
+            small.add_note(f"the {type(error).__name__} itself takes {len(data)} bytes and was left out")
+            data = dump_error(small)
+        return (Value(ERROR, data),) * count
+
+
+def _listed(result: Any, num_returns: int) -> tuple[Sequence[Any], BaseException | None]:
+    """Several results as a sequence, and the error of a generator that raised after some of them."""
+    if isinstance(result, GeneratorType):
+        values: list[Any] = []
+        try:
+            for value in result:
+                values.append(value)
+                if len(values) > num_returns:
+                    break  # too many already
+        except Exception as error:
+            return values[:num_returns], error
+        return values, None
+    return (list(result) if isinstance(result, Sequence) else [result]), None
+
+
+def iterate(result: Any, name: str) -> Iterator[Any]:
+    """What a task yields.
+
+    Raises:
+        TypeError: if it returned something that does not iterate like a generator.
+    """
+    if not hasattr(result, "__next__"):
+        raise TypeError(f"{name}() is to yield its results, and returned {type(result).__name__}")
+    yield from result

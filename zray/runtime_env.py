@@ -1,0 +1,5 @@
+"""``zray.runtime_env``: what Ray has under ``ray.runtime_env``."""
+
+from zray.api.environments import RuntimeEnv
+
+__all__ = ["RuntimeEnv"]

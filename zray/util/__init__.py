@@ -1,0 +1,27 @@
+"""``zray.util``: helpers on top of tasks and actors, under Ray's names."""
+
+from zray.api.actor import list_named_actors
+from zray.util.actor_pool import ActorPool
+from zray.util.iteration import as_completed, map_unordered
+from zray.util.serialization import deregister_serializer, register_serializer
+
+_MODULES = ("multiprocessing", "queue", "scheduling_strategies", "serialization", "state")
+
+
+def __getattr__(name: str) -> object:
+    """A submodule, imported when it is first asked for."""
+    from importlib import import_module
+
+    if name not in _MODULES:
+        raise AttributeError(f"module 'zray.util' has no attribute {name!r}")
+    return import_module(f"zray.util.{name}")
+
+
+__all__ = [
+    "ActorPool",
+    "as_completed",
+    "deregister_serializer",
+    "list_named_actors",
+    "map_unordered",
+    "register_serializer",
+]
