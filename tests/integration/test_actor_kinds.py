@@ -253,6 +253,11 @@ class TestNames:
         again = eventually(lambda: _try_to_make("three", 2), PATIENCE_S)
         assert zray.get(again.read.remote()) == 2
 
+    def test_arguments_that_do_not_pickle_take_no_name(self) -> None:
+        with pytest.raises(TypeError, match="lock"):
+            Named.options(name="five").remote(threading.Lock())
+        assert zray.get(Named.options(name="five").remote(5).read.remote()) == 5
+
     def test_namespaces_are_apart(self) -> None:
         here = Named.options(name="four").remote(1)
         there = Named.options(name="four", namespace="elsewhere").remote(2)

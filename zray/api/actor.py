@@ -71,14 +71,14 @@ class ActorClass(Generic[P, T]):
         limits = options["max_task_retries"] or 0, options["max_pending_calls"]
         shown = self._class.__qualname__, _methods_of(self._class), limits
         handle = dump(shown).to_bytes() if name else b""
-        task_id = client.reserve_task_id()
-        if name:
-            existing = _settle_name(client, name, namespace, task_id + handle, options["get_if_exists"])
-            if existing is not None:
-                return existing
         descriptor, code = self._describe(client, (namespace, name) if name else ("", ""), handle)
         constructor = inspect.getattr_static(self._class, "__init__")
         blob, deps = dump_args(args, kwargs, ObjectRef, constructor)
+        task_id = client.reserve_task_id()
+        if name:  # last of all: what fails before leaves no name behind
+            existing = _settle_name(client, name, namespace, task_id + handle, options["get_if_exists"])
+            if existing is not None:
+                return existing
         captured = captured_refs(self._class)
         actor_id, returns = client.submit(descriptor, code, captured, blob, deps, task_id)
         return ActorHandle(actor_id, ObjectRef(returns[0], client), *shown)

@@ -21,7 +21,7 @@ from zray.core.machine import Address
 from zray.errors import TaskCancelledError
 from zray.protocol import faults
 from zray.protocol.messages import INLINE, TASK, Call, Describe, Reply, Value
-from zray.protocol.user_messages import DYNAMIC, STREAM, Cancel, CancelCall, ConsumedItems, Leaving, ReplyItem
+from zray.protocol.user_messages import DYNAMIC, STREAM, Cancel, CancelCall, Leaving, ReplyItem
 from zray.runtime.client import Client
 from zray.runtime.results import Results
 from zray.runtime.streaming import StreamCredits, StreamMaker
@@ -126,10 +126,6 @@ class ActorHost:
         coroutine = self._coroutines.get(message.task_id)
         if coroutine is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(coroutine.cancel)
-
-    def on_consumed(self, source: Address, message: ConsumedItems) -> None:
-        """A reader of a stream goes on."""
-        self.credits.on_credit(message)
 
     def _start_calls(self) -> None:
         while (item := self.slots.next()) is not None:

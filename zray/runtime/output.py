@@ -8,6 +8,7 @@ first asks it whether it has the lines.) What C code writes to its descriptors i
 from __future__ import annotations
 
 import io
+import os
 import sys
 import threading
 from typing import TYPE_CHECKING
@@ -54,6 +55,8 @@ class LineForwarder(io.TextIOBase):
 
     def _tell(self, text: str) -> None:
         client = self._client
+        if os.getpid() != client.pid:  # a process that the user's code forked has the file, and no link
+            return
         nested = client.is_inside()  # zray's own log, from inside the link: it goes with what follows
         name = client.context.name
         with client.lock:
