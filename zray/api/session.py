@@ -120,7 +120,7 @@ def init(
     ignore_reinit_error: bool = False,
     namespace: str | None = None,
     runtime_env: Mapping[str, Any] | None = None,
-    log_to_driver: bool = True,
+    log_to_driver: bool | None = True,
     include_dashboard: bool | None = None,
     configure_logging: bool = True,
     logging_level: int | str | None = None,
@@ -153,9 +153,7 @@ def init(
         ValueError, TypeError: for options that make no sense.
     """
     _refuse(refused, include_dashboard)
-    if namespace is not None and (not isinstance(namespace, str) or not namespace or "\0" in namespace):
-        raise ValueError(f"a namespace is a string that is not empty, not {namespace!r}")
-    options = JobOptions(namespace or uuid.uuid4().hex, canonical(runtime_env), bool(log_to_driver))
+    options = _job_options(namespace, runtime_env, log_to_driver)
     if configure_logging and logging_level is not None:
         logging.getLogger("zray").setLevel(_level(logging_level))
     with _lock:
@@ -163,10 +161,7 @@ def init(
             if ignore_reinit_error and _context is not None:
                 return _context
             raise RuntimeError("zray.init() was called twice; call zray.shutdown() first")
-        if address is None:
-            address = os.environ.get("ZRAY_ADDRESS") or "local"
-        if not isinstance(address, str):
-            raise TypeError(f"address is a string, not {address!r}")
+        address = _checked_address(address)
         started = {
             "num_cpus": num_cpus,
             "num_gpus": num_gpus,
@@ -212,6 +207,23 @@ def _refuse(refused: Mapping[str, Any], include_dashboard: bool | None) -> None:
         raise ValueError(
             "zray.init() refuses include_dashboard=True: there is no dashboard; see `zray status`"
         )
+
+
+def _job_options(
+    namespace: str | None, runtime_env: Mapping[str, Any] | None, log_to_driver: bool | None
+) -> JobOptions:
+    if namespace is not None and (not isinstance(namespace, str) or not namespace or "\0" in namespace):
+        raise ValueError(f"a namespace is a string that is not empty, not {namespace!r}")
+    shows_output = log_to_driver is None or bool(log_to_driver)
+    return JobOptions(namespace or uuid.uuid4().hex, canonical(runtime_env), shows_output)
+
+
+def _checked_address(address: str | None) -> str:
+    if address is None:
+        address = os.environ.get("ZRAY_ADDRESS") or "local"
+    if not isinstance(address, str):
+        raise TypeError(f"address is a string, not {address!r}")
+    return address
 
 
 def _level(level: int | str) -> int | str:
