@@ -32,3 +32,15 @@ def test_import_zray_pulls_in_nothing_heavy() -> None:
 @pytest.mark.slow
 def test_the_probe_sees_a_heavy_module() -> None:
     assert "asyncio" in modules_after("import asyncio")
+
+
+@pytest.mark.slow
+def test_a_first_task_pulls_in_nothing_heavy() -> None:
+    """The same holds for a driver that has run a task and called an actor."""
+    program = (
+        "import zray; zray.init(num_cpus=1); call = zray.remote(len).remote([]); zray.get(call); "
+        "Plain = type('Plain', (), {'m': lambda self: 1}); zray.get(zray.remote(Plain).remote().m.remote())"
+    )
+    loaded = modules_after(program)
+    assert "zmq" in loaded
+    assert [name for name in (*HEAVY, "ssl", "concurrent.futures.thread", "ctypes") if name in loaded] == []

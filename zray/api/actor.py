@@ -14,7 +14,7 @@ from zray.errors import ActorDiedError, PendingCallsLimitExceededError
 from zray.ids import ID_BYTES, first_return_id, producer_of, short
 from zray.protocol.user_messages import STREAM, ClaimName, FindName, ListNames
 from zray.runtime import environment, own_client
-from zray.runtime.actor_host import METHOD_OPTIONS, ActorExitRequest, is_async
+from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async
 from zray.runtime.client import MethodCall
 from zray.serialize.functions import NO_ARGS, captured_refs, dump_args, export
 from zray.serialize.values import dump, load

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from zray.api.refs import ObjectRef
 from zray.core.streams import item_id
 from zray.protocol.messages import ERROR, FAULT
 from zray.runtime.client import Client
+
+if TYPE_CHECKING:  # 60 ms that a program without a loop need not pay
+    import asyncio
 
 T = TypeVar("T")
 
@@ -40,6 +42,8 @@ class ObjectRefGenerator(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[Objec
         return ref
 
     async def __anext__(self) -> ObjectRef[T]:
+        import asyncio
+
         while True:
             with self._client.lock:
                 ref = self._take()
@@ -94,6 +98,8 @@ class ObjectRefGenerator(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[Objec
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> asyncio.Event:
         """An event for the next item or the end. Lock held."""
+        import asyncio
+
         news, client = asyncio.Event(), self._client
         watchers = client.stream_watchers.setdefault(self._task_id, [])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from zray.api import waiting
@@ -11,6 +10,8 @@ from zray.ids import producer_of
 from zray.serialize.values import note_contained
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from zray.runtime.client import Client
 
 T = TypeVar("T")

@@ -7,22 +7,18 @@ it runs any user code.
 from __future__ import annotations
 
 import atexit
-import logging
 import math
 import os
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from zray.config import Config
 from zray.errors import ClusterUnavailableError, LocalProtocolError, NotInitializedError
-from zray.protocol.user_messages import JobOptions
 from zray.runtime import own_client
 from zray.runtime.environment import canonical
-from zray.runtime.printing import finish as finish_output
 
 if TYPE_CHECKING:  # imported while the node starts
     from zray.runtime.client import Client
@@ -155,6 +151,8 @@ def init(
     _refuse(refused, include_dashboard)
     options = _job_options(namespace, runtime_env, log_to_driver)
     if configure_logging and logging_level is not None:
+        import logging
+
         logging.getLogger("zray").setLevel(_level(logging_level))
     with _lock:
         if is_initialized():
@@ -211,11 +209,12 @@ def _refuse(refused: Mapping[str, Any], include_dashboard: bool | None) -> None:
 
 def _job_options(
     namespace: str | None, runtime_env: Mapping[str, Any] | None, log_to_driver: bool | None
-) -> JobOptions:
+) -> tuple[str, str, bool]:
+    """The fields of ``JobOptions``, checked before anything starts."""
     if namespace is not None and (not isinstance(namespace, str) or not namespace or "\0" in namespace):
         raise ValueError(f"a namespace is a string that is not empty, not {namespace!r}")
     shows_output = log_to_driver is None or bool(log_to_driver)
-    return JobOptions(namespace or uuid.uuid4().hex, canonical(runtime_env), shows_output)
+    return namespace or os.urandom(16).hex(), canonical(runtime_env), shows_output
 
 
 def _checked_address(address: str | None) -> str:
@@ -243,14 +242,16 @@ def shutdown() -> None:
         _context = None
         client.close()
         client.show_output()
-        finish_output()
+        from zray.runtime.printing import finish
+
+        finish()
         if context is not None and context.pid is not None:
             from zray.runtime.processes import end_process
 
             end_process(context.pid, client.config.shutdown_timeout_ns / 1e9)
 
 
-def _start_local(started: dict[str, Any], job: JobOptions) -> Context:
+def _start_local(started: dict[str, Any], job: tuple[str, str, bool]) -> Context:
     options = _node_options(**started)
     config = Config.from_environment()
     import json
@@ -260,7 +261,10 @@ def _start_local(started: dict[str, Any], job: JobOptions) -> Context:
     document = json.dumps({**options, "parent_pid": os.getpid()})
     spawning = Spawning(python_command("zray.services.node", "--options", document), name="the node")
     try:
-        from zray.runtime.processes import end_process  # the node starts meanwhile, on another core
+        # The node starts meanwhile, on another core: what the first task needs is imported now.
+        import zray.api.objects
+        import zray.api.remote  # noqa: F401
+        from zray.runtime.processes import end_process
     except BaseException:
         spawning.give_up()
         raise
@@ -315,7 +319,7 @@ def _node_options(
     }
 
 
-def _join(address: str, job: JobOptions) -> Context:
+def _join(address: str, job: tuple[str, str, bool]) -> Context:
     from zray.runtime import session_dir
 
     config = Config.from_environment()
@@ -347,11 +351,17 @@ def _join(address: str, job: JobOptions) -> Context:
 
 
 def _connect(
-    address: str, node_id: str, child_pid: int | None, node_pid: int, config: Config, job: JobOptions
+    address: str,
+    node_id: str,
+    child_pid: int | None,
+    node_pid: int,
+    config: Config,
+    job: tuple[str, str, bool],
 ) -> Context:
     global _context
     from zray import ids
     from zray.protocol.messages import DRIVER, PROTOCOL_VERSION, Hello
+    from zray.protocol.user_messages import JobOptions
     from zray.runtime.client import Client
 
     root = ids.root_task_id()
@@ -362,7 +372,7 @@ def _connect(
     try:
         client.watch_node(_watch_node(node_pid, address))
         welcome = client.connect(address, hello, config.init_timeout_ns / 1e9)
-        client.begin_job(job)
+        client.begin_job(JobOptions(*job))
     except BaseException:
         client.close()
         raise

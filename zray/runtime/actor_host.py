@@ -7,12 +7,10 @@ concurrency groups they run in threads, and with coroutine methods in one event 
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray import ids
 from zray.core.call_slots import CallSlots
@@ -22,19 +20,18 @@ from zray.errors import TaskCancelledError
 from zray.protocol import faults
 from zray.protocol.messages import INLINE, TASK, Call, Describe, Reply, Value
 from zray.protocol.user_messages import DYNAMIC, STREAM, Cancel, CancelCall, Leaving, ReplyItem
+from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async
 from zray.runtime.client import Client
 from zray.runtime.results import Results
 from zray.runtime.streaming import StreamCredits, StreamMaker
 from zray.runtime.task_context import TaskContext, here
 from zray.serialize.values import dump
 
-METHOD_OPTIONS = "__zray_method_options__"
-"""Where ``@zray.method`` leaves its options on a function."""
+if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
+    import asyncio
+    from concurrent.futures import ThreadPoolExecutor
+
 ATOMS = (type(None), bool, int, float)
-
-
-class ActorExitRequest(BaseException):
-    """Raised by ``exit_actor()``: the actor ends once the calls that run have ended."""
 
 
 Execute = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -88,9 +85,13 @@ class ActorHost:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._threads: ThreadPoolExecutor | None = None
         if is_async(type(actor)):
+            import asyncio
+
             self._loop = asyncio.new_event_loop()
             threading.Thread(target=self._loop.run_forever, name="zray-actor-loop", daemon=True).start()
         elif self.slots.limit > 1:
+            from concurrent.futures import ThreadPoolExecutor
+
             self._threads = ThreadPoolExecutor(self.slots.limit, thread_name_prefix="zray-actor")
         self.is_concurrent = self._loop is not None or self._threads is not None
         client.is_concurrent = self.is_concurrent
@@ -242,6 +243,8 @@ class ActorHost:
         self._spawned[call.task_id] = task  # the loop itself keeps no hard reference
 
     async def _run_async(self, source: Address, call: Call) -> None:
+        import asyncio
+
         client = self.client
         context = self.contexts[call.task_id]
         here.set(context)
@@ -289,19 +292,13 @@ class ActorHost:
             return None, NOTHING
         if type(result) in ATOMS:  # what takes no time needs no thread
             return self._pack(source, call, result)
+        import asyncio
+
         return await asyncio.to_thread(self._pack, source, call, result)
 
 
 NOTHING = (Value(INLINE, dump(None).to_bytes()),)
 """The value of ``None``."""
-
-
-def is_async(cls: type) -> bool:
-    """Whether a class has coroutine methods: all of its calls run in an event loop then."""
-    return any(
-        inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
-        for _, function in inspect.getmembers(cls, inspect.isfunction)
-    )
 
 
 def _groups_of(cls: type) -> dict[str, str]:

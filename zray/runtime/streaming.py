@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -86,6 +85,8 @@ class StreamMaker:
         self, task_id: bytes, name: str, result: Any, unconsumed_max: int, send: SendItem, holder: bytes
     ) -> None:
         """The same in an event loop, for generators with or without ``async``."""
+        import asyncio  # here and below: there is a loop, so it is loaded already
+
         index = 0
         async for item in _as_async(result, name):
             object_id = item_id(task_id, index)
@@ -96,6 +97,8 @@ class StreamMaker:
                 await self._news_of_reader(task_id, index, unconsumed_max)
 
     async def _news_of_reader(self, task_id: bytes, index: int, unconsumed_max: int) -> None:
+        import asyncio
+
         loop, go_on = asyncio.get_running_loop(), asyncio.Event()
 
         def notify() -> None:
@@ -118,6 +121,8 @@ async def _as_async(result: Any, name: str) -> AsyncIterator[Any]:
         async for item in result:
             yield item
         return
+    import asyncio
+
     for item in iterate(result, name):
         yield item
         await asyncio.sleep(0)
