@@ -151,9 +151,7 @@ def init(
     _refuse(refused, include_dashboard)
     options = _job_options(namespace, runtime_env, log_to_driver)
     if configure_logging and logging_level is not None:
-        import logging
-
-        logging.getLogger("zray").setLevel(_level(logging_level))
+        _set_logging_level(logging_level)
     with _lock:
         if is_initialized():
             if ignore_reinit_error and _context is not None:
@@ -225,8 +223,10 @@ def _checked_address(address: str | None) -> str:
     return address
 
 
-def _level(level: int | str) -> int | str:
-    return level.upper() if isinstance(level, str) else level
+def _set_logging_level(level: int | str) -> None:
+    import logging
+
+    logging.getLogger("zray").setLevel(level.upper() if isinstance(level, str) else level)
 
 
 def shutdown() -> None:
