@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+    from typing import Any
 
 KINDS = ("tasks", "actors", "objects", "workers", "nodes")
 SUMMARIES = ("tasks", "actors", "objects")
@@ -58,6 +60,8 @@ def _list(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     with _joined(given) as state:
         rows = getattr(state, f"list_{given.kind}")(filters=filters, limit=given.limit)
     if given.format == "json":
+        import json
+
         print(json.dumps(rows, indent=2))
     elif given.format == "yaml":
         print("\n".join(_yaml_lines(rows)))
@@ -164,6 +168,8 @@ def _logs(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _cell(value: Any) -> str:
+    import json
+
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= CELL_MAX else text[: CELL_MAX - 3] + "..."
 
@@ -182,6 +188,8 @@ def _table_lines(rows: list[dict[str, Any]]) -> list[str]:
 
 def _yaml_lines(rows: list[dict[str, Any]]) -> list[str]:
     """Scalars and containers as JSON, which YAML reads."""
+    import json
+
     lines = []
     for row in rows:
         for position, (key, value) in enumerate(row.items()):

@@ -64,7 +64,7 @@ def finish() -> None:
     """Say how often lines were repeated that are still remembered."""
     global _folder
     folder, _folder = _folder, None
-    if folder is not None:
+    if folder is not None and sys.stdout is not None:
         for line in folder.rest():
             sys.stdout.write(line + "\n")
 
@@ -78,6 +78,8 @@ def show(printed: deque[Printed]) -> None:
         while printed:
             message = printed.popleft()
             stream = sys.stderr if message.stream == STDERR else sys.stdout
+            if stream is None:  # closed before this process began
+                continue
             on_terminal = stream.isatty()
             if on_terminal and _folder is None:
                 _folder = LineFolder(FOLD_S)
