@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sim.oracle import Outcome
 from sim.programs import error_in, unpack_error
 from zray.core.machine import Address
-from zray.ids import short
+from zray.ids import shard_of, short
 from zray.protocol.messages import ACTOR_ALIVE, RecordTasks, ReleaseLineage, Value
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
         allowed += CRASH_ORIGINS
     if faults.driver_crash:
         allowed += ("object_lost",)  # by workers whose job is over
+    if faults.node_crash or faults.node_freeze:
+        allowed += CRASH_ORIGINS
     if faults.spill_failure:
         allowed += DISK_ORIGINS
     return allowed
@@ -190,6 +192,13 @@ class Judge:
         for number in [number for number in batches if number <= sequence]:
             self.confirmed[shard].update(batches.pop(number))
 
+    def result_leaves(self, node: Address, task_id: bytes, shards: list[SimShard]) -> None:
+        """The values of a task go to another node: the shard must know how to make them again."""
+        if self.strict:
+            shard = shards[shard_of(task_id, len(shards))]
+            if task_id not in shard.shard.tasks.records:
+                self.fail(f"results of {short(task_id)} leave {node.hex()} before its lineage is durable")
+
     def recovered(self, shard: SimShard, before: tuple[dict[int, Any], dict[bytes, Any]]) -> None:
         """A shard has read its log: it knows what it knew, and what it acknowledged."""
         tables, records = before
@@ -229,6 +238,12 @@ class Judge:
                 if applied != len(made):
                     self.fail(f"I3: {applied} of {len(made)} calls to {short(actor_id)} were applied")
 
+    def check_directory(self, shard: SimShard) -> None:
+        """No node holds anything: no row may be left."""
+        rows = [short(object_id) for object_id in shard.directory.rows]
+        if rows:
+            self.fail(f"I14: shard {shard.number} has rows of {len(rows)} shared objects: {rows[:20]}")
+
     def check_at_rest(self, host: SimNode) -> None:
         """All programs let go of everything: nothing of it may be left on a node."""
         node = host.node
@@ -250,6 +265,18 @@ class Judge:
             "files": list(host.memory.files),
             "views": host.memory.views,
             "actors": [short(a) for a, e in node.actors.entries.items() if e.state.state == ACTOR_ALIVE],
+        }
+        cluster = node.cluster
+        left |= {
+            "shared objects": [short(object_id) for object_id in cluster.sharing.shared],
+            "departures": [waiting.message for waiting in cluster.sharing.gate],
+            "away tasks": [short(task_id) for task_id in cluster.away.tasks],
+            "claims": [short(task_id) for task_id in cluster.guests.claims],
+            "guests": [short(task_id) for task_id in cluster.guests.guests],
+            "transfers": [short(object_id) for object_id in cluster.transfers.active],
+            "rebuilds": [short(task_id) for task_id in cluster.reconstruction.waiting],
+            "counted": list(node.references.counted),
+            "copies": [short(object_id) for object_id in node.store.copies],
         }
         for what, rest in left.items():
             if rest:

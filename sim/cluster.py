@@ -57,7 +57,11 @@ class Cluster:
         functions: Mapping[str, Callable[..., Any]] | None = None,
     ) -> None:  # fmt: skip
         self.scenario = scenario
-        self.config = configured((config or Config())._replace(scheduling_policy=scenario.policy))
+        self.config = configured(
+            (config or Config(backlog_per_slot_max=scenario.cluster.backlog_per_slot))._replace(
+                scheduling_policy=scenario.policy
+            )
+        )
         if scenario.cluster.replicas > 1:
             self.config = self.config._replace(**CHAIN_CONFIG)
         self.costs = costs or default_costs()
@@ -77,6 +81,7 @@ class Cluster:
         self.forwards = 0
         self.spillbacks = 0  # forwards of tasks that had been placed before
         self.ending = False
+        self.incarnations = 0  # of nodes that began anew
         self.unfinished = 0
         shape = scenario.cluster
         self.lives = 0  # of replicas and masters
@@ -179,6 +184,29 @@ class Cluster:
         self.judge.gone[driver.address] = None
         notice = ClientGone(driver.address)
         self.kernel.after(self.costs.exit_notice_ns, lambda _: driver.host.post(notice))
+
+    def crash_node(self, node: SimNode) -> None:
+        """Kill all processes of a node, drivers included."""
+        for driver in self.drivers:
+            if driver.host is node and driver.alive:
+                if driver.finished_ns is None:
+                    self.unfinished -= 1
+                self.driver_gone(driver)
+        node.crash()
+        self.judge.gone[node.address] = None
+
+    def restart_node(self, node: SimNode) -> None:
+        """A new incarnation of a node, under a new id and with an empty state."""
+        if self.nodes[node.number] is not node:
+            return
+        if node.alive:
+            self.crash_node(node)
+        self.incarnations += 1
+        address = b"node%08d%04d" % (node.number, self.incarnations)
+        born = SimNode(self, address, node.number, node.arena_bytes, node.cpus)
+        self.nodes[node.number] = born
+        self.tell(address, "begins anew")
+        born.boot()
 
     def crash_driver(self, driver: SimDriver) -> None:
         """Kill a driver's process."""

@@ -11,11 +11,14 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
+from sim.hosts import DATA_SUFFIX
 from sim.kernel import MS, S
 from sim.replicas import MASTER
+from zray.protocol.local_messages import ClientGone
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
+    from sim.hosts import SimNode
     from sim.network import Link
     from sim.replicas import SimChain
     from sim.scenario import FaultsPart
@@ -46,6 +49,9 @@ class Faults:
             "worker_crash_creating": (self.rates.worker_crash_creating, self._crash_creating),
             "worker_freeze": (self.rates.worker_freeze, self._freeze_worker),
             "driver_crash": (self.rates.driver_crash, self._crash_driver),
+            "node_crash": (self.rates.node_crash, self._crash_node),
+            "node_freeze": (self.rates.node_freeze, self._freeze_node),
+            "peer_partition": (self.rates.peer_partition, self._partition_peers),
             "shard_crash": (self.rates.shard_crash, self._crash_shard),
             "replica_crash": (self.rates.replica_crash, self._crash_replica),
             "replica_partition": (self.rates.replica_partition, self._partition_replica),
@@ -87,6 +93,9 @@ class Faults:
             chain.heal()
         if self.cluster.master is not None and not self.cluster.master.alive:
             self.cluster.master.restart()
+        for node in self.cluster.nodes:
+            if not node.alive:
+                self.cluster.restart_node(node)
 
     # --- asked by hosts ------------------------------------------------------------------------------
 
@@ -203,6 +212,54 @@ class Faults:
         elif random.random() < 0.5:
             others = [random.choice(others)]
         self._cut(others, self._outage_ns(random))
+        return True
+
+    def _node_victim(self, random: Random) -> SimNode | None:
+        """A node whose end leaves a driver to be judged."""
+        drivers = [driver for driver in self.cluster.drivers if driver.alive and driver.finished_ns is None]
+        nodes = [
+            node
+            for node in self.cluster.nodes
+            if node.alive and any(driver.host is not node for driver in drivers)
+        ]
+        return random.choice(nodes) if nodes else None
+
+    def _crash_node(self, random: Random) -> bool:
+        victim = self._node_victim(random)
+        if victim is None:
+            return False
+        self.cluster.crash_node(victim)
+        if random.random() < 0.7:  # else only its silence tells
+            notice_ns = int(random.expovariate(1.0) * 20 * MS)
+            notice = ClientGone(victim.address)
+            self.cluster.kernel.after(notice_ns, lambda _: self.cluster.shards[0].post(notice))
+        back_ns = min(self.faulty_ns, self.cluster.kernel.now_ns + self._outage_ns(random))
+        self.cluster.kernel.at(back_ns, lambda _: self._revive(victim))
+        return True
+
+    def _revive(self, node: SimNode) -> None:
+        if not node.alive:
+            self.cluster.restart_node(node)
+
+    def _freeze_node(self, random: Random) -> bool:
+        """Stop a node, but not its workers, often for so long that it is declared dead."""
+        victim = self._node_victim(random)
+        if victim is not None:
+            longest_ns = 2 * self.cluster.config.node_death_ns
+            frozen_ns = random.choice((self._outage_ns(random), random.randint(0, longest_ns)))
+            victim.frozen_until_ns = max(victim.frozen_until_ns, self.cluster.kernel.now_ns + frozen_ns)
+        return victim is not None
+
+    def _partition_peers(self, random: Random) -> bool:
+        """Between two nodes, control or data, both directions or one."""
+        nodes = [node for node in self.cluster.nodes if node.alive]
+        if len(nodes) < 2:
+            return False
+        suffix = random.choice((b"", DATA_SUFFIX))
+        one, other = (node.address + suffix for node in random.sample(nodes, 2))
+        network = self.cluster.network
+        links = [network.link(one, other), network.link(other, one)]
+        self._cut(links if random.random() < 0.5 else links[:1], self._outage_ns(random))
         return True
 
     def _some_links(self, random: Random) -> list[Link]:

@@ -11,17 +11,30 @@ from typing import TYPE_CHECKING, Any
 
 from sim.kernel import MS, S
 from sim.memory import SimMemory
+from sim.programs import Packed
 from sim.worker import SimWorker
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.identity import NodeIdentity
-from zray.core.machine import DISK, LOG, RUNTIME, WORKER_POOL, Address, pump
+from zray.core.machine import DISK, LOG, RUNTIME, TRANSFER, WORKER_POOL, Address, pump
+from zray.core.membership import Membership
 from zray.core.node import Node
+from zray.core.object_directory import ObjectDirectory
 from zray.core.placement import placement_of
 from zray.core.resources import demand_from
 from zray.protocol.chain import Logged, ShardOpened
+from zray.protocol.cluster import (
+    BuriedAlive,
+    Chunk,
+    ChunkArrived,
+    Ended,
+    LinkPeer,
+    ReceiveInto,
+    SendChunk,
+    UnlinkPeer,
+)
 from zray.protocol.codec import batch_decoder, encode_batch
 from zray.protocol.local_messages import (
     ClientGone,
@@ -36,11 +49,13 @@ from zray.protocol.local_messages import (
 )
 from zray.protocol.messages import (
     ChainEpoch,
+    Created,
     Forward,
     Recorded,
     RecordTasks,
     Refused,
     ReleaseLineage,
+    Value,
     Warn,
 )
 
@@ -49,6 +64,8 @@ if TYPE_CHECKING:
 
 FRAMES_PER_TURN_MAX = 256
 CELLS_OF_NODE = b"@spilling"
+DATA_SUFFIX = b"~"
+"""The address of a node's data link is the node's and this."""
 
 
 class MachineHost:
@@ -68,6 +85,7 @@ class MachineHost:
         self.life = 0  # what was planned in a former life does not happen
         self.inbox: list[tuple[Address, list[Any]]] = []
         self.busy_until_ns = 0
+        self.frozen_until_ns = 0
         self.busy_ns = 0
         self.pumps = 0
         self._turn_planned = False
@@ -93,6 +111,10 @@ class MachineHost:
         if life != self.life:
             return
         self._turn_planned = False
+        if self.frozen_until_ns > self.kernel.now_ns:
+            self.busy_until_ns = self.frozen_until_ns
+            self._plan_turn()
+            return
         frames = self.inbox[:FRAMES_PER_TURN_MAX]
         del self.inbox[:FRAMES_PER_TURN_MAX]
         self.run(frames)
@@ -136,9 +158,12 @@ class MachineHost:
                 else:
                     messages.append(message)
             machine.out.clear()
-        for name in (WORKER_POOL, DISK, LOG, RUNTIME):
+        for name in (WORKER_POOL, DISK, TRANSFER, LOG, RUNTIME):
             if name in outgoing:
                 self.serve(name, outgoing.pop(name))
+        own = outgoing.pop(self.address, None)
+        if own is not None:  # one machine of this process speaks to another
+            self.deliver(self.address, own)
         send = self.cluster.network.send
         for destination, messages in outgoing.items():
             send(self.address, destination, messages, self.busy_until_ns)
@@ -179,6 +204,7 @@ class SimNode(MachineHost):
         total = demand_from({"CPU": cpus, **cluster.scenario.cluster.resources})
         shards, replicas = cluster.shard_addresses()
         self.node = Node(identity, total=total, shards=shards, config=cluster.config, replicas=replicas)
+        self.arena_bytes = arena_bytes
         self.machines = [self.node]
         self.memory = SimMemory(cluster.judge.fail)
         self.workers: dict[Address, SimWorker] = {}
@@ -189,7 +215,19 @@ class SimNode(MachineHost):
         self.disk_free_ns = 0
         self.queue_lengths: list[tuple[int, int]] = []  # (time, tasks ready and not started), for pictures
         self.random = cluster.kernel.stream(f"node/{number}")
+        self.rooms: dict[bytes, ReceiveInto] = {}  # where chunks that come belong
         cluster.network.attach(address, self.deliver)
+        cluster.network.attach(address + DATA_SUFFIX, self._receive_chunks)
+
+    def crash(self) -> None:
+        """Be gone, with all workers."""
+        self.alive = False
+        self.life += 1
+        self.inbox.clear()
+        for worker in list(self.workers.values()):
+            self.worker_ended(worker, -9)
+        for address in (self.address, self.address + DATA_SUFFIX):
+            self.cluster.network.detach(address)
 
     def boot(self) -> None:
         """Introduce the node and start its first workers."""
@@ -211,6 +249,8 @@ class SimNode(MachineHost):
             elif type(message) is Forward:
                 self.cluster.forwards += 1
                 self.cluster.spillbacks += message.hops > 0
+            elif type(message) is Ended and not message.crashed:
+                self.cluster.judge.result_leaves(self.address, message.task_id, self.cluster.shards)
         if self.cluster.spans is not None:
             self._note_queue(self.node.scheduler.backlog())
         super()._act()
@@ -235,7 +275,13 @@ class SimNode(MachineHost):
                     self.cluster.tell(self.address, text)
                 case Refused(reason, detail):
                     self.cluster.judge.fail(f"a shard refused the node: {reason}: {detail}")
-                case ClientJoined() | ClientGone() | ChainEpoch():
+                case SendChunk():
+                    self._send_chunk(message)
+                case ReceiveInto(object_id):
+                    self._prepare(object_id, message)
+                case BuriedAlive():
+                    self.kernel.after(0, lambda _: self.cluster.restart_node(self))
+                case ClientJoined() | ClientGone() | ChainEpoch() | LinkPeer() | UnlinkPeer():
                     pass
                 case _:
                     raise TypeError(f"{name!r} cannot {message!r}")
@@ -255,7 +301,7 @@ class SimNode(MachineHost):
 
     def _worker_is_there(self, worker_id: Address) -> None:
         slot = self.starting.pop(worker_id, None)
-        if slot is not None:
+        if slot is not None and self.alive:
             worker = SimWorker(self.cluster, worker_id, self, 5000 + slot, slot)
             self.workers[worker_id] = worker
             worker.start()
@@ -285,6 +331,34 @@ class SimNode(MachineHost):
         if slot is not None:
             self.free_slots.append(slot)
             self.post(WorkerExited(worker_id, exit_code, self.cells[slot]))
+
+    # --- data links --------------------------------------------------------------------------------
+
+    def _send_chunk(self, chunk: SendChunk) -> None:
+        """Read bytes for another node; the encoded value stands for all of them and comes with the first."""
+        where = Value(chunk.kind, b"", chunk.offset)
+        data = self.memory.read(chunk.object_id, where) if chunk.start == 0 else b""
+        message = Chunk(chunk.object_id, chunk.start, data)
+        ends = self.address + DATA_SUFFIX, chunk.node_id + DATA_SUFFIX
+        self.cluster.network.send(*ends, [message], self.busy_until_ns, weight=chunk.size)
+
+    def _prepare(self, object_id: bytes, room: ReceiveInto) -> None:
+        if room.size:
+            self.rooms[object_id] = room
+        else:
+            self.rooms.pop(object_id, None)
+
+    def _receive_chunks(self, source: Address, messages: list[Any]) -> None:
+        """Bytes have arrived on the data link."""
+        for chunk in messages:
+            room = self.rooms.get(chunk.object_id) if self.alive else None
+            if room is None:
+                continue
+            if chunk.start == 0:
+                packed = Packed(chunk.data, room.size, ())
+                self.memory.write(self.address, Created(chunk.object_id, room.kind, room.offset), packed)
+            size = min(self.cluster.config.chunk_bytes, room.size - chunk.start)
+            self.post(ChunkArrived(chunk.object_id, chunk.start, size))
 
     # --- disk --------------------------------------------------------------------------------------
 
@@ -329,9 +403,14 @@ class SimShard(MachineHost):
         for record in self.log:
             pump(self.shard, [(command.source, command.message) for command in _decode_log(record)], 0)
             self.shard.out.clear()
-        self.machines = [self.shard]
+        shard, config = self.shard, self.cluster.config
+        self.directory = ObjectDirectory(
+            config=config, record_of=shard.tasks.records.get, nodes=shard.peers.keys
+        )
+        self.machines = [shard, self.directory]
         if self.number == 0:
-            self.machines.append(self._global_scheduler())
+            self.membership = Membership(store=self.address, life=lambda: shard.life, config=config)
+            self.machines += [self._global_scheduler(), self.membership]
 
     def _global_scheduler(self) -> GlobalScheduler:
         config = self.cluster.config

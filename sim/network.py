@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from sim.kernel import Kernel
 from zray.core.machine import Address
 from zray.protocol.chain import ToMaster, ToReplica
+from zray.protocol.cluster import OnDataLink, ToClusterNode, ToDirectory
 from zray.protocol.codec import BATCH_MESSAGES_MAX, batch_decoder, encode_batch
 from zray.protocol.messages import ToNode, ToProcess
 
-_decode = batch_decoder(ToNode | ToProcess | ToReplica | ToMaster)
+_decode = batch_decoder(ToNode | ToProcess | ToReplica | ToMaster | ToClusterNode | ToDirectory | OnDataLink)
 
 Receiver = Callable[[Address, list[Any]], None]
 
@@ -96,8 +97,18 @@ class Network:
 
     # --- sending -----------------------------------------------------------------------------------
 
-    def send(self, source: Address, destination: Address, messages: list[Any], depart_ns: int) -> None:
-        """Send a batch in order, in as few frames as the real transport does."""
+    def send(
+        self, source: Address, destination: Address, messages: list[Any], depart_ns: int, weight: int = 0
+    ) -> None:
+        """Send a batch in order, in as few frames as the real transport does.
+
+        ``weight``: bytes that the frame stands for beyond those that are encoded.
+        """
+        if weight:
+            link = self.link(source, destination)
+            link.free_ns = max(link.free_ns, depart_ns)
+            link.free_ns += weight * 1_000_000_000 // self.quality.bandwidth_bytes_per_s
+            self.bytes += weight
         link = self.links.get((source, destination)) or self.link(source, destination)
         if len(messages) <= BATCH_MESSAGES_MAX:
             self._send_part(link, messages, depart_ns)

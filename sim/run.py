@@ -132,6 +132,7 @@ def _settle(cluster: Cluster, quiet_s: float) -> None:
         judge.check_at_rest(node)
     for shard in cluster.shards:
         judge.check_confirmed(shard)
+        judge.check_directory(shard)
     for chain in cluster.chains:
         judge.check_chain(chain.hosts, chain.members())
     judge.check_calls([driver.address for driver in cluster.drivers if not driver.gone])

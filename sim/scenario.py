@@ -35,7 +35,7 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClusterPart(_Part, frozen=True):
-    """What there is. Nodes do not exchange objects yet, so every driver uses its own node's."""
+    """What there is. Drivers are spread over the nodes; ``backlog_per_slot`` -1 forwards every task."""
 
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     shards: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
@@ -43,6 +43,7 @@ class ClusterPart(_Part, frozen=True):
     drivers: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     cpus: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
     arena_kib: Count = 65_536
+    backlog_per_slot: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)] = 2
     compact_messages: Count = 500
     resources: dict[str, Annotated[float, msgspec.Meta(gt=0.0)]] = {}
     """Of every node, besides its CPUs."""
@@ -76,6 +77,9 @@ class FaultsPart(_Part, frozen=True):
     worker_crash_creating: Rate = 0.0
     worker_freeze: Rate = 0.0
     driver_crash: Rate = 0.0
+    node_crash: Rate = 0.0
+    node_freeze: Rate = 0.0
+    peer_partition: Rate = 0.0
     shard_crash: Rate = 0.0
     replica_crash: Rate = 0.0
     replica_partition: Rate = 0.0

@@ -34,6 +34,10 @@ RATES = {
     "worker_start_failure": 0.2, "worker_start_hang": 0.05,
 }  # fmt: skip
 """Up to how often each nemesis strikes in the swarm."""
+NODE_RATES = {"node_crash": 15.0, "node_freeze": 8.0, "peer_partition": 60.0}
+"""The same for those of clusters."""
+CLUSTER_SEEDS = 500_000
+"""Seeds from here on draw clusters of several nodes, which exchange tasks and objects."""
 LONE_SHARE = 0.15
 """Of this many seeds the workload is ``lone``, drawn apart so that the others are what they were before."""
 CHAIN_RATES = {"replica_crash": 30.0, "replica_partition": 30.0, "master_crash": 10.0}
@@ -79,11 +83,34 @@ def scenario_of(seed: int) -> Scenario:
     )  # fmt: skip
     rates["outage_ms"] = random.choice((2, 20, 100))
     phases = PhasesPart(faulty_s=round(random.uniform(0.02, 0.5), 3) if len(rates) > 1 else 0.0)
+    if seed >= CLUSTER_SEEDS:
+        return _clustered(seed, cluster, network, workload, rates)
     replicated = _draw_replicas(seed)
     if replicated:
         cluster = msgspec.structs.replace(cluster, replicas=replicated.pop("replicas"))
         rates.update(replicated)
         phases = msgspec.structs.replace(phases, faulty_s=max(phases.faulty_s, 0.3))
+    return Scenario(
+        f"swarm-{seed}", "drawn from its seed", check_every=random.choice((1, 3)), strict=True,
+        cluster=cluster, network=network, workload=workload, faults=FaultsPart(**rates), phases=phases,
+    )  # fmt: skip
+
+
+def _clustered(
+    seed: int, cluster: ClusterPart, network: NetworkPart, workload: WorkloadPart, rates: dict[str, Any]
+) -> Scenario:
+    """The same with more nodes, tasks that spread, and nodes that die, freeze or lose each other."""
+    random = stream(seed, "swarm/nodes")
+    for name, most in NODE_RATES.items():
+        present, share = random.random() < 0.4, random.random()
+        if present:
+            rates[name] = round(most * share * share, 4)
+    cluster = msgspec.structs.replace(
+        cluster, nodes=random.choice((2, 3, 4)), cpus=min(cluster.cpus, 4),
+        backlog_per_slot=random.choice((-1, -1, 0, 2)),
+    )  # fmt: skip
+    faulty_s = round(random.uniform(0.02, 0.5), 3) if len(rates) > 1 else 0.0
+    phases = PhasesPart(faulty_s=faulty_s, liveness_s=60.0, quiet_s=40.0)
     return Scenario(
         f"swarm-{seed}", "drawn from its seed", check_every=random.choice((1, 3)), strict=True,
         cluster=cluster, network=network, workload=workload, faults=FaultsPart(**rates), phases=phases,

@@ -78,6 +78,17 @@ class Config(NamedTuple):
     """How often a node reports its load while it changes."""
     heartbeat_liveness_count: int = 10
     """Missed intervals after which a peer is dead."""
+    node_death_ns: int = 5_000_000_000
+    """A node of a cluster that was silent for this long is dead, and begins anew if it is not."""
+
+    chunk_bytes: int = 1 * MIB
+    """Large objects travel between nodes in chunks of this size."""
+    chunks_under_way_max: int = 4
+    """Chunks of one object that a node has asked for and not got."""
+    pulls_max: int = 8
+    """Objects that a node copies from others at once."""
+    pull_patience_ns: int = 2_000_000_000
+    """A transfer that got nothing for this long asks again."""
 
     chain_heartbeat_ns: int = 50_000_000
     """How often a replica of a shard shows its chain's master that it lives; also its pace of repetition."""

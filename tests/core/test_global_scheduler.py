@@ -7,6 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from zray.config import Config
 from zray.core import global_scheduler
@@ -15,6 +16,7 @@ from zray.core.machine import RUNTIME, pump
 from zray.core.placement import HOPS_MAX, POLICIES
 from zray.core.resources import demand_from
 from zray.errors import InvariantError
+from zray.protocol.cluster import Members
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     Describe,
@@ -58,8 +60,10 @@ def task(number: int, demand: dict[str, float] | None = None, hops: int = 0) -> 
     return Forward(Submit(number.to_bytes(16, "big"), b"p" * 16, b"d" * 16, b"args"), descriptor, hops)
 
 
-def placed(forward: Forward, node_id: bytes) -> tuple[bytes, Place]:
-    return address_of(node_id), Place(forward.spec, forward.descriptor, forward.hops + 1)
+def placed(forward: Forward, node_id: bytes, origin: bytes = FORWARDER) -> tuple[bytes, Place]:
+    address = address_of(node_id)
+    known = b"" if origin == address else origin
+    return address, Place(forward.spec, forward.descriptor, forward.hops + 1, known)
 
 
 def told(forward: Forward, *nodes: str, forwarder: bytes = FORWARDER) -> tuple[bytes, Infeasible]:
@@ -172,19 +176,35 @@ def test_an_unknown_policy_and_a_missing_random_are_refused() -> None:
 def test_a_task_does_not_return_to_the_node_that_just_refused_it() -> None:
     bench = Bench(report(A), report(B, free={}, backlog=9))
     refused = task(1, hops=1)
-    assert bench.feed((address_of(A), refused)) == [placed(refused, B)]
+    assert bench.feed((address_of(A), refused)) == [placed(refused, B, address_of(A))]
+
+
+def test_a_task_that_is_spilled_back_keeps_its_origin() -> None:
+    bench = Bench(report(A), report(B, free={}, backlog=9))
+    refused = replace(task(1, hops=1), origin=FORWARDER)
+    assert bench.feed((address_of(A), refused)) == [placed(refused, B, FORWARDER)]
+
+
+def test_nothing_is_placed_on_a_node_that_others_know_to_be_dead() -> None:
+    bench = Bench(report(A), report(B, free={}, backlog=9))
+    both, one = ((A, ""), (B, "")), ((B, ""),)
+    assert bench.feed((address_of(B), Members(1, both)), (address_of(B), Members(2, one))) == []
+    forward = task(1)
+    assert bench.feed((FORWARDER, forward)) == [placed(forward, B)]
+    bench.feed((address_of(B), Members(1, both)))
+    assert list(bench.machine.nodes) == [B]
 
 
 def test_unless_it_is_the_only_feasible_one() -> None:
     bench = Bench(report(A, {"GPU": 1}), report(B))
     refused = task(1, {"GPU": 1}, hops=1)
-    assert bench.feed((address_of(A), refused)) == [placed(refused, A)]
+    assert bench.feed((address_of(A), refused)) == [placed(refused, A, address_of(A))]
 
 
 def test_an_overloaded_node_may_get_its_first_forward_back() -> None:
     bench = Bench(report(A, free={}, backlog=1), report(B, free={}, backlog=9))
     forward = task(1)
-    assert bench.feed((address_of(A), forward)) == [placed(forward, A)]
+    assert bench.feed((address_of(A), forward)) == [placed(forward, A, address_of(A))]
 
 
 def test_a_task_that_bounced_too_often_goes_to_the_roomiest_node_for_good() -> None:
@@ -192,7 +212,7 @@ def test_a_task_that_bounced_too_often_goes_to_the_roomiest_node_for_good() -> N
     below, at_bound = task(1, hops=HOPS_MAX - 1), task(2, hops=HOPS_MAX)
     # Also when the roomiest node is the one that refused it.
     out = bench.feed((address_of(B), below), (address_of(B), at_bound))
-    assert out == [placed(below, A), placed(at_bound, B)]
+    assert out == [placed(below, A, address_of(B)), placed(at_bound, B, address_of(B))]
     assert out[1][1].hops == HOPS_MAX + 1
 
 
@@ -280,7 +300,7 @@ def test_a_parked_task_forwarded_by_another_node_is_answered_there() -> None:
     bench.feed((RUNTIME, ClientGone(FORWARDER)), now_ns=GRACE_NS)
     out = bench.feed(now_ns=GRACE_NS // 2 + GRACE_NS)
     assert out == [told(forward, "node 3fa2: has 0 of 1 GPU", forwarder=b"heir")]
-    assert bench.feed(report(B, {"GPU": 1})) == [placed(forward, B)]
+    assert bench.feed(report(B, {"GPU": 1})) == [placed(forward, B, b"heir")]
 
 
 def test_a_withdrawn_task_is_forgotten_wherever_it_is() -> None:

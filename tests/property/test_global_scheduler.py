@@ -132,7 +132,8 @@ class GlobalSchedulerAgainstModel(RuleBasedStateMachine):
             demand = forward.descriptor.demand
             if isinstance(message, Place):
                 assert can_run(self.alive[destination][1], demand)
-                assert message == Place(forward.spec, forward.descriptor, forward.hops + 1)
+                origin = b"" if source == destination else source
+                assert message == Place(forward.spec, forward.descriptor, forward.hops + 1, origin)
                 del self.parked[task_id]
                 self.told.pop(task_id, None)
             else:

@@ -16,9 +16,12 @@ from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.identity import NodeIdentity
 from zray.core.machine import pump
+from zray.core.membership import Membership
 from zray.core.node import Node
+from zray.core.object_directory import ObjectDirectory
 from zray.errors import RemoteProtocolError
 from zray.protocol.chain import ToMaster, ToReplica
+from zray.protocol.cluster import Members, ToClusterNode, ToDirectory
 from zray.protocol.codec import batch_decoder, decode_for_gcs, decode_for_node, encode_batch
 from zray.protocol.messages import (
     ACTOR,
@@ -35,6 +38,7 @@ from zray.protocol.messages import (
 )
 
 DRIVER_ADDRESS = b"driver"
+PEER = b"p" * 16
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def node() -> Node:
 @pytest.mark.parametrize("seed", range(25))
 def test_no_nonsense_breaks_an_invariant(node: Node, seed: int) -> None:
     dice = random.Random(seed)
-    types = types_of(ToNode)
+    types = types_of(ToNode | ToClusterNode)
     [worker_id] = node.pool.workers
     for now_ns in range(2, 300):
         with suppress(RemoteProtocolError, UnicodeEncodeError):
@@ -65,13 +69,30 @@ def test_no_nonsense_breaks_an_invariant(node: Node, seed: int) -> None:
             node.check()
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_no_nonsense_of_another_node_breaks_an_invariant(node: Node, seed: int) -> None:
+    dice = random.Random(seed)
+    types = types_of(ToClusterNode)
+    pump(node, [(b"gcs-0000", Members(1, ((b"n" * 16, ""), (PEER, ""))))], 2)
+    for now_ns in range(3, 300):
+        with suppress(RemoteProtocolError, UnicodeEncodeError):
+            batch = decode_for_node(encode_batch([invented(dice, dice.choice(types))]))
+            if not any(isinstance(message, Members) for message in batch):
+                pump(node, [(PEER, message) for message in batch], now_ns)
+            node.out.clear()
+        if now_ns % 20 == 0:
+            node.check()
+
+
 @pytest.mark.parametrize("seed", range(25))
 def test_no_nonsense_breaks_a_shard_or_the_global_scheduler(seed: int) -> None:
     dice = random.Random(seed)
-    types = types_of(ToGcs)
+    types = types_of(ToGcs | ToDirectory)
     config = Config()
     shard = ControlShard(cluster_id=b"c" * 16, shard=0, shard_count=1, config=config)
-    machines: list[Any] = [shard, GlobalScheduler(config=config)]
+    directory = ObjectDirectory(config=config, record_of=shard.tasks.records.get, nodes=shard.peers.keys)
+    membership = Membership(store=b"gcs-0000", life=lambda: 0, config=config)
+    machines: list[Any] = [shard, GlobalScheduler(config=config), directory, membership]
     for now_ns in range(2, 300 * 10**8, 10**8):
         with suppress(RemoteProtocolError, UnicodeEncodeError):
             batch = decode_for_gcs(encode_batch([invented(dice, dice.choice(types))]))

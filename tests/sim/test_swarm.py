@@ -10,11 +10,11 @@ import pytest
 from sim import command
 from sim.run import CORRECTNESS, CRASH, LIVENESS, PASSED, run_scenario
 from sim.scenario import ScenarioError, load, shipped
-from sim.swarm import Regression, difference, regressions, run_seed, run_seeds, shrink, worst
+from sim.swarm import CLUSTER_SEEDS, Regression, difference, regressions, run_seed, run_seeds, shrink, worst
 
 REGRESSIONS = Path(__file__).with_name("regressions.toml")
 OPEN = [entry["name"] for entry in tomllib.loads(REGRESSIONS.read_text())["run"] if entry.get("open")]
-SMOKE_SEEDS = range(30)
+SMOKE_SEEDS = [*range(30), *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40)]
 
 
 @pytest.mark.slow

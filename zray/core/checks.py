@@ -9,7 +9,17 @@ from __future__ import annotations
 from itertools import pairwise
 
 from zray.ids import ID_BYTES
-from zray.protocol.messages import ACTOR, DRIVER, TASK, WORKER, Create, Demand, Describe, Hello, NodeReport
+from zray.protocol.messages import (
+    ACTOR,
+    DRIVER,
+    TASK,
+    WORKER,
+    Create,
+    Demand,
+    Describe,
+    Hello,
+    NodeReport,
+)
 
 NUM_RETURNS_MAX = 1_000_000
 """Return values of one task; each costs its node an entry at once."""

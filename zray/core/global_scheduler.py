@@ -20,6 +20,7 @@ from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
 from zray.core.placement import HOPS_MAX, POLICIES, RANDOMISED, ClusterAverages, NodeLoad, most_room
 from zray.core.resources import shortage_text
 from zray.ids import short
+from zray.protocol.cluster import Members
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     Demand,
@@ -64,7 +65,7 @@ class GlobalScheduler:
 
     __slots__ = (
         "_averages", "_changed", "_feasible", "_policy", "_random", "_silence_ns", "arrived", "config",
-        "fenced", "nodes", "out", "parked", "parked_by_demand", "untold",
+        "epoch", "fenced", "met", "nodes", "out", "parked", "parked_by_demand", "untold",
     )  # fmt: skip
 
     def __init__(self, *, config: Config, policy: str = "paper", random: Random | None = None) -> None:
@@ -83,6 +84,8 @@ class GlobalScheduler:
         self.parked: dict[bytes, ParkedTask] = {}  # task id -> task, oldest first
         self.parked_by_demand: dict[Demand, dict[bytes, ParkedTask]] = {}  # the same, none of them empty
         self.untold: dict[bytes, ParkedTask] = {}  # those whose forwarder is to be told, by ``tell_at_ns``
+        self.epoch = 0  # of the newest word on who is alive
+        self.met: dict[bytes, None] = {}  # who was alive then
         self._policy = POLICIES[policy]
         self._random = random
         self._averages = ClusterAverages(config.run_average_alpha)
@@ -145,6 +148,18 @@ class GlobalScheduler:
         if self.arrived.pop(message.task_id, None) is None and message.task_id in self.parked:
             self._unpark(message.task_id)
 
+    def on_members(self, now_ns: int, source: Address, message: Members) -> None:
+        """A node passes on who is alive: place nothing on the others."""
+        if message.epoch <= self.epoch:
+            return
+        self.epoch = message.epoch
+        alive = {node_id: None for node_id, _ in message.nodes}
+        for node in [node for node in self.nodes.values() if node.node_id in self.met]:
+            if node.node_id not in alive:
+                self._drop_forwarded_by(node.address)
+                self._node_dead(now_ns, node, fence=node.incarnation + 1)
+        self.met = alive
+
     def on_client_gone(self, now_ns: int, source: Address, message: ClientGone) -> None:
         """A link is lost: the node behind it is dead for good, and so is what it waited for."""
         self._drop_forwarded_by(message.client)
@@ -205,7 +220,9 @@ class GlobalScheduler:
         else:
             node = most_room(nodes, forward)
         node.debit(forward.descriptor.demand)
-        self.out.append((node.address, Place(forward.spec, forward.descriptor, hops + 1)))
+        origin = forward.origin or source
+        place = Place(forward.spec, forward.descriptor, hops + 1, b"" if origin == node.address else origin)
+        self.out.append((node.address, place))
 
     def _feasible_nodes(self, demand: Demand) -> list[NodeLoad]:
         """The nodes that could ever run such a task, by node id."""
@@ -326,4 +343,5 @@ class GlobalScheduler:
         Forward: on_forward,
         Withdraw: on_withdraw,
         ClientGone: on_client_gone,
+        Members: on_members,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from zray.core.machine import Address
 from zray.core.worker_pool import TaskClass, Worker
-from zray.protocol.messages import PROTOCOL_VERSION, Demand, NodeHello
+from zray.protocol.messages import PROTOCOL_VERSION, Demand, NodeHello, Welcome
 
 
 class NodeIdentity:
@@ -39,6 +39,17 @@ class NodeIdentity:
         """What a node with these resources tells every shard of itself."""
         return NodeHello(
             PROTOCOL_VERSION, self.node_id, self.incarnation, self.pid, self.host, self.endpoint, total
+        )
+
+    def welcome(self, inline_bytes_max: int) -> Welcome:
+        """The answer to a process that introduces itself."""
+        return Welcome(
+            PROTOCOL_VERSION,
+            self.node_id,
+            self.arena_path,
+            self.arena_bytes,
+            self.spill_dir,
+            inline_bytes_max,
         )
 
 

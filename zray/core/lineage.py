@@ -105,6 +105,26 @@ class Lineage:
         """Whether the shard has acknowledged what was recorded of this task."""
         return task_id not in self.uncommitted
 
+    def mark(self) -> tuple[int, ...]:
+        """A point in time: :meth:`passed` once every record taken before it is acknowledged."""
+        return tuple(link.sequence + bool(link.pending) for link in self.links)
+
+    def passed(self, mark: tuple[int, ...]) -> bool:
+        """Whether all records that were taken before ``mark`` are acknowledged, or given up."""
+        for link, sequence in zip(self.links, mark, strict=True):
+            if link.unacked and link.unacked[0].sequence <= sequence:
+                return False
+            if link.pending and link.sequence < sequence:
+                return False
+        return True
+
+    def hurry(self, now_ns: int) -> None:
+        """Somebody waits for what is gathered here: send it without waiting for company."""
+        self.flush_at_ns = None
+        for link in self.links:
+            if link.pending or link.released:
+                self._send(now_ns, link)
+
     def flush_due(self, now_ns: int) -> None:
         """Send what is due; called by ``on_tick``."""
         if self.flush_at_ns is not None and self.flush_at_ns <= now_ns:

@@ -13,14 +13,17 @@ in exactly one place: waiting for inputs, in its class's ``ready`` queue, in one
 from __future__ import annotations
 
 from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from zray.config import Config
+from zray.core import task_places
 from zray.core.actor_lives import ActorLives
 from zray.core.actors import Actors
 from zray.core.cancellation import Cancellation, cancelled_value
+from zray.core.jobs import Job
 from zray.core.leases import LONE_TASKS_MIN, Leases
 from zray.core.lineage import Lineage
-from zray.core.machine import Address, Effect, invariant
+from zray.core.machine import Address, Effect
 from zray.core.node_store import SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
 from zray.core.streams import Streams, credit_of
@@ -30,42 +33,31 @@ from zray.protocol import faults
 from zray.protocol.local_messages import WorkerExited
 from zray.protocol.messages import (
     ACTOR,
-    AT_NODE,
     ERROR,
     FAULT,
     RESOURCE_UNIT,
     TASK_FAILED,
     TASK_FINISHED,
+    TASK_PENDING,
     Describe,
     ExportFunction,
     Forward,
     JobContext,
     LeasedDone,
-    ObjectReady,
     Place,
     Recall,
     Returned,
     Run,
     Submit,
     TaskDone,
-    TaskRecord,
     Value,
     Withdraw,
 )
+from zray.protocol.user_messages import VALUES
 
-RUN_BYTES_MAX = 8 << 20
-"""Small inputs of one task that travel inside its ``Run`` message, in bytes."""
-
-
-class Job:
-    """What the workers of a job must know; ``ended`` once its driver is gone."""
-
-    __slots__ = ("context", "ended", "job_id")
-
-    def __init__(self, context: JobContext) -> None:
-        self.job_id = context.job_id
-        self.context = context
-        self.ended = False
+if TYPE_CHECKING:
+    from zray.core.away import Away
+    from zray.core.guests import Guests
 
 
 class LocalScheduler:
@@ -120,6 +112,13 @@ class LocalScheduler:
         self.now_ns = 0
         self.finished = 0
         self.retried = 0
+        self.away: Away | None = None  # of a node that has, or may get, peers
+        self.guests: dict[bytes, Any] = {}  # tasks of other nodes that run here
+        self.guest_tasks: Guests | None = None
+
+    def meet(self, away: Away, guests: Guests) -> None:
+        """Get to know the machines that exchange tasks with other nodes."""
+        self.away, self.guest_tasks, self.guests = away, guests, guests.guests
 
     @property
     def wake_at_ns(self) -> int | None:
@@ -166,7 +165,7 @@ class LocalScheduler:
         if known is not None:
             self._disown(known, returns)
             return
-        if returns and all(entry.state == SEALED for entry in returns):
+        if returns and all(entry.state >= SEALED for entry in returns):
             return
         task = TaskEntry(spec, task_class, source)
         if self.tasks:
@@ -175,6 +174,16 @@ class LocalScheduler:
         if task_class.descriptor.kind == ACTOR:
             returns[0].is_actor = True
             self.lives.submitted(task)
+        self._await_inputs(now_ns, task)
+
+    def admit(self, now_ns: int, task: TaskEntry) -> None:
+        """Take a task of another node, whose return objects are announced here."""
+        self.now_ns = now_ns
+        self.tasks[task.spec.task_id] = task
+        self._await_inputs(now_ns, task)
+
+    def _await_inputs(self, now_ns: int, task: TaskEntry) -> None:
+        spec = task.spec
         for object_id in spec.borrowed:
             self._need(now_ns, object_id)
         for object_id in spec.deps:
@@ -185,6 +194,7 @@ class LocalScheduler:
                     entry.dependents = [task]
                 else:
                     entry.dependents.append(task)
+                self.store.want_copy(entry)
         if not task.unmet:
             self._make_ready(task)
 
@@ -230,11 +240,11 @@ class LocalScheduler:
         for object_id in task.spec.deps:
             value = self.store.objects[object_id].value
             if value is not None and value.kind in (ERROR, FAULT):
-                self._finish_all(task, value, TASK_FAILED)
+                self.finish_all(task, value, TASK_FAILED)
                 return
         task_class = task.task_class
         if not self.pool.resources.feasible(task_class.demand) or self._overloaded(task):
-            self._forward(task)
+            self.forward(task)
             return
         self._queue(task)
 
@@ -258,12 +268,17 @@ class LocalScheduler:
 
     def _overloaded(self, task: TaskEntry) -> bool:
         """Whether the backlog is above the paper's threshold and others could take the task."""
-        if not self.peers or task.hops:
+        descriptor = task.task_class.descriptor
+        if not self.peers or task.hops or descriptor.kind == ACTOR or descriptor.returns != VALUES:
             return False
         slots = max(1, len(self.pool.workers))
-        return len(task.task_class.ready) > self.config.backlog_per_slot_max * slots
+        if len(task.task_class.ready) <= self.config.backlog_per_slot_max * slots:
+            return False
+        objects, spec = self.store.objects, task.spec  # the actors of this node are called from this node
+        return not any(objects[object_id].is_actor for object_id in (*spec.borrowed, *spec.deps))
 
-    def _forward(self, task: TaskEntry) -> None:
+    def forward(self, task: TaskEntry) -> None:
+        """Ask the global scheduler for a node."""
         self.forwarded[task.spec.task_id] = task
         objects, here = self.store.objects, (self.node_id,)
         inputs = tuple((object_id, objects[object_id].size, here) for object_id in task.spec.deps)
@@ -282,7 +297,7 @@ class LocalScheduler:
     def resend_forwards(self) -> None:
         """The global scheduler is new or was away: tell it again what waits for it."""
         for task in list(self.forwarded.values()):
-            self._forward(task)
+            self.forward(task)
 
     # --- dispatch --------------------------------------------------------------------------------
 
@@ -346,7 +361,7 @@ class LocalScheduler:
         spec, descriptor = task.spec, task.task_class.descriptor
         if descriptor.descriptor_id not in worker.known:
             self._introduce(worker, task.task_class)
-        deps = self._inputs(worker, spec.deps) if spec.deps else ()
+        deps = self.store.inputs(worker.worker_id, spec.deps) if spec.deps else ()
         if not worker.queue:
             worker.progress_ns = now_ns
         worker.queue[spec.task_id] = task
@@ -359,21 +374,6 @@ class LocalScheduler:
         if descriptor.kind == ACTOR:
             self.pool.dedicate(worker, spec.task_id)
             self.actors.dispatched(spec.task_id, worker)
-
-    def _inputs(self, worker: Worker, deps: tuple[bytes, ...]) -> tuple[ObjectReady, ...]:
-        """The inputs as the worker is shown them; what is too much for one message it has to get itself."""
-        store = self.store
-        shown = []
-        bytes_left = RUN_BYTES_MAX
-        for object_id in deps:
-            entry = store.objects[object_id]
-            if bytes_left > 0:
-                ready = store.ready(worker.worker_id, entry)
-                bytes_left -= len(ready.value.data)
-            else:
-                ready = ObjectReady(object_id, Value(AT_NODE))
-            shown.append(ready)
-        return tuple(shown)
 
     def _introduce(self, worker: Worker, task_class: TaskClass) -> None:
         known, descriptor = worker.known, task_class.descriptor
@@ -405,25 +405,25 @@ class LocalScheduler:
         del worker.queue[message.task_id]
         worker.progress_ns = now_ns
         worker.recalled = False
-        self._learn_run_time(task.task_class, message.run_ns)
+        task.task_class.learn_run_time(message.run_ns, self.config.run_average_alpha)
         descriptor = task.task_class.descriptor
         if message.failed and task.cancelled:
-            self._finish_all(task, cancelled_value(task.spec.task_id), TASK_FAILED)
+            self.finish_all(task, cancelled_value(task.spec.task_id), TASK_FAILED)
         elif message.failed and self._is_worth_more(task, message):
-            self._try_again(task)
+            self.try_again(task)
         elif len(message.values) != descriptor.num_returns:
             reason = f"its worker gave {len(message.values)} values, not {descriptor.num_returns}"
             lost = faults.fault_value(faults.OBJECT_LOST, short(task.spec.task_id), reason)
-            self._finish_all(task, lost, TASK_FAILED)
+            self.finish_all(task, lost, TASK_FAILED)
         else:
-            self._finish(task, message.values, TASK_FAILED if message.failed else TASK_FINISHED)
+            self.finish(task, message.values, TASK_FAILED if message.failed else TASK_FINISHED)
         if worker.state == DEDICATED:
             self.lives.created(worker, task, message)
         elif not worker.queue:
             if descriptor.max_calls:
                 self.pool.count_call(worker, descriptor.max_calls)
             self.pool.vacate(now_ns, worker)
-            if not self.tasks:
+            if not self.tasks and self.store.is_alive(task.submitter):  # a process, not another node
                 self.leases.lone_task_done(now_ns, task, worker)
 
     def leased_done(self, now_ns: int, source: Address, task_class: TaskClass, message: LeasedDone) -> None:
@@ -432,9 +432,9 @@ class LocalScheduler:
             return
         self.now_ns = now_ns
         self.finished += 1
-        self._learn_run_time(task_class, message.run_ns)
+        task_class.learn_run_time(message.run_ns, self.config.run_average_alpha)
         state = TASK_FAILED if message.failed else TASK_FINISHED
-        self._record(TaskEntry(message.spec, task_class, source), state, int(message.kept))
+        self._record(TaskEntry(message.spec, task_class, source), state, int(message.kept), False)
 
     def leased_result(
         self, now_ns: int, submitter: Address, task_class: TaskClass, message: LeasedDone, value: Value
@@ -443,11 +443,11 @@ class LocalScheduler:
         if task_class.ended:
             return
         self.now_ns = now_ns
-        self._learn_run_time(task_class, message.run_ns)
+        task_class.learn_run_time(message.run_ns, self.config.run_average_alpha)
         task = TaskEntry(message.spec, task_class, submitter)
         self._expect_returns(submitter, message.spec, task_class)
         self.tasks[message.spec.task_id] = task
-        self._finish(task, (value,), TASK_FAILED if message.failed else TASK_FINISHED)
+        self.finish(task, (value,), TASK_FAILED if message.failed else TASK_FINISHED)
 
     def _is_worth_more(self, task: TaskEntry, message: TaskDone) -> bool:
         """Whether the user's error is one that another attempt is for."""
@@ -455,14 +455,6 @@ class LocalScheduler:
         if not descriptor.retry_exceptions or message.is_final:
             return False
         return bool(task.retries_left) and descriptor.kind != ACTOR
-
-    def _learn_run_time(self, task_class: TaskClass, run_ns: int) -> None:
-        """Exponential average of run times (paper, section 4.2.2)."""
-        old = task_class.run_ns
-        sample = max(1, run_ns)
-        if old:
-            sample = int(old + self.config.run_average_alpha * (sample - old))
-        task_class.run_ns = max(1, sample)
 
     def returned(self, worker: Worker, message: Returned) -> None:
         """A blocked or stalled worker gives back what it has not started."""
@@ -503,8 +495,10 @@ class LocalScheduler:
 
     # --- ends ------------------------------------------------------------------------------------
 
-    def _finish(self, task: TaskEntry, values: tuple[Value, ...], state: int) -> None:
-        """Seal the return values and let go of what the task needed."""
+    def finish(
+        self, task: TaskEntry, values: tuple[Value, ...], state: int, *, recorded: bool = False
+    ) -> None:
+        """Seal the return values and let go of what the task needed; ``recorded`` on the node that ran it."""
         spec = task.spec
         del self.tasks[spec.task_id]
         self.finished += 1
@@ -516,7 +510,10 @@ class LocalScheduler:
             # What is sealed, or was sealed and freed, is left of a former run of the same task.
             if entry is not None and entry.state != SEALED:
                 made.append((entry, value))
-        self._record(task, state, len(made))
+        new_outputs = len(made)
+        if references.counted:
+            new_outputs = references.newly_made(entry.object_id for entry, _ in made)
+        self._record(task, state, new_outputs, recorded)
         for entry, value in made:
             if value.contained:
                 references.contain(self.now_ns, value.contained)
@@ -527,37 +524,64 @@ class LocalScheduler:
             references.unpin(objects[object_id])
         for object_id in spec.borrowed:
             references.unpin(objects[object_id])
+        if self.guests and spec.task_id in self.guests:
+            assert self.guest_tasks is not None
+            self.guest_tasks.finished(task, failed=state == TASK_FAILED)
 
-    def _finish_all(self, task: TaskEntry, value: Value, state: int) -> None:
+    def finish_all(self, task: TaskEntry, value: Value, state: int) -> None:
         """End a task whose every return object has the same value: a fault, or an input's error."""
-        self._finish(task, (value,) * task.task_class.descriptor.num_returns, state)
+        self.finish(task, (value,) * task.task_class.descriptor.num_returns, state)
         if task.task_class.descriptor.kind == ACTOR:
             self.lives.died(task.spec.task_id, value)
 
-    def _record(self, task: TaskEntry, state: int, new_outputs: int) -> None:
+    def _record(self, task: TaskEntry, state: int, new_outputs: int, recorded: bool) -> None:
         spec = task.spec
+        is_guest = bool(self.guests) and spec.task_id in self.guests
         if task.streamed and self.streams is not None:
             new_outputs += self.streams.living_items(task)
-        if new_outputs:
+        if new_outputs and not is_guest:  # the lineage of a guest is followed at its origin
             self.references.follow_lineage(spec.task_id, new_outputs, spec.deps)
-        released = not new_outputs and spec.task_id not in self.references.lineage
-        record = TaskRecord(
-            spec.task_id, spec.parent_id, spec.descriptor_id, spec.args, spec.deps, self.node_id,
-            task.attempt, state, b"", released,
-        )  # fmt: skip
-        self.lineage.record(self.now_ns, record)
+        released = not (new_outputs or is_guest) and spec.task_id not in self.references.lineage
+        if not recorded:
+            self.lineage.record(self.now_ns, task.record(self.node_id, state, released))
+        elif released:
+            self.lineage.release(self.now_ns, spec.task_id)
 
-    def _try_again(self, task: TaskEntry) -> None:
+    def record_pending(self, object_id: bytes) -> None:
+        """A reference to an object leaves before its task has ended: others may have to run it again."""
+        task = self.tasks.get(producer_of(object_id))
+        if task is not None:
+            self.lineage.record(self.now_ns, task.record(self.node_id, TASK_PENDING, False))
+
+    def try_again(self, task: TaskEntry) -> None:
         """One more attempt, charged to the task's retries."""
         if task.retries_left > 0:
             task.retries_left -= 1
         self._run_anew(task)
 
+    def _give_up(self, task: TaskEntry, exit_code: int) -> None:
+        """An attempt of a guest is lost: this node is done with it."""
+        spec = task.spec
+        if task.task_class.ended:
+            self.finish_all(task, self._job_over(task.task_class.job_id), TASK_FAILED)
+            return
+        del self.tasks[spec.task_id]
+        for object_id in (*spec.deps, *spec.borrowed):
+            self.references.unpin(self.store.objects[object_id])
+        assert self.guest_tasks is not None
+        self.guest_tasks.crashed(task, exit_code)
+
     def _run_anew(self, task: TaskEntry) -> None:
+        if task.spec.task_id in self.guests:
+            self._give_up(task, 0)
+            return
         task.attempt += 1
         task.alone = True
         self.retried += 1
-        self._queue(task)
+        if self.pool.resources.feasible(task.task_class.demand):
+            self._queue(task)
+        else:
+            self.forward(task)
 
     def worker_exited(self, now_ns: int, worker: Worker, message: WorkerExited) -> None:
         """A worker process is gone: run what it had somewhere else, or say why not.
@@ -585,13 +609,15 @@ class LocalScheduler:
             self._run_anew(task)
         task = queue[running]
         if task.cancelled:
-            self._finish_all(task, cancelled_value(task.spec.task_id), TASK_FAILED)
+            self.finish_all(task, cancelled_value(task.spec.task_id), TASK_FAILED)
+        elif task.spec.task_id in self.guests:
+            self._give_up(task, message.exit_code)
         elif task.retries_left and not task.task_class.ended:
-            self._try_again(task)
+            self.try_again(task)
         else:
-            self._finish_all(task, self._crash(task, message), TASK_FAILED)
+            self.finish_all(task, self.crash(task, message), TASK_FAILED)
 
-    def _crash(self, task: TaskEntry, message: WorkerExited) -> Value:
+    def crash(self, task: TaskEntry, message: WorkerExited) -> Value:
         name = task.task_class.descriptor.name
         return faults.fault_value(faults.WORKER_CRASHED, name, message.exit_code, task.attempt + 1)
 
@@ -603,7 +629,7 @@ class LocalScheduler:
 
     def end_task(self, task: TaskEntry, value: Value) -> None:
         """End a task that its worker took along."""
-        self._finish_all(task, value, TASK_FAILED)
+        self.finish_all(task, value, TASK_FAILED)
 
     def run_again(self, task: TaskEntry) -> None:
         """Queue a creation task whose process is gone."""
@@ -620,7 +646,9 @@ class LocalScheduler:
         """End a task that is in no queue; inputs that are still to come find it gone."""
         if self.forwarded.pop(task.spec.task_id, None) is not None:
             self.out.append((self.global_scheduler, Withdraw(task.spec.task_id)))
-        self._finish_all(task, value, TASK_FAILED)
+        elif self.away is not None:
+            self.away.forget(task.spec.task_id)
+        self.finish_all(task, value, TASK_FAILED)
 
     def end_job(self, now_ns: int, job_id: bytes) -> None:
         """The driver is gone: its tasks and actors go with it."""
@@ -642,6 +670,8 @@ class LocalScheduler:
                 self._drop(task, lost)
         for worker in workers:
             self.pool.kill(worker)
+        if self.away is not None:
+            self.away.job_over(job)
         self._forget_job(job_id)
 
     def _job_over(self, job_id: bytes) -> Value:
@@ -661,25 +691,4 @@ class LocalScheduler:
 
     def check(self) -> None:
         """Every task is in exactly one place."""
-        places: dict[bytes, list[str]] = {task_id: [] for task_id in self.tasks}
-        for task_id, task in self.tasks.items():
-            if task.unmet:
-                places[task_id].append("waiting")
-        for task_class in self.ready.values():
-            for task in task_class.ready:
-                places.setdefault(task.spec.task_id, ["unknown"]).append("ready")
-        for worker in self.pool.workers.values():
-            for task_id in worker.queue:
-                places.setdefault(task_id, ["unknown"]).append("worker")
-        for task_id in self.forwarded:
-            places.setdefault(task_id, ["unknown"]).append("forwarded")
-        for task_id, found in places.items():
-            invariant(len(found) == 1, "task", short(task_id), "is in", found)
-        for task in self.tasks.values():
-            missing = sum(self.store.objects[dep].state != SEALED for dep in task.spec.deps)
-            invariant(missing == task.unmet, "I6: unmet of", short(task.spec.task_id), task.unmet, missing)
-
-
-def actor_of(creation_object: bytes) -> bytes:
-    """The actor whose handle the object is."""
-    return producer_of(creation_object)
+        task_places.check(self)

@@ -34,6 +34,8 @@ DISK: Address = b"@disk"
 """Writes objects to spill files and deletes them; reports ``Spilled`` or ``SpillFailed``."""
 LOG: Address = b"@log"
 """Appends records to a shard's log before anything after it leaves."""
+TRANSFER: Address = b"@transfer"
+"""Moves the bytes of large objects between nodes; reports ``ChunkArrived``."""
 RUNTIME: Address = b"@runtime"
 """The process that hosts the machine: source of local reports, target of notices to the operator."""
 

@@ -10,22 +10,23 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from zray.config import Config
-from zray.core import checks, reports, user_requests
+from zray.core import checks, promises, reports, user_requests
 from zray.core.actors import Actors
 from zray.core.chain_heads import ChainHeads
+from zray.core.cluster_side import CLUSTER_MESSAGES, ClusterSide
 from zray.core.extents import Extents
 from zray.core.identity import ClientEntry, NodeIdentity
+from zray.core.jobs import Job
 from zray.core.leases import Leases
 from zray.core.lineage import Lineage
-from zray.core.local_scheduler import Job, LocalScheduler, actor_of
+from zray.core.local_scheduler import LocalScheduler
 from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
-from zray.core.node_store import CREATING, SEALED, NodeStore, ObjectEntry
+from zray.core.node_store import SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
 from zray.core.resources import ResourcePool
 from zray.core.table_writer import TableWriter
 from zray.core.worker_pool import Worker, WorkerPool
-from zray.ids import first_return_id, is_put, short
-from zray.protocol import faults
+from zray.ids import first_return_id, is_put, producer_of, short
 from zray.protocol.documents import encode_value
 from zray.protocol.local_messages import ClientGone, ClientJoined, Spilled, SpillFailed, WorkerExited
 from zray.protocol.messages import (
@@ -77,13 +78,11 @@ from zray.protocol.messages import (
     Seal,
     ShardWelcome,
     Submit,
-    TableChanged,
     TaskDone,
     Unblocked,
     Unpin,
     Value,
     Warn,
-    Welcome,
 )
 
 CREDIT_TASKS_MIN = 1024
@@ -122,7 +121,7 @@ class Node:
             config=config,
             extents=Extents(identity.arena_bytes),
             is_alive=self.clients.__contains__,
-            on_sealed=self._dependencies_sealed,
+            on_sealed=lambda tasks: self.scheduler.dependencies_sealed(tasks),
         )
         self.lineage = Lineage(self.out, shards=shards, config=config)
         self.tables = TableWriter(self.out, shards=self.shards, unacked_max=config.table_writes_max)
@@ -147,6 +146,7 @@ class Node:
             leases=self.leases,
         )
         self.names, self.streams = user_requests.rooms_of(self)
+        self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=shards)
         self.now_ns = 0
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
@@ -158,7 +158,7 @@ class Node:
         """The earliest wish of any machine of the node."""
         wishes = (
             self.scheduler.wake_at_ns, self.lineage.wake_at_ns, self.store.wake_at_ns, self.report_at_ns,
-            self.tables.wake_at_ns, self.leases.look_at_ns,
+            self.tables.wake_at_ns, self.leases.look_at_ns, self.cluster.wake_at_ns,
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -166,6 +166,8 @@ class Node:
         """Decide once per batch."""
         self.now_ns = now_ns
         self.scheduler.flush(now_ns)
+        if self.cluster.sharing.active:
+            self.cluster.flush(now_ns)
         if self.credited:
             self._send_credit()
 
@@ -176,6 +178,7 @@ class Node:
         self.lineage.flush_due(now_ns)
         self.tables.on_tick(now_ns)
         self.leases.on_tick(now_ns)
+        self.cluster.on_tick(now_ns)
         if self.store.wake_at_ns is not None and self.store.wake_at_ns <= now_ns:
             for entry in self.store.on_tick(now_ns):
                 self.references.free_if_unneeded(entry)
@@ -194,17 +197,15 @@ class Node:
         self.names.check()
         self.scheduler.lives.check()
         self.scheduler.check()
+        self.cluster.check()
         for client in self.clients.values():
             invariant(client.role == DRIVER or client.worker is not None, "worker without a pool entry")
-
-    def _dependencies_sealed(self, tasks: list[Any]) -> None:
-        self.scheduler.dependencies_sealed(tasks)
 
     def _lineage_released(self, task_id: bytes) -> None:
         self.lineage.release(self.now_ns, task_id)
 
     def _actor_released(self, creation_object: bytes) -> None:
-        self.actors.released(actor_of(creation_object))
+        self.actors.released(producer_of(creation_object))
 
     def _actor_changed(self, state: ActorState) -> None:
         self.tables.put(self.now_ns, TABLE_ACTOR, state.actor_id, encode_value(state))
@@ -232,11 +233,7 @@ class Node:
             context = JobContext(message.job_id, message.sys_path, message.working_dir)
             self.scheduler.jobs[message.job_id] = Job(context)
             self.tables.put(now_ns, TABLE_JOB, message.job_id, encode_value(message))
-        identity = self.identity
-        welcome = Welcome(
-            PROTOCOL_VERSION, identity.node_id, identity.arena_path, identity.arena_bytes,
-            identity.spill_dir, self.config.inline_bytes_max,
-        )  # fmt: skip
+        welcome = self.identity.welcome(self.config.inline_bytes_max)
         self.out.append((source, welcome))
         if worker is not None:
             self.pool.introduced(now_ns, worker, message.endpoint)
@@ -261,24 +258,12 @@ class Node:
             self.scheduler.end_job(now_ns, client.job_id)
             self.out.append((RUNTIME, ClientGone(address)))
         self.leases.submitter_gone(address)
-        self._break_promises(client)
+        promises.break_all(client, self.store, self.references)
         self.actors.client_gone(address)
         self.names.client_gone(address)
         for entry in self.store.client_gone(address):
             self._not_created(now_ns, entry)
         self.references.client_gone(address)
-
-    def _break_promises(self, client: ClientEntry) -> None:
-        for object_id in client.promised:
-            entry = self.store.objects.get(object_id)
-            if entry is None or entry.state == SEALED:
-                continue
-            if entry.state == CREATING:  # the actor is about to keep the promise itself
-                entry.known = False
-                continue
-            reason = "the process that waited for its actor call is gone"
-            self.store.seal(entry, faults.fault_value(faults.OBJECT_LOST, short(object_id), reason))
-            self.references.free_if_unneeded(entry)
 
     def on_worker_exited(self, now_ns: int, source: Address, message: WorkerExited) -> None:
         """A worker process is gone."""
@@ -314,6 +299,8 @@ class Node:
 
     def on_describe(self, now_ns: int, source: Address, message: Describe) -> None:
         """A client will submit tasks of this kind."""
+        if self.cluster.introduces(source, message):
+            return
         client = self.known(source)
         if client is not None and not self.refused(source, checks.problem_of_descriptor(message)):
             if not self.scheduler.knows(message.descriptor_id):
@@ -323,7 +310,7 @@ class Node:
 
     def on_export_function(self, now_ns: int, source: Address, message: ExportFunction) -> None:
         """A client ships code; it is kept here and in the function table."""
-        if self.known(source) is None:
+        if self.cluster.introduces(source, message) or self.known(source) is None:
             return
         if message.function_id not in self.scheduler.functions:
             self.scheduler.functions[message.function_id] = message.code
@@ -568,24 +555,27 @@ class Node:
 
     def introduce(self) -> None:
         """Say hello to every shard; called once the links exist, and again when one was away."""
-        self.out.extend((address, self._introduction()) for address in self.chains.everybody())
+        hello, known = self._introduction(), self.welcomed
+        self.out.extend((shard, hello) for shard in self.chains.everybody() if shard not in known)
 
     def _introduction(self) -> NodeHello:
         return self.identity.hello(self.pool.resources.as_demand())
 
     def on_shard_welcome(self, now_ns: int, source: Address, message: ShardWelcome) -> None:
         """A shard knows this node; one that restarted asks for another introduction."""
-        if source in self.shards and source not in self.welcomed:
+        if source not in self.shards:
+            return
+        if source not in self.welcomed:
             self.welcomed[source] = None
-        elif source in self.shards:
+        else:
             self.out.append((source, self._introduction()))
             del self.welcomed[source]
-        if source in self.shards:
-            self.lineage.shard_is_back(now_ns, source)
-            self.tables.shard_is_back(source)
-            self.names.shard_is_back(source)
-            self.out.extend(self.chains.check_place(source, message))
-        if self.shards and source == self.shards[0]:
+        self.lineage.shard_is_back(now_ns, source)
+        self.tables.shard_is_back(source)
+        self.names.shard_is_back(source)
+        self.out.extend(self.chains.check_place(source, message))
+        self.cluster.shard_is_back(source)
+        if source == self.shards[0]:
             self.reported = None
             self._report(now_ns)
             self.scheduler.resend_forwards()
@@ -606,8 +596,10 @@ class Node:
         """A shard has our records."""
         self.lineage.on_recorded(now_ns, source, message)
 
-    def on_table_answer(self, now_ns: int, source: Address, message: Any) -> None:
-        """An answer to a question that this node never asks."""
+    def on_cluster(self, now_ns: int, source: Address, message: Any) -> None:
+        """Another node, or the directory of a shard, says something."""
+        self.now_ns = now_ns
+        self.cluster.on_message(now_ns, source, message)
 
     def on_refused(self, now_ns: int, source: Address, message: Refused) -> None:
         """A shard does not accept us: the operator must know."""
@@ -616,13 +608,18 @@ class Node:
 
     def on_place(self, now_ns: int, source: Address, message: Place) -> None:
         """The global scheduler chose this node for a task."""
-        if source in self.shards:
+        if source not in self.shards:
+            return
+        self.now_ns = self.scheduler.now_ns = now_ns
+        if message.origin in (b"", self.identity.node_id):
             self.scheduler.place(message)
+        elif message.origin in self.cluster.peers.alive:
+            self.cluster.guests.on_place(now_ns, message)
 
     def on_infeasible(self, now_ns: int, source: Address, message: Infeasible) -> None:
         """No node can run a task: it waits, and its submitter is told why."""
         task = self.scheduler.forwarded.get(message.task_id)
-        if source not in self.shards or task is None:
+        if task is None or not (source in self.shards or source in self.cluster.peers.alive):
             return
         number = task.task_class.number.to_bytes(8, "big")
         if number not in self.warned:
@@ -636,6 +633,8 @@ class Node:
             return
         report = reports.load_of(self)
         changed = report != self.reported
+        if not changed and len(self.welcomed) < len(self.shards):
+            self.introduce()  # a hello that a shard lost with its life is missed by nobody else
         self.reported = report
         self.out.append((self.shards[0], report))
         self.report_at_ns = now_ns + (1 if changed else 10) * self.config.heartbeat_interval_ns
@@ -674,10 +673,10 @@ Node.HANDLERS = {
     SpillFailed: Node.on_spill_failed,
     ShardWelcome: Node.on_shard_welcome,
     Recorded: Node.on_recorded,
-    TableChanged: Node.on_table_answer,
     ChainEpoch: Node.on_chain_epoch,
     Refused: Node.on_refused,
     Place: Node.on_place,
     Infeasible: Node.on_infeasible,
     **user_requests.HANDLERS,
+    **dict.fromkeys(CLUSTER_MESSAGES, Node.on_cluster),
 }

@@ -7,18 +7,20 @@ I6 (no lost wake-up: ``Get`` looks up or subscribes in one step), I10 (sealed ne
 most capacity, mapped never evicted). Paper, section 4.2.3.
 
 An object moves ``PENDING -> CREATING -> SEALED`` or ``PENDING -> SEALED``; a creator that dies moves it back
-to ``PENDING``. A spilled object is read by mapping its file, so a full store can never block a reader.
+to ``PENDING``. A spilled object is read by mapping its file, so a full store can never block a reader. One
+that is sealed on another node is ``REMOTE``; a copy of it moves ``REMOTE -> CREATING -> SEALED`` and, when it
+is evicted, back. Copies leave before anything is spilled.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from zray.config import Config
 from zray.core.extents import Extents
-from zray.core.machine import DISK, Address, Effect, invariant
+from zray.core.machine import DISK, TRANSFER, Address, Effect, invariant
 from zray.ids import short
 from zray.protocol import faults
 from zray.protocol.local_messages import DeleteFile, Spill, Spilled, SpillFailed
@@ -37,7 +39,11 @@ from zray.protocol.messages import (
     Value,
 )
 
-PENDING, CREATING, SEALED = 0, 1, 2
+RUN_BYTES_MAX = 8 << 20
+"""Small inputs of one task that travel inside its ``Run`` message, in bytes."""
+
+PENDING, CREATING, SEALED, REMOTE = 0, 1, 2, 3
+"""States of an object; from ``SEALED`` on it has a value, here or on another node."""
 
 
 class ObjectEntry:
@@ -122,6 +128,10 @@ class NodeStore:
         self.spilling = 0
         self.spilled_bytes = 0
         self.wake_at_ns: int | None = None
+        # In a cluster of several nodes: what other nodes know of, and whom to ask about the rest.
+        self.cluster: ClusterStore | None = None
+        self.shared: dict[bytes, Any] = {}
+        self.copies: dict[bytes, ObjectEntry] = {}  # large ones of which another node has the primary
 
     # --- entries ---------------------------------------------------------------------------------
 
@@ -138,11 +148,18 @@ class NodeStore:
         if not entry.known:
             entry.known = True
             self.strangers.pop(object_id, None)
+            if object_id in self.shared:
+                assert self.cluster is not None
+                self.cluster.announced(entry)
         return entry
 
     def watch_stranger(self, now_ns: int, entry: ObjectEntry) -> None:
         """Give up on an object that nobody announces within a bound (its maker's word may be late)."""
         if entry.known or entry.object_id in self.strangers:
+            return
+        if self.cluster is not None:
+            if entry.object_id not in self.shared:
+                self.cluster.foreign(entry)
             return
         deadline_ns = now_ns + self.config.stranger_patience_ns
         self.strangers[entry.object_id] = deadline_ns
@@ -171,6 +188,9 @@ class NodeStore:
         """Give an object its value and tell whoever waits. A second value is ignored (I1)."""
         if entry.state == SEALED:
             return
+        if value.kind == AT_NODE:
+            self.found_elsewhere(entry, value.size)
+            return
         if entry.state == CREATING:
             value = self._finish_creating(entry, value)
         elif value.kind == EXTENT or value.kind == FILE:
@@ -180,17 +200,56 @@ class NodeStore:
         entry.value = value
         if value.kind == EXTENT:
             self.evictable[entry.object_id] = entry
+        if self.shared and entry.object_id in self.shared:
+            assert self.cluster is not None
+            self.cluster.sealed(entry)
         waiters, entry.waiters = entry.waiters, None
-        subscribers, entry.subscribers = entry.subscribers, None
         dependents, entry.dependents = entry.dependents, None
-        if subscribers:
-            for subscriber in subscribers:
-                self.notify(subscriber, entry)
+        if entry.subscribers:
+            self._tell_subscribers(entry)
         if waiters:
             for waiter in waiters:
                 self.send_ready(waiter, entry)
         if dependents:
             self.on_sealed(dependents)
+
+    def _tell_subscribers(self, entry: ObjectEntry) -> None:
+        subscribers, entry.subscribers = entry.subscribers, None
+        for subscriber in subscribers or ():
+            self.notify(subscriber, entry)
+
+    def found_elsewhere(self, entry: ObjectEntry, size: int) -> None:
+        """An object is sealed in the store of another node: its bytes come once somebody wants them."""
+        if entry.state != PENDING:
+            return
+        entry.known = True
+        entry.state = REMOTE
+        entry.size = size
+        self._tell_subscribers(entry)
+        if entry.waiters or entry.dependents:
+            self.want_copy(entry)
+
+    def lose(self, entry: ObjectEntry) -> None:
+        """No other node has the object any more: it waits to be found, or made, again."""
+        if entry.state == CREATING and entry.creator == TRANSFER:
+            self._abandon(entry)
+        elif entry.state == REMOTE:
+            entry.state = PENDING
+            entry.size = 0
+
+    def want_copy(self, entry: ObjectEntry) -> None:
+        """Somebody here needs the bytes of an object that another node has."""
+        if entry.state == REMOTE:
+            assert self.cluster is not None
+            self.cluster.want_copy(entry)
+
+    def create_copy(self, entry: ObjectEntry) -> None:
+        """Allocate room for the bytes of a remote object, in the order of all who want room."""
+        entry.state = CREATING
+        entry.creator = TRANSFER
+        self.creating.setdefault(TRANSFER, {})[entry.object_id] = entry
+        self.waiting_creates.append((TRANSFER, entry))
+        self.admit()
 
     def _finish_creating(self, entry: ObjectEntry, value: Value) -> Value:
         """The value as it lies in the room that was allocated; the room goes if it is not used."""
@@ -232,7 +291,7 @@ class NodeStore:
             if entry.granted:  # else the answer is still to come
                 self._send_created(entry)
             return
-        detail = "the object already has a value" if entry.state == SEALED else "another process writes it"
+        detail = "the object already has a value" if entry.state >= SEALED else "another process writes it"
         self.out.append((source, CreateFailed(message.object_id, message.size, 0, detail)))
 
     def on_abort(self, now_ns: int, source: Address, message: Abort) -> ObjectEntry | None:
@@ -288,8 +347,10 @@ class NodeStore:
             self._send_created(entry)
 
     def _make_room(self, need_bytes: int) -> None:
-        """Give up what is on disk too, and spill until ``need_bytes`` are on their way out."""
-        leaving = 0
+        """Give up copies and what is on disk too, and spill until ``need_bytes`` are on their way out."""
+        leaving = self._evict_copies(need_bytes) if self.copies else 0
+        if leaving >= need_bytes:
+            return
         on_disk = []
         for object_id, entry in self.evictable.items():
             if entry.maps == 0 and not entry.spilling:
@@ -308,6 +369,25 @@ class NodeStore:
         for entry in on_disk:
             self._to_file(entry)
 
+    def _evict_copies(self, need_bytes: int) -> int:
+        """Forget copies of what other nodes have and no task here is about to read; bytes that are free."""
+        leaving = 0
+        for entry in list(self.copies.values()):
+            if entry.maps or entry.spilling or entry.pins or entry.on_disk:
+                continue
+            leaving += entry.size
+            del self.copies[entry.object_id], self.evictable[entry.object_id]
+            self.extents.free(entry.offset)
+            entry.offset = -1
+            entry.granted = False
+            entry.value = None
+            entry.state = REMOTE
+            assert self.cluster is not None
+            self.cluster.evicted(entry)
+            if leaving >= need_bytes:
+                break
+        return leaving
+
     def _to_file(self, entry: ObjectEntry) -> None:
         """The object's file replaces its extent."""
         value = entry.value
@@ -320,6 +400,10 @@ class NodeStore:
     def _send_created(self, entry: ObjectEntry) -> None:
         assert entry.creator is not None
         kind = EXTENT if entry.offset >= 0 else FILE
+        if entry.creator == TRANSFER:
+            assert self.cluster is not None
+            self.cluster.has_room(entry, kind)
+            return
         self.out.append((entry.creator, Created(entry.object_id, kind, max(entry.offset, 0))))
 
     def on_spilled(self, now_ns: int, source: Address, message: Spilled) -> None:
@@ -347,7 +431,9 @@ class NodeStore:
         abandoned = []
         waiting, self.waiting_creates = self.waiting_creates, deque()
         for creator, wanted in waiting:
-            if wanted.state == CREATING and wanted.creator == creator and not wanted.granted:
+            if creator == TRANSFER:  # it waits for those who look away
+                self.waiting_creates.append((creator, wanted))
+            elif wanted.state == CREATING and wanted.creator == creator and not wanted.granted:
                 capacity_bytes = self.extents.capacity_bytes
                 failed = CreateFailed(wanted.object_id, wanted.size, capacity_bytes, message.detail)
                 self._abandon(wanted)
@@ -380,14 +466,16 @@ class NodeStore:
                 self.subscribe(source, entry)
             elif entry.state == SEALED:
                 self.send_ready(source, entry)
-            elif entry.waiters is None:
-                entry.waiters = [source]
             else:
-                entry.waiters.append(source)  # twice is right: one answer per Get
+                if entry.waiters is None:
+                    entry.waiters = [source]
+                else:
+                    entry.waiters.append(source)  # twice is right: one answer per Get
+                self.want_copy(entry)
 
     def subscribe(self, reader: Address, entry: ObjectEntry) -> None:
         """Tell ``reader`` when the object is sealed, now if it is."""
-        if entry.state == SEALED:
+        if entry.state >= SEALED:
             self.notify(reader, entry)
         elif entry.subscribers is None:
             entry.subscribers = [reader]
@@ -403,8 +491,7 @@ class NodeStore:
     def notify(self, reader: Address, entry: ObjectEntry) -> None:
         """Tell that an object is sealed: a small value itself, of a large one only that it is here."""
         value = entry.value
-        assert value is not None
-        if value.kind == EXTENT or value.kind == FILE:
+        if value is None or value.kind == EXTENT or value.kind == FILE:
             value = Value(AT_NODE, b"", 0, entry.size)
         if self.is_alive(reader):
             self.out.append((reader, ObjectReady(entry.object_id, value)))
@@ -423,6 +510,20 @@ class NodeStore:
             self.mapped.setdefault(reader, {}).setdefault(entry.object_id, []).append(entry)
             self.evictable[entry.object_id] = self.evictable.pop(entry.object_id)
         return ObjectReady(entry.object_id, value)
+
+    def inputs(self, reader: Address, object_ids: tuple[bytes, ...]) -> tuple[ObjectReady, ...]:
+        """Sealed inputs of a task as its worker is shown them; it gets those itself that are too much."""
+        shown = []
+        bytes_left = RUN_BYTES_MAX
+        for object_id in object_ids:
+            entry = self.objects[object_id]
+            if bytes_left > 0:
+                ready = self.ready(reader, entry)
+                bytes_left -= len(ready.value.data)
+            else:
+                ready = ObjectReady(object_id, Value(AT_NODE))
+            shown.append(ready)
+        return tuple(shown)
 
     def on_unpin(self, now_ns: int, source: Address, message: Unpin) -> None:
         """A reader looks away, once per id."""
@@ -454,6 +555,8 @@ class NodeStore:
         del self.objects[entry.object_id]
         if not entry.known:
             self.strangers.pop(entry.object_id, None)
+        if self.copies:
+            self.copies.pop(entry.object_id, None)
         value = entry.value
         if value is None or value.kind == INLINE:
             return value.contained if value is not None else ()
@@ -505,6 +608,28 @@ class NodeStore:
             invariant(entry.state == SEALED or entry.maps == 0, "mapped before sealed", short(object_id))
         invariant(0 <= self.extents.used_bytes <= self.extents.capacity_bytes, "I11")
         self.extents.check()
+
+
+class ClusterStore(Protocol):
+    """What the store asks of the machines that know other nodes."""
+
+    def foreign(self, entry: ObjectEntry) -> None:
+        """Nobody on this node announced the object."""
+
+    def announced(self, entry: ObjectEntry) -> None:
+        """A shared object that nobody had announced here is going to be made here."""
+
+    def sealed(self, entry: ObjectEntry) -> None:
+        """A shared object has its value here."""
+
+    def want_copy(self, entry: ObjectEntry) -> None:
+        """Somebody here needs the bytes of a remote object."""
+
+    def has_room(self, entry: ObjectEntry, kind: int) -> None:
+        """There is room for the bytes of a remote object."""
+
+    def evicted(self, entry: ObjectEntry) -> None:
+        """The bytes of a copy are gone from here."""
 
 
 def _never_written(entry: ObjectEntry) -> Value:

@@ -48,6 +48,8 @@ class References:
         self.handed: dict[Address, dict[bytes, dict[bytes, int]]] = {}
         self.lineage: dict[bytes, tuple[list[int], tuple[bytes, ...]]] = {}  # task -> ([needs], deps)
         self.lineage_truncated = 0
+        self.counted: dict[bytes, None] = {}  # lost return objects whose need of their lineage is counted
+        self.on_unneeded: Callable[[ObjectEntry], None] | None = None  # of shared objects
 
     # --- processes -------------------------------------------------------------------------------
 
@@ -176,7 +178,11 @@ class References:
         objects = self.store.objects
         while unneeded:
             entry = unneeded.pop()
-            if entry.state != SEALED and self._to_come(entry):
+            if self.store.shared and entry.object_id in self.store.shared:
+                assert self.on_unneeded is not None
+                self.on_unneeded(entry)
+                continue
+            if entry.state < SEALED and self._to_come(entry):
                 continue
             contained = self.store.free(entry)
             if entry.is_actor:
@@ -197,6 +203,15 @@ class References:
 
     # --- lineage ---------------------------------------------------------------------------------
 
+    def lost(self, object_id: bytes) -> None:
+        """A return object is to be made again: its need of its maker's record is counted already."""
+        if producer_of(object_id) in self.lineage:
+            self.counted[object_id] = None
+
+    def newly_made(self, object_ids: Iterable[bytes]) -> int:
+        """How many of these need the record of their maker and are not counted yet."""
+        return sum(self.counted.pop(object_id, self) is self for object_id in object_ids)
+
     def follow_lineage(self, task_id: bytes, new_outputs: int, deps: tuple[bytes, ...]) -> None:
         """Keep a task's record until its outputs and its consumers' records are gone.
 
@@ -216,6 +231,8 @@ class References:
             self._truncate()
 
     def _output_gone(self, object_id: bytes) -> None:
+        if self.counted:
+            self.counted.pop(object_id, None)
         task_id = producer_of(object_id)
         if task_id in self.lineage:
             self._lineage_unneeded(task_id)
@@ -254,7 +271,8 @@ class References:
         for object_id, entry in self.store.objects.items():
             invariant(entry.holders == holders.pop(object_id, 0), "holders of", short(object_id))
             invariant(entry.pins >= 0, "pins of", short(object_id), entry.pins)
-            needed = entry.holders or entry.pins or entry.state != SEALED
+            needed = entry.holders or entry.pins or entry.state < SEALED
+            needed = needed or object_id in self.store.shared
             invariant(bool(needed), "kept without need:", short(object_id))
         invariant(not holders, "held but unknown:", [short(object_id) for object_id in holders])
         for task_id, (needs, _) in self.lineage.items():

@@ -8,11 +8,11 @@ from zray.core.node_store import SEALED
 from zray.core.resources import amounts_of
 from zray.core.worker_pool import DEDICATED, IDLE, LEASED, STARTING
 from zray.protocol.documents import encode_report
-from zray.protocol.messages import NodeReport
+from zray.protocol.messages import Infeasible, NodeReport
 
 if TYPE_CHECKING:
     from zray.core.node import Node
-    from zray.protocol.messages import Infeasible
+
 
 ROWS_MAX = 10_000
 
@@ -32,7 +32,7 @@ def load_of(node: Node) -> NodeReport:
     average_ns = sum(run_times) // len(run_times) if run_times else 0
     return NodeReport(
         node.identity.node_id, node.identity.incarnation, resources.as_demand(), resources.free_demand(),
-        scheduler.backlog(), average_ns, 0,
+        scheduler.backlog(), average_ns, 0, node.cluster.peers.epoch,
     )  # fmt: skip
 
 

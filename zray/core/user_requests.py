@@ -127,6 +127,8 @@ def on_table_reply(node: Node, now_ns: int, source: Address, message: TableReply
     """A shard answers a write or a question of ours."""
     if not node.names.on_reply(source, message):
         node.tables.on_reply(now_ns, source, message)
+        if source in node.shards:
+            node.cluster.reconstruction.on_table_reply(now_ns, message)
 
 
 def on_table_page(node: Node, now_ns: int, source: Address, message: TablePage) -> None:

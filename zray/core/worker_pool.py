@@ -13,7 +13,7 @@ from zray.config import Config
 from zray.core.machine import WORKER_POOL, Address, Effect, invariant
 from zray.core.resources import ResourcePool
 from zray.protocol.local_messages import KillWorker, StartWorker
-from zray.protocol.messages import ACTOR, Describe, Exit, Submit
+from zray.protocol.messages import ACTOR, Describe, Exit, Submit, TaskRecord
 from zray.protocol.user_messages import STREAM, VALUES, Consumed
 
 STARTING, IDLE, BUSY, DEDICATED, LEASED = 0, 1, 2, 3, 4
@@ -54,6 +54,14 @@ class TaskClass:
             and not descriptor.retry_exceptions
         )
 
+    def learn_run_time(self, run_ns: int, alpha: float) -> None:
+        """Exponential average of run times (paper, section 4.2.2)."""
+        old = self.run_ns
+        sample = max(1, run_ns)
+        if old:
+            sample = int(old + alpha * (sample - old))
+        self.run_ns = max(1, sample)
+
 
 class TaskEntry:
     """One unfinished task; found in ``LocalScheduler.tasks``."""
@@ -76,6 +84,14 @@ class TaskEntry:
         self.cancelled = False
         self.streamed = 0  # items of its stream that its submitter was told of, over all attempts
         self.consumed: Consumed | None = None  # the newest that its submitter said of them
+
+    def record(self, node_id: bytes, state: int, released: bool) -> TaskRecord:
+        """All that is needed to run the task again."""
+        spec, job_id = self.spec, self.task_class.job_id
+        return TaskRecord(
+            spec.task_id, spec.parent_id, spec.descriptor_id, spec.args, spec.deps, node_id, self.attempt,
+            state, b"", released, job_id, spec.borrowed,
+        )  # fmt: skip
 
 
 class Worker:

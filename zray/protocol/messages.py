@@ -433,6 +433,8 @@ class TaskRecord(Message, frozen=True):
     state: int
     actor_id: bytes = b""
     released: bool = False  # nobody needs it any more; kept for people to look at while there is room
+    job_id: bytes = b""
+    borrowed: tuple[bytes, ...] = ()
 
 
 # TaskRecord.state
@@ -616,6 +618,7 @@ class NodeReport(Message, frozen=True, tag=130):
     backlog: int  # tasks kept and not started
     run_ns: int  # exponential average of recent run times
     bandwidth: int  # exponential average of transfers, bytes per second; 0: unknown
+    epoch: int = 0  # of the newest ``Members`` it heard
 
 
 class Forward(Message, frozen=True, tag=131):
@@ -625,6 +628,7 @@ class Forward(Message, frozen=True, tag=131):
     descriptor: Describe
     hops: int
     inputs: tuple[tuple[bytes, int, tuple[bytes, ...]], ...] = ()  # (object, size, nodes that hold it)
+    origin: bytes = b""  # where it was submitted, if that is not the sender
 
 
 class Withdraw(Message, frozen=True, tag=132):
@@ -639,6 +643,7 @@ class Place(Message, frozen=True, tag=140):
     spec: Submit
     descriptor: Describe
     hops: int
+    origin: bytes = b""  # where it was submitted, if that is not the receiver
 
 
 class Infeasible(Message, frozen=True, tag=141):
@@ -667,19 +672,18 @@ FromClient = (
 )  # fmt: skip
 ToClient = (
     Welcome | Refused | ObjectReady | Created | CreateFailed | ActorState | Warn | Credit | Acked
-    | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction | PrepareLease | EndLease | Lease
-    | LeaseGone | UserFromNode
+    | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction | PrepareLease | EndLease
+    | Lease | LeaseGone | UserFromNode
 )  # fmt: skip
 ToShard = (
-    NodeHello | RecordTasks | ReleaseLineage | TablePut | TableGet | TableCas | TableDelete
-    | TableSubscribe | TableUnsubscribe | TableScan | RecordEvents
+    NodeHello | RecordTasks | ReleaseLineage | TablePut | TableGet | TableCas | TableDelete | TableSubscribe
+    | TableUnsubscribe | TableScan | RecordEvents
 )  # fmt: skip
 FromShard = ShardWelcome | Recorded | TableReply | TableChanged | TablePage | ChainEpoch | Refused
 ToGlobal = NodeReport | Forward | Withdraw
 FromGlobal = Place | Infeasible
 Direct = Call | Reply | LeasedRun | LeasedReply | UserDirect
-
+# What each process accepts from its socket: a node, a GCS shard, a driver or worker.
 ToNode = FromClient | FromShard | FromGlobal
 ToGcs = ToShard | ToGlobal
 ToProcess = ToClient | Direct
-"""What each process accepts from its socket: a node, a GCS shard, a driver or worker."""

@@ -55,6 +55,10 @@ class Loop:
         """Feed a message to the machines in the next turn. For the loop's own thread."""
         self._posted.append((source, message))
 
+    def post_all(self, source: Address, messages: list[Any]) -> None:
+        """What one machine of this process says to another."""
+        self._posted.extend((source, message) for message in messages)
+
     def post_threadsafe(self, source: Address, message: Any) -> None:
         """The same from any thread or signal handler."""
         self._posted.append((source, message))

@@ -25,10 +25,13 @@ from zray.config import Config
 from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import LOG, RUNTIME, Address, pump
+from zray.core.membership import Membership
+from zray.core.object_directory import ObjectDirectory
 from zray.core.placement import configured, placement_of
 from zray.errors import ZrayError
 from zray.ids import ID_BYTES, random_id
 from zray.protocol.chain import ChainPosition, Command, Logged, RewriteLog, ShardOpened, ShardState
+from zray.protocol.cluster import ToDirectory
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
 from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError, LogUnavailableError
@@ -254,15 +257,21 @@ def _listen(
     stack: contextlib.ExitStack,
     recorder: Recorder | None,
 ) -> Loop:
-    """A loop that serves the shard, and on the first one the global scheduler, at the endpoint."""
+    """A loop that serves the shard and its directory, and on the first one what decides for the cluster."""
     machines: list[Any] = [machine]
-    decode = batch_decoder(ToShard)
+    decode = batch_decoder(ToShard | ToDirectory)
+    address = shard_address(options.shard)
+    machines.append(
+        ObjectDirectory(config=config, record_of=machine.tasks.records.get, nodes=machine.peers.keys)
+    )
     if options.shard == 0:
         random = Random(config.scheduling_seed)
         machines.append(GlobalScheduler(config=config, policy=placement_of(config), random=random))
+        machines.append(Membership(store=address, life=lambda: machine.life, config=config))
         decode = decode_for_gcs
-    transport, endpoint = bind(options, shard_address(options.shard), decode, config, stack)
+    transport, endpoint = bind(options, address, decode, config, stack)
     loop = Loop(machines, transport, {LOG: journal or forget, RUNTIME: tell_operator}, recorder)
+    loop.services[address] = lambda messages: loop.post_all(address, messages)
     stack.callback(loop.close)
     log.info(
         "shard %d/%d of cluster %s listens on %s (%s)",

@@ -25,10 +25,11 @@ import zmq
 from zray import ids
 from zray.config import Config
 from zray.core.identity import NodeIdentity
-from zray.core.machine import DISK, RUNTIME, WORKER_POOL
+from zray.core.machine import DISK, RUNTIME, TRANSFER, WORKER_POOL
 from zray.core.node import Node
 from zray.core.placement import configured
 from zray.errors import ClusterUnavailableError, ZrayError
+from zray.protocol.cluster import BuriedAlive, LinkPeer, UnlinkPeer
 from zray.protocol.codec import decode_for_node
 from zray.protocol.local_messages import (
     ClientGone,
@@ -48,6 +49,7 @@ from zray.protocol.messages import (
     Warn,
 )
 from zray.runtime import session_dir
+from zray.runtime.data_link import DATA_SUFFIX, DataLink, data_endpoint, decode_chunks
 from zray.runtime.endpoints import addresses_of_shards, knock, why
 from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, usable_cpus
@@ -170,11 +172,15 @@ class NodeProcess:
                 transport.connect(address, endpoint, may_drop=True)
         self.view = ArenaView(self.arena.path, options.arena_bytes())
         stack.callback(self.view.close)
+        self.transport = transport
+        self.data_link = self._open_data_link(transport, stack)
         services: dict[bytes, Service] = {
-            WORKER_POOL: self._manage_workers, DISK: self._use_disk, RUNTIME: self._note,
+            WORKER_POOL: self._manage_workers, DISK: self._use_disk, TRANSFER: self.data_link.serve,
+            RUNTIME: self._note,
         }  # fmt: skip
         self.loop = Loop([self.node], transport, services, self._recorder(stack))
         stack.callback(self.loop.close)
+        self.loop.watch_fd(self.data_link.transport.fileno(), self.data_link.drain)
         self.spiller = SpillWorker(SpillDirectory(self.session.spill_dir), self._disk_done)
         stack.callback(self.spiller.close)
 
@@ -194,6 +200,13 @@ class NodeProcess:
         recorder = Recorder(self.options.trace, [start], self.config)
         stack.callback(recorder.close)
         return recorder
+
+    def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
+        data = Transport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
+        stack.callback(data.close)
+        data.bind(data_endpoint(self.endpoint))
+        files = SpillDirectory(self.session.spill_dir)
+        return DataLink(self.node_id, data, self.view, files, lambda chunk: self.loop.post(RUNTIME, chunk))
 
     def serve(self, ready_fd: int | None, early_signals: EarlySignals) -> int:
         """Run until a signal, or the end of the process that started it; the exit code."""
@@ -333,11 +346,28 @@ class NodeProcess:
                 self._forget_driver(message.client)
             elif isinstance(message, Warn):
                 log.warning("%s", message.text)
+            elif isinstance(message, LinkPeer):
+                self._link_peer(message)
+            elif isinstance(message, UnlinkPeer):
+                self.transport.disconnect(message.node_id)
+                self.data_link.unlink(message.node_id)
+            elif isinstance(message, BuriedAlive):
+                self._fail("the cluster declared this node dead after a silence; it ends, start it again")
             elif isinstance(message, Refused):
                 self._be_refused(message)
             elif isinstance(message, ChainEpoch):
                 for member in message.members:
                     self.transport.connect(member.address, member.endpoint, may_drop=True)
+
+    def _link_peer(self, peer: LinkPeer) -> None:
+        """Reach another node. One of two connects, and both can send; the other waits to be found."""
+        log.info("node %s is at %s", peer.node_id.hex(), peer.endpoint)
+        try:
+            if self.node_id < peer.node_id:
+                self.transport.connect(peer.node_id, peer.endpoint)
+            self.data_link.link(peer.node_id, peer.endpoint)
+        except zmq.ZMQError as error:
+            log.error("node %s cannot be reached at %r: %s", peer.node_id.hex(), peer.endpoint, error)
 
     def _be_refused(self, message: Refused) -> None:
         if message.reason in FATAL_REFUSALS:

@@ -1,0 +1,126 @@
+"""Who is alive: messages in, exact outbox out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec.structs import replace
+
+from zray.config import Config
+from zray.core.machine import RUNTIME, pump
+from zray.core.membership import GRAVES, Membership
+from zray.protocol.cluster import Members
+from zray.protocol.documents import encode_value
+from zray.protocol.local_messages import ClientGone
+from zray.protocol.messages import (
+    PROTOCOL_VERSION,
+    TABLE_KV,
+    TABLE_NODE,
+    NodeHello,
+    NodeReport,
+    TableCas,
+    TablePage,
+    TableReply,
+    TableScan,
+    Warn,
+)
+
+STORE = b"gcs-0000"
+A, B = b"a" * 16, b"b" * 16
+S = 1_000_000_000
+DEATH_NS = Config().node_death_ns
+
+
+def hello(node: bytes) -> tuple[bytes, NodeHello]:
+    return node, NodeHello(PROTOCOL_VERSION, node, 1, 7, "host", "ipc://" + node.decode(), ())
+
+
+def report(node: bytes, epoch: int = 0) -> tuple[bytes, NodeReport]:
+    return node, NodeReport(node, 1, (), (), 0, 0, 0, epoch)
+
+
+class Bench:
+    """A table whose store answers when the test says so."""
+
+    def __init__(self, life: int = 0, graves: tuple[bytes, ...] = (), nodes: tuple[bytes, ...] = ()) -> None:
+        self.machine = Membership(store=STORE, life=lambda: life, config=Config())
+        assert self.feed(now_ns=0) == [(STORE, TableScan(TABLE_KV, TABLE_KV, GRAVES, 1000))]
+        keys = tuple((GRAVES + node, b"") for node in graves)
+        [(_, scan)] = self.feed((STORE, TablePage(TABLE_KV, keys)))
+        assert scan == TableScan(TABLE_NODE, TABLE_NODE, b"", 1000)
+        rows = tuple((node, encode_value(hello(node)[1])) for node in nodes)
+        self.first = self.feed((STORE, TablePage(TABLE_NODE, rows)))
+
+    def feed(self, *batch: tuple[bytes, Any], now_ns: int = 0) -> list[tuple[bytes, Any]]:
+        pump(self.machine, batch, now_ns)
+        self.machine.check()
+        out = [effect for effect in self.machine.out if not isinstance(effect[1], Warn)]
+        self.machine.out.clear()
+        return out
+
+    def table(self, *nodes: bytes) -> Members:
+        return Members(self.machine.epoch, tuple((node, "ipc://" + node.decode()) for node in nodes))
+
+
+def test_everybody_hears_of_a_new_node() -> None:
+    bench = Bench()
+    assert bench.feed(hello(A)) == [(A, bench.table(A))]
+    both = bench.feed(hello(B))
+    assert both == [(A, bench.table(A, B)), (B, bench.table(A, B))]
+
+
+def test_nobody_introduces_another_node_or_one_of_another_version() -> None:
+    bench = Bench()
+    assert bench.feed((A, hello(B)[1])) == []
+    other = replace(hello(A)[1], version=PROTOCOL_VERSION + 1)
+    assert bench.feed((A, other)) == []
+    assert not bench.machine.members
+
+
+def test_whoever_has_an_old_table_is_told_again() -> None:
+    bench = Bench()
+    bench.feed(hello(A))
+    assert bench.feed(report(A, bench.machine.epoch)) == []
+    assert bench.feed(report(A, 0)) == [(A, bench.table(A))]
+
+
+def test_death_is_written_before_anybody_is_told() -> None:
+    bench = Bench()
+    bench.feed(hello(A), hello(B))
+    [(store, write)] = bench.feed((RUNTIME, ClientGone(B)))
+    assert (store, type(write), write.expected) == (STORE, TableCas, None)
+    assert write.key == GRAVES + B
+    assert bench.feed((STORE, TableReply(write.token, True, b""))) == [(A, bench.table(A))]
+    assert bench.feed(hello(B)) == [(B, bench.table(A))]  # it learns that it is dead
+    assert bench.feed(report(B)) == [(B, bench.table(A))]
+
+
+def test_silence_is_death_unless_nobody_else_is_there() -> None:
+    bench = Bench()
+    bench.feed(hello(A), hello(B))
+    bench.feed(report(A, bench.machine.epoch), now_ns=DEATH_NS)
+    [(_, write)] = bench.feed(now_ns=DEATH_NS + S)
+    assert write.key == GRAVES + B
+    bench.feed((STORE, TableReply(write.token, True, b"")), now_ns=DEATH_NS + S)
+    assert bench.feed(now_ns=10 * DEATH_NS) == []
+
+
+def test_a_death_that_somebody_else_wrote_counts() -> None:
+    bench = Bench()
+    bench.feed(hello(A), hello(B))
+    [(_, write)] = bench.feed((RUNTIME, ClientGone(B)))
+    assert bench.feed((STORE, TableReply(write.token, False, b"written before"))) == [(A, bench.table(A))]
+
+
+def test_a_write_without_an_answer_is_repeated() -> None:
+    bench = Bench()
+    bench.feed(hello(A), hello(B))
+    [(_, write)] = bench.feed((RUNTIME, ClientGone(B)))
+    [(_, again)] = bench.feed(now_ns=2 * S)
+    assert again.key == write.key
+
+
+def test_a_new_life_knows_the_dead_and_forgets_no_living_node() -> None:
+    bench = Bench(life=3, graves=(B,), nodes=(A, B))
+    assert bench.first == [(A, Members((3 << 32) + 1, ((A, "ipc://" + A.decode()),)))]
+    assert bench.feed(hello(B)) == [(B, bench.table(A))]

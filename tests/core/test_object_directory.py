@@ -1,0 +1,189 @@
+"""The directory of shared objects: messages in, exact outbox out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from zray import ids
+from zray.config import Config
+from zray.core.machine import RUNTIME, pump
+from zray.core.object_directory import ObjectDirectory
+from zray.protocol.chain import ShardOpened
+from zray.protocol.cluster import (
+    COPY,
+    DROP,
+    EXPECT,
+    HOLD,
+    UNCOPY,
+    WANT,
+    FreeObjects,
+    Members,
+    ObjectFound,
+    Rebuild,
+    ShareAcked,
+    ShareReset,
+    ShareUpdate,
+    ShareUpdates,
+)
+from zray.protocol.messages import AT_NODE, FAULT, INLINE, TASK_FINISHED, TaskRecord, Value
+
+A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
+TASK = ids.task_id(ids.child_prefix(b"j" * 16), 1)
+MADE = ids.first_return_id(TASK)
+OTHER = ids.return_ids(TASK, 2)[1]
+PUT = ids.put_id(ids.child_prefix(b"j" * 16), 2)
+SMALL = Value(INLINE, b"small")
+LARGE = Value(AT_NODE, b"", 0, 1 << 20)
+RECORD = TaskRecord(TASK, b"j" * 16, b"d" * 16, b"args", (), A, 0, TASK_FINISHED)
+PATIENCE_NS = Config().stranger_patience_ns
+
+
+class Bench:
+    """A directory and the streams of its nodes."""
+
+    def __init__(self, *records: TaskRecord) -> None:
+        self.records = {record.task_id: record for record in records}
+        self.nodes = [A, B, C]
+        self.machine = ObjectDirectory(
+            config=Config(), record_of=self.records.get, nodes=lambda: list(self.nodes)
+        )
+        self.sequences: dict[bytes, int] = {}
+        self.tell(A, Members(1, ((A, ""), (B, ""), (C, ""))))
+
+    def feed(self, source: bytes, message: Any, now_ns: int = 0) -> list[tuple[bytes, Any]]:
+        pump(self.machine, [(source, message)], now_ns)
+        self.machine.check()
+        out = [effect for effect in self.machine.out if not isinstance(effect[1], ShareAcked)]
+        self.machine.out.clear()
+        return out
+
+    tell = feed
+
+    def say(self, node: bytes, *updates: tuple[int, bytes] | tuple[int, bytes, Value]) -> list[Any]:
+        """One batch of updates; the effects without their acknowledgement."""
+        first = node not in self.sequences
+        self.sequences[node] = self.sequences.get(node, 0) + 1
+        batch = tuple(ShareUpdate(*update) for update in updates)
+        return self.feed(node, ShareUpdates(1, self.sequences[node], batch, first))
+
+    def die(self, node: bytes) -> list[Any]:
+        self.nodes.remove(node)
+        alive = tuple((other, "") for other in self.nodes)
+        return self.feed(self.nodes[0], Members(self.machine.epoch + 1, alive))
+
+
+def test_look_up_or_subscribe() -> None:
+    bench = Bench()
+    assert bench.say(B, (HOLD, MADE), (WANT, MADE)) == []
+    assert bench.say(A, (HOLD, MADE), (EXPECT, MADE)) == []
+    assert bench.say(A, (COPY, MADE, LARGE)) == [(B, ObjectFound(MADE, LARGE, (A,)))]
+    assert bench.say(C, (HOLD, MADE), (WANT, MADE)) == [(C, ObjectFound(MADE, LARGE, (A,)))]
+
+
+def test_a_small_value_is_in_the_directory_itself() -> None:
+    bench = Bench()
+    bench.say(A, (HOLD, MADE), (COPY, MADE, SMALL))
+    bench.say(B, (HOLD, MADE))
+    bench.die(A)
+    assert bench.say(B, (WANT, MADE)) == [(B, ObjectFound(MADE, SMALL))]
+
+
+def test_when_no_node_holds_it_copies_and_lineage_go() -> None:
+    bench = Bench()
+    bench.say(A, (HOLD, MADE), (EXPECT, MADE))
+    bench.say(B, (HOLD, MADE), (COPY, MADE, LARGE))
+    assert bench.say(B, (DROP, MADE)) == []
+    freed = FreeObjects((MADE,))
+    assert bench.say(A, (DROP, MADE)) == [(B, freed), (A, freed)]
+    assert not bench.machine.rows
+
+
+def test_updates_count_once_and_in_order() -> None:
+    bench = Bench()
+    hold = ShareUpdates(1, 1, (ShareUpdate(HOLD, MADE),), True)
+    drop = ShareUpdates(1, 3, (ShareUpdate(DROP, MADE),))
+    bench.feed(A, hold)
+    bench.feed(A, drop)  # the second is missing
+    assert list(bench.machine.rows) == [MADE]
+    pump(bench.machine, [(A, hold)], 0)
+    assert bench.machine.out == [(A, ShareAcked(1, 1))]
+
+
+def test_a_stream_that_is_not_known_is_reset() -> None:
+    bench = Bench()
+    assert bench.feed(A, ShareUpdates(4, 9, (), False)) == [(A, ShareReset(4))]
+
+
+def test_the_dead_are_not_heard() -> None:
+    bench = Bench()
+    bench.say(A, (HOLD, MADE), (COPY, MADE, SMALL))
+    bench.die(C)
+    assert bench.say(C, (HOLD, MADE)) == []
+    assert bench.feed(C, Members(99, ((C, ""),))) == []
+    assert bench.machine.rows[MADE].holders == {A: None}
+
+
+def test_one_node_makes_all_that_was_lost_of_a_task() -> None:
+    bench = Bench(RECORD)
+    bench.say(A, (HOLD, MADE), (HOLD, OTHER))
+    bench.say(B, (HOLD, OTHER))
+    bench.say(C, (COPY, MADE, LARGE), (COPY, OTHER, LARGE))
+    rebuilds = [(A, Rebuild(MADE, 1, RECORD)), (A, Rebuild(OTHER, 1, RECORD))]
+    assert bench.die(C) == rebuilds
+
+
+def test_if_that_node_dies_another_one_does() -> None:
+    bench = Bench(RECORD)
+    bench.say(A, (HOLD, MADE))
+    bench.say(B, (HOLD, MADE))
+    bench.say(C, (COPY, MADE, LARGE))
+    assert bench.die(C) == [(A, Rebuild(MADE, 1, RECORD))]
+    bench.records[TASK] = RECORD
+    assert bench.die(A) == [(B, Rebuild(MADE, 1, RECORD))]
+
+
+def test_an_evicted_last_copy_is_made_again() -> None:
+    bench = Bench(RECORD)
+    bench.say(A, (HOLD, MADE), (COPY, MADE, LARGE))
+    assert bench.say(A, (UNCOPY, MADE)) == [(A, Rebuild(MADE, 1, RECORD))]
+
+
+@pytest.mark.parametrize(("object_id", "words"), [(PUT, "put()"), (MADE, "made it or announced it")])
+def test_what_cannot_be_made_again_is_lost_with_a_reason(object_id: bytes, words: str) -> None:
+    bench = Bench()
+    bench.say(A, (HOLD, object_id))
+    bench.say(B, (COPY, object_id, LARGE))
+    [(node, found)] = bench.die(B)
+    assert (node, found.value.kind) == (A, FAULT)
+    assert words.encode() in found.value.data
+
+
+def test_what_nobody_announces_is_lost_after_a_while() -> None:
+    bench = Bench()
+    bench.say(A, (HOLD, MADE), (WANT, MADE))
+    assert bench.machine.wake_at_ns == PATIENCE_NS
+    pump(bench.machine, [], PATIENCE_NS)
+    [(node, found)] = bench.machine.out
+    assert (node, found.value.kind) == (A, FAULT)
+
+
+def test_a_new_life_frees_and_rebuilds_nothing_before_all_have_restated() -> None:
+    bench = Bench(RECORD)
+    bench.feed(RUNTIME, ShardOpened())
+    assert bench.say(B, (COPY, MADE, LARGE)) == []
+    assert bench.say(C) == []
+    assert MADE in bench.machine.rows
+    assert bench.say(A, (HOLD, MADE)) == []
+    assert bench.machine.rows[MADE].holders == {A: None}
+    bench.feed(RUNTIME, ShardOpened())
+    assert bench.die(C) == []  # nor does it wait for the dead
+
+
+def test_after_all_have_restated_what_nobody_holds_is_freed() -> None:
+    bench = Bench()
+    bench.feed(RUNTIME, ShardOpened())
+    bench.say(B, (COPY, MADE, LARGE))
+    bench.say(C)
+    assert bench.say(A) == [(B, FreeObjects((MADE,)))]

@@ -1,0 +1,128 @@
+"""Machines of a cluster with one rule taken out: a judge must notice each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from msgspec.structs import replace
+
+from sim.run import CORRECTNESS, PASSED, run_scenario
+from sim.scenario import ClusterPart, NetworkPart, PhasesPart, Scenario, WorkloadPart, load
+from zray.core.away import Away
+from zray.core.cluster_side import ClusterSide
+from zray.core.guests import Guests
+from zray.core.local_scheduler import LocalScheduler
+from zray.core.node import Node
+from zray.core.node_store import NodeStore
+from zray.core.object_directory import ObjectDirectory
+from zray.core.peers import Peers
+from zray.core.references import References
+from zray.core.sharing import Sharing
+from zray.core.worker_pool import WorkerPool
+from zray.protocol.cluster import Rebuild
+
+Patch = pytest.MonkeyPatch
+
+pytestmark = pytest.mark.slow
+
+REFERENCES = Scenario(
+    "shared-references",
+    cluster=ClusterPart(nodes=3, shards=2, cpus=2, backlog_per_slot=-1),
+    network=NetworkPart(latency_us=200, jitter_us=2000),
+    workload=WorkloadPart("references", tasks=100, task_us=500, object_kib=64),
+    phases=PhasesPart(liveness_s=20.0),
+)
+
+
+def judged(scenario: Scenario, seeds: range = range(6)) -> list[int]:
+    """Verdicts; programs that hang have little time to do so."""
+    phases = replace(scenario.phases, liveness_s=20.0)
+    return [run_scenario(replace(scenario, phases=phases), seed)[0].kind for seed in seeds]
+
+
+@pytest.fixture
+def no_self_judgement(monkeypatch: Patch) -> None:
+    """``check()`` of the code under test says nothing: the judges have to see it themselves."""
+    for machine in (Node, NodeStore, References, LocalScheduler, WorkerPool, ClusterSide, ObjectDirectory):
+        monkeypatch.setattr(machine, "check", lambda self, *_: None)
+
+
+@pytest.mark.parametrize("scenario", [REFERENCES, *map(load, ("node_deaths", "lost_objects"))])
+def test_without_a_canary_they_pass(scenario: Scenario) -> None:
+    assert judged(scenario, seeds=range(4)) == [PASSED] * 4
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_value_that_leaves_before_its_lineage_is_noticed(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(Sharing, "_may_leave", lambda self, waiting: True)
+    assert CORRECTNESS in judged(load("cluster"), seeds=range(1))
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_release_before_acquire_between_nodes_is_noticed(monkeypatch: Patch) -> None:
+    def may_leave(self: Sharing, waiting: Any) -> bool:
+        return self.lineage.passed(waiting.records)
+
+    monkeypatch.setattr(Sharing, "_may_leave", may_leave)
+    assert CORRECTNESS in judged(REFERENCES)
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_node_that_lives_on_after_its_death_is_noticed(monkeypatch: Patch) -> None:
+    original = Peers.on_members
+
+    def on_members(self: Peers, now_ns: int, source: bytes, message: Any) -> None:
+        if any(node_id == self.node_id for node_id, _ in message.nodes):
+            original(self, now_ns, source, message)
+
+    monkeypatch.setattr(Peers, "on_members", on_members)
+    scenario = load("node_deaths")
+    cluster = replace(scenario.cluster, drivers=3)
+    faults = replace(scenario.faults, node_crash=0.0, node_freeze=20.0)
+    assert any(kind != PASSED for kind in judged(replace(scenario, cluster=cluster, faults=faults)))
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_two_reconstructions_of_one_loss_are_noticed(monkeypatch: Patch) -> None:
+    original = ObjectDirectory._lost
+
+    def lost(self: ObjectDirectory, row: Any) -> None:
+        before = len(self.out)
+        original(self, row)
+        for index, (node, message) in enumerate(self.out[before:], before):
+            if isinstance(message, Rebuild) and message.record is not None:
+                again = replace(message, attempt=message.record.attempt)
+                self.out[index] = node, again
+
+    monkeypatch.setattr(ObjectDirectory, "_lost", lost)
+    assert CORRECTNESS in judged(load("lost_objects"))
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_task_that_is_granted_twice_is_noticed(monkeypatch: Patch) -> None:
+    def on_claim(self: Away, now_ns: int, source: bytes, message: Any) -> None:
+        task = self.scheduler.tasks.get(message.task_id)
+        if task is not None:
+            self.scheduler.forwarded.pop(message.task_id, None)
+            self.tasks[message.task_id] = task, source
+            self.numbers[message.task_id] = 1
+            self._grant(task, source)
+
+    original = Node._report
+
+    def report(self: Node, now_ns: int) -> None:  # forwards are repeated all the time
+        original(self, now_ns)
+        for task, _ in self.cluster.away.tasks.values():
+            self.scheduler.forward(task)
+        for task_id in self.cluster.away.tasks:
+            self.scheduler.forwarded.pop(task_id, None)
+
+    monkeypatch.setattr(Away, "on_claim", on_claim)
+    monkeypatch.setattr(Node, "_report", report)
+    assert any(kind != PASSED for kind in judged(load("node_deaths")))
+
+
+def test_an_end_that_is_not_repeated_is_noticed(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(Guests, "finished", lambda self, task, *, failed: None)
+    assert any(kind != PASSED for kind in judged(load("node_deaths"), seeds=range(1)))

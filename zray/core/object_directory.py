@@ -1,0 +1,304 @@
+"""The shared objects of one shard: which nodes need each, which have it, which will make it.
+
+An object is in this directory from the moment its reference leaves its node. Nodes count for their own
+processes and say only ``HOLD`` and ``DROP`` here; when no node holds an object its copies are told to go and
+its row goes with them. A row whose last copy is lost is rebuilt by one node, chosen here: that is why there
+is one reconstruction per loss (I8). Paper, sections 4.2.1 and 4.2.3.
+
+All of it is soft: after a new life of the shard every node says again what it shares (``ShareReset``), and
+nothing is freed or rebuilt before all of them have. So sharing costs the shard's log nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar
+
+from zray.config import Config
+from zray.core.machine import Address, Effect, Handler, invariant
+from zray.ids import is_put, producer_of, short
+from zray.protocol import faults
+from zray.protocol.chain import ShardOpened
+from zray.protocol.cluster import (
+    COPY,
+    DROP,
+    EXPECT,
+    HOLD,
+    UNCOPY,
+    WANT,
+    FreeObjects,
+    Members,
+    ObjectFound,
+    Rebuild,
+    ShareAcked,
+    ShareReset,
+    ShareUpdate,
+    ShareUpdates,
+)
+from zray.protocol.messages import ERROR, FAULT, INLINE, TaskRecord, Value
+
+DEAD_NODES_MAX = 10_000
+"""Dead nodes that are remembered so that their late words change nothing (I9); the longest dead go first."""
+
+
+class SharedRow:
+    """What is known of one shared object; every dictionary is an ordered set of nodes."""
+
+    __slots__ = ("copies", "holders", "makers", "object_id", "value", "waiters")
+
+    def __init__(self, object_id: bytes) -> None:
+        self.object_id = object_id
+        self.holders: dict[Address, None] = {}
+        self.copies: dict[Address, None] = {}
+        self.makers: dict[Address, None] = {}
+        self.waiters: dict[Address, None] = {}
+        self.value: Value | None = None  # inline, or how large it is and what it contains
+
+    @property
+    def found(self) -> bool:
+        """Whether a reader can have it now."""
+        value = self.value
+        return value is not None and (value.kind in (INLINE, ERROR, FAULT) or bool(self.copies))
+
+    def forget(self, node: Address) -> bool:
+        """Drop all that ``node`` said; whether there was any."""
+        kinds = (self.holders, self.copies, self.makers, self.waiters)
+        found = [kind for kind in kinds if node in kind]
+        for kind in found:
+            del kind[node]
+        return bool(found)
+
+
+class _Stream:
+    """How far the updates of one node have come."""
+
+    __slots__ = ("number", "sequence")
+
+    def __init__(self, number: int, sequence: int) -> None:
+        self.number, self.sequence = number, sequence
+
+
+class ObjectDirectory:
+    """Rows of the shared objects of a shard. Pure.
+
+    Args:
+        config: bounds, and how long an object may be wanted before anybody announces it.
+        record_of: the lineage of a task, from the task table of the same shard.
+        nodes: the nodes that the shard knows, all of which must restate after a new life.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        record_of: Callable[[bytes], TaskRecord | None],
+        nodes: Callable[[], Iterable[Address]],
+    ) -> None:
+        self.out: list[Effect] = []
+        self.config = config
+        self.record_of = record_of
+        self.nodes = nodes
+        self.rows: dict[bytes, SharedRow] = {}
+        self.streams: dict[Address, _Stream] = {}
+        self.dead: dict[Address, None] = {}
+        self.alive: dict[Address, None] = {}
+        self.epoch = 0
+        self.silent: dict[Address, None] = {}  # nodes that have not restated in this life
+        self.touched: dict[bytes, SharedRow] = {}
+        self.orphans: dict[bytes, int] = {}  # wanted, and nobody has or makes it -> when it is lost
+        self.rebuilding: dict[bytes, tuple[Address, int]] = {}  # task -> who runs it again, which attempt
+
+    @property
+    def wake_at_ns(self) -> int | None:
+        """When the oldest object that nobody announced counts as lost."""
+        return None if self.silent else next(iter(self.orphans.values()), None)
+
+    # --- streams -----------------------------------------------------------------------------------
+
+    def on_share_updates(self, now_ns: int, source: Address, message: ShareUpdates) -> None:
+        """Absorb what a node says, once and in order."""
+        if source in self.dead:
+            return
+        stream = self.streams.get(source)
+        if message.snapshot and (stream is None or stream.number < message.stream):
+            stream = self._restart(source, message)
+        if stream is None or stream.number != message.stream:
+            if stream is None or stream.number < message.stream:
+                self.out.append((source, ShareReset(message.stream)))
+            return
+        if message.sequence == stream.sequence + 1:
+            stream.sequence = message.sequence
+            for update in message.updates:
+                self._absorb(source, update)
+        self.out.append((source, ShareAcked(stream.number, stream.sequence)))
+
+    def _restart(self, source: Address, message: ShareUpdates) -> _Stream:
+        """A node says everything again: what it said before is void."""
+        for row in self.rows.values():
+            if row.forget(source):
+                self.touched[row.object_id] = row
+        self.silent.pop(source, None)
+        if not self.silent:  # what the others left undecided meanwhile
+            self.touched.update(self.rows)
+        stream = self.streams[source] = _Stream(message.stream, message.sequence - 1)
+        return stream
+
+    def _absorb(self, node: Address, update: ShareUpdate) -> None:
+        row = self.rows.get(update.object_id)
+        if row is None:
+            if update.kind in (DROP, UNCOPY) or len(self.rows) >= self.config.table_entries_max:
+                return
+            row = self.rows[update.object_id] = SharedRow(update.object_id)
+        self.touched[update.object_id] = row
+        match update.kind:
+            case k if k == HOLD:
+                row.holders[node] = None
+            case k if k == DROP:
+                row.holders.pop(node, None)
+                row.waiters.pop(node, None)
+            case k if k == EXPECT:
+                row.makers[node] = None
+            case k if k == UNCOPY:
+                row.copies.pop(node, None)
+            case k if k == WANT:
+                row.waiters[node] = None
+            case k if k == COPY and update.value is not None:
+                self._copied(row, node, update.value)
+
+    def _copied(self, row: SharedRow, node: Address, value: Value) -> None:
+        """The first value counts (I1); a fault gives way to a value, which was made again."""
+        row.copies[node] = None
+        row.waiters.pop(node, None)
+        if row.value is None or row.value.kind == FAULT:
+            row.value = value
+        self.rebuilding.pop(producer_of(row.object_id), None)
+
+    # --- membership and lives ----------------------------------------------------------------------
+
+    def on_members(self, now_ns: int, source: Address, message: Members) -> None:
+        """A node says who is alive: forget what the dead have said."""
+        if message.epoch <= self.epoch or source in self.dead:
+            return
+        self.epoch = message.epoch
+        alive = {node_id: None for node_id, _ in message.nodes}
+        for node in [node for node in self.alive if node not in alive]:
+            self._bury(node)
+        self.alive = alive
+        for node in [node for node in self.silent if node not in alive]:
+            self._bury(node)
+
+    def _bury(self, node: Address) -> None:
+        self.dead[node] = None
+        if len(self.dead) > DEAD_NODES_MAX:
+            del self.dead[next(iter(self.dead))]
+        self.streams.pop(node, None)
+        was_silent = self.silent.pop(node, self) is None
+        for row in self.rows.values():
+            if row.forget(node) or was_silent:
+                self.touched[row.object_id] = row
+        for task_id in [task for task, (chosen, _) in self.rebuilding.items() if chosen == node]:
+            del self.rebuilding[task_id]
+
+    def on_shard_opened(self, now_ns: int, source: Address, message: ShardOpened) -> None:
+        """A new life: nothing is known until every node has restated."""
+        self.silent = {node: None for node in self.nodes() if node not in self.dead}
+
+    # --- deciding ----------------------------------------------------------------------------------
+
+    def on_tick(self, now_ns: int) -> None:
+        """Objects that nobody announced in time are lost."""
+        while not self.silent and self.orphans:
+            object_id, deadline_ns = next(iter(self.orphans.items()))
+            if deadline_ns > now_ns:
+                return
+            del self.orphans[object_id]
+            self._lost(self.rows[object_id])
+
+    def flush(self, now_ns: int) -> None:
+        """Decide once per batch about every row that it touched."""
+        touched, self.touched = self.touched, {}
+        for object_id, row in touched.items():
+            if row.found:
+                self._tell_waiters(row)
+            if self.silent:
+                self.orphans.pop(object_id, None)
+            elif not row.holders:
+                self._free(row)
+            elif row.found or (row.makers and row.value is None):
+                self.orphans.pop(object_id, None)
+            elif object_id not in self.orphans:
+                self._orphaned(now_ns, row)
+
+    def _tell_waiters(self, row: SharedRow) -> None:
+        assert row.value is not None
+        nodes = () if row.value.kind in (INLINE, ERROR, FAULT) else tuple(row.copies)
+        self.out.extend((waiter, ObjectFound(row.object_id, row.value, nodes)) for waiter in row.waiters)
+        row.waiters.clear()
+
+    def _free(self, row: SharedRow) -> None:
+        """No node holds it: whoever has it, or follows its lineage, may forget it."""
+        del self.rows[row.object_id]
+        self.orphans.pop(row.object_id, None)
+        freed = FreeObjects((row.object_id,))
+        self.out.extend((node, freed) for node in {**row.copies, **row.makers})
+
+    def _orphaned(self, now_ns: int, row: SharedRow) -> None:
+        """Held, and nobody has or makes it: it was lost, or its maker's word is still on the way."""
+        if row.value is not None or self.record_of(producer_of(row.object_id)) is not None:
+            self._lost(row)
+        else:
+            self.orphans[row.object_id] = now_ns + self.config.stranger_patience_ns
+
+    def _lost(self, row: SharedRow) -> None:
+        """Choose who makes it again, or say why nobody can."""
+        task_id = producer_of(row.object_id)
+        record = self.record_of(task_id)
+        reason = _why_not(row.object_id, record)
+        if reason or record is None:
+            row.value = faults.fault_value(faults.OBJECT_LOST, short(row.object_id), reason)
+            self._tell_everybody(row)
+            return
+        node, attempt = self.rebuilding.get(task_id, (b"", 0))
+        if not node:
+            homes = [node for node in row.makers if node in row.holders]
+            node, attempt = next(iter(homes or row.holders)), record.attempt + 1
+            self.rebuilding[task_id] = node, attempt
+        row.value = None
+        row.makers[node] = None
+        self.out.append((node, Rebuild(row.object_id, attempt, record)))
+
+    def _tell_everybody(self, row: SharedRow) -> None:
+        assert row.value is not None
+        found = ObjectFound(row.object_id, row.value)
+        self.out.extend((node, found) for node in {**row.waiters, **row.holders})
+        row.waiters.clear()
+
+    def check(self) -> None:
+        """Every row is needed, bounded, and nobody waits for what is there."""
+        invariant(len(self.rows) <= self.config.table_entries_max, "I15 shared objects", len(self.rows))
+        invariant(not self.touched, "rows nobody decided about", len(self.touched))
+        for object_id, row in self.rows.items():
+            invariant(row.object_id == object_id, "a row under another id")
+            invariant(bool(row.holders or self.silent), "a row that no node holds:", short(object_id))
+            invariant(not (row.found and row.waiters), "I6 waits for what is there:", short(object_id))
+            everybody = {**row.holders, **row.copies, **row.makers, **row.waiters}
+            invariant(not any(node in self.dead for node in everybody), "I9 a dead node in", short(object_id))
+        for object_id in self.orphans:
+            invariant(object_id in self.rows, "an orphan without a row")
+
+    HANDLERS: ClassVar[dict[type, Handler]] = {
+        ShareUpdates: on_share_updates,
+        Members: on_members,
+        ShardOpened: on_shard_opened,
+    }
+
+
+def _why_not(object_id: bytes, record: TaskRecord | None) -> str:
+    """Why a lost object cannot be made again; nothing if it can."""
+    if is_put(object_id):
+        return "the node that held the value of this put() died, and no task can make it again"
+    if record is None:
+        return "no process of this cluster has it, made it or announced it"
+    if record.released:
+        return "its lineage was released, so its task cannot run again"
+    return ""

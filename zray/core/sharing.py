@@ -1,0 +1,448 @@
+"""What a node shares with others: it tells the directory, and lets nothing leave too early.
+
+An object is *shared* from the moment its reference leaves its node, or came from another. Of a shared object
+the directory of its shard hears that this node holds it, has a copy of it, or will make it
+(``object_directory.py``); of any other object nobody hears anything.
+
+Two rules make this right across links, and one queue, the *gate*, keeps both. What leaves the node waits
+in it until everything that was said before is acknowledged:
+
+- *lineage before visibility*: the records of the tasks that made what leaves (paper, section 4.2.1);
+- *an acquire is acknowledged before what it came out of is released*: the ``HOLD`` of all that came of it.
+
+The proof is in ``docs/decisions/0010-shared-objects.md``. The gate is one queue for all links, so a shard
+that is away stops what goes to other nodes, and nothing of what stays on this one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from zray.core.lineage import Lineage
+from zray.core.machine import TRANSFER, Address, Effect, invariant
+from zray.core.node_store import PENDING, REMOTE, SEALED, NodeStore, ObjectEntry
+from zray.core.references import References
+from zray.ids import shard_of, short
+from zray.protocol.cluster import (
+    COPY,
+    DROP,
+    EXPECT,
+    HOLD,
+    UNCOPY,
+    WANT,
+    FreeObjects,
+    ObjectFound,
+    ShareAcked,
+    ShareReset,
+    ShareUpdate,
+    ShareUpdates,
+)
+from zray.protocol.messages import AT_NODE, EXTENT, FAULT, FILE, Value
+
+RESEND_NS = 1_000_000_000
+
+
+class SharedObject:
+    """What other nodes were told of one object, and where it is; found in ``Sharing.shared``."""
+
+    __slots__ = ("announced", "contained", "copied", "expected", "held", "nodes", "object_id", "wanted")
+
+    def __init__(self, object_id: bytes) -> None:
+        self.object_id = object_id
+        self.held = False  # told HOLD, and not DROP since
+        self.expected = False  # told EXPECT
+        self.announced = False  # COPY is in the gate, or told
+        self.copied = False  # told COPY, and not UNCOPY since
+        self.wanted = False  # told WANT: nobody on this node makes it
+        self.nodes: tuple[bytes, ...] = ()  # that have a copy
+        self.contained: tuple[bytes, ...] = ()  # of the value in those copies
+
+
+class _DirectoryLink:
+    """The stream of updates to one shard."""
+
+    __slots__ = (
+        "acked", "address", "number", "pending", "resend_at_ns", "sequence", "silent", "snapshot", "unacked",
+    )  # fmt: skip
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.number = 1
+        self.sequence = 0  # of the last batch sent; goes on through all streams
+        self.acked = 0
+        self.snapshot = True  # the next batch is the first of a stream
+        self.silent = False  # no answer in time: only the oldest batch is sent until one comes
+        self.pending: list[ShareUpdate] = []
+        self.unacked: deque[ShareUpdates] = deque()
+        self.resend_at_ns = 0
+
+    def mark(self) -> int:
+        return self.sequence + bool(self.pending)
+
+
+class _Waiting(NamedTuple):
+    """Something at the gate, and the acknowledgements that it waits for."""
+
+    records: tuple[int, ...]
+    holds: tuple[int, ...]
+    destination: Address
+    message: Any  # for an empty destination a ShareUpdate, without its value
+
+
+class Sharing:
+    """Shared objects of one node. Pure; shares its node's outbox.
+
+    Args:
+        out: the node's outbox.
+        shards: addresses of the GCS shards, by number.
+        record_pending: writes the record of an unfinished task, given its return object.
+        store, references, lineage: the machines of the same node.
+    """
+
+    def __init__(
+        self,
+        out: list[Effect],
+        *,
+        shards: tuple[Address, ...],
+        store: NodeStore,
+        references: References,
+        lineage: Lineage,
+        record_pending: Callable[[bytes], None],
+    ) -> None:
+        self.out = out
+        self.store = store
+        self.references = references
+        self.lineage = lineage
+        self.record_pending = record_pending
+        self.shared: dict[bytes, SharedObject] = store.shared
+        self.links = [_DirectoryLink(address) for address in shards]
+        self.by_address = {link.address: link for link in self.links}
+        self.gate: deque[_Waiting] = deque()
+        self.active = False  # whether there are other nodes
+        self.evictions: list[ObjectEntry] = []  # of this batch
+        self._finding: ObjectEntry | None = None
+
+    @property
+    def wake_at_ns(self) -> int | None:
+        """When updates that were not acknowledged are sent again."""
+        return min((link.resend_at_ns for link in self.links if link.unacked), default=None)
+
+    # --- what is shared ----------------------------------------------------------------------------
+
+    def expose(self, object_ids: Iterable[bytes]) -> None:
+        """References to these are about to leave: from now on the directory counts them."""
+        open_ids = list(object_ids)
+        while open_ids:
+            entry = self.store.objects.get(open_ids.pop())
+            if entry is None:
+                continue
+            shared = self._hold(entry)
+            if entry.state == SEALED and not shared.announced:
+                open_ids += self._announce(entry, shared)
+            elif entry.state < SEALED and not (shared.expected or shared.wanted):
+                self.record_pending(entry.object_id)
+                shared.expected = True
+                self._update(EXPECT, entry.object_id)
+
+    def _hold(self, entry: ObjectEntry) -> SharedObject:
+        shared = self.shared.get(entry.object_id)
+        if shared is None:
+            shared = self.shared[entry.object_id] = SharedObject(entry.object_id)
+        if not shared.held:
+            shared.held = True
+            self._update(HOLD, entry.object_id)
+        return shared
+
+    def _announce(self, entry: ObjectEntry, shared: SharedObject) -> tuple[bytes, ...]:
+        """Tell where the value is, once its lineage is acknowledged; what it contains is exposed as well."""
+        assert entry.value is not None
+        shared.announced = True
+        self._wait(b"", ShareUpdate(COPY, entry.object_id))
+        return entry.value.contained
+
+    def foreign(self, entry: ObjectEntry) -> None:
+        """Nobody on this node announced the object: hold it, and look it up or subscribe."""
+        shared = self._hold(entry)
+        if not shared.wanted:
+            shared.wanted = True
+            self._update(WANT, entry.object_id)
+
+    def announced(self, entry: ObjectEntry) -> None:
+        """An object that was looked for elsewhere is made on this node after all."""
+        shared = self.shared[entry.object_id]
+        if shared.wanted:
+            shared.wanted, shared.expected = False, True
+            self._update(EXPECT, entry.object_id)
+
+    def want_again(self, entry: ObjectEntry) -> None:
+        """No node that was known to have the object has it: ask once more."""
+        self.store.lose(entry)
+        if entry.state < SEALED:
+            shared = self._hold(entry)
+            shared.wanted, shared.nodes = True, ()
+            self._update(WANT, entry.object_id)
+
+    def made_again(self, entry: ObjectEntry) -> None:
+        """A lost object is about to be made on this node."""
+        entry.known = True
+        shared = self._hold(entry)
+        shared.wanted, shared.expected, shared.announced, shared.copied = False, True, False, False
+        shared.nodes = ()
+        self._update(EXPECT, entry.object_id)
+
+    def adopt(self, entry: ObjectEntry, value: Value, nodes: tuple[bytes, ...], *, is_home: bool) -> None:
+        """A large object is in the stores of other nodes; ``is_home``: this node follows its lineage."""
+        shared = self._hold(entry)
+        shared.nodes, shared.contained = nodes, value.contained
+        if is_home and not shared.expected:
+            shared.expected = True
+            self._update(EXPECT, entry.object_id)
+        self.store.found_elsewhere(entry, value.size)
+
+    def sealed(self, entry: ObjectEntry) -> None:
+        """A shared object has its value on this node."""
+        shared = self.shared[entry.object_id]
+        if self._finding is not entry and not shared.announced:
+            self.expose(self._announce(entry, shared))
+
+    def evicted(self, entry: ObjectEntry) -> None:
+        """A copy leaves to make room; the rest follows at the end of the batch."""
+        self.evictions.append(entry)
+
+    def _settle_evictions(self) -> None:
+        """Tell that copies are gone, and need no more what they contained."""
+        evictions, self.evictions = self.evictions, []
+        for entry in evictions:
+            shared = self.shared.get(entry.object_id)
+            if shared is not None:
+                if shared.copied:
+                    self._update(UNCOPY, entry.object_id)
+                shared.announced = shared.copied = False
+                for object_id in shared.contained:
+                    self.references.unpin(self.store.objects[object_id])
+                self.references.free_if_unneeded(entry)
+
+    # --- what is not needed any more ---------------------------------------------------------------
+
+    def unneeded(self, entry: ObjectEntry) -> None:
+        """Nothing on this node needs a shared object: let go of it once all that came out of it is held."""
+        shared = self.shared[entry.object_id]
+        if _is_made_here(entry, shared):
+            return  # and will be looked at again once it is sealed
+        if shared.held:
+            self._wait(b"", ShareUpdate(DROP, entry.object_id))
+        elif not (shared.copied or shared.announced or shared.expected):
+            self._forget(entry)
+
+    def _let_go(self, object_id: bytes) -> None:
+        """``DROP`` is at the front of the gate: say it, unless the object is needed again."""
+        shared, entry = self.shared.get(object_id), self.store.objects.get(object_id)
+        if shared is None or entry is None or not shared.held or entry.holders or entry.pins:
+            return
+        shared.held = False
+        self._update(DROP, object_id)
+        if not (shared.copied or shared.announced or shared.expected):
+            self._forget(entry)
+
+    def _forget(self, entry: ObjectEntry) -> None:
+        del self.shared[entry.object_id]
+        self.store.lose(entry)
+        entry.known = False
+        entry.dependents = None  # tasks that were dropped: others would pin it
+        self.references.free_if_unneeded(entry)
+
+    def on_free_objects(self, now_ns: int, source: Address, message: FreeObjects) -> None:
+        """No node holds these. What this one needs again meanwhile, it shares anew."""
+        for object_id in message.object_ids:
+            shared, entry = self.shared.get(object_id), self.store.objects.get(object_id)
+            if shared is None or entry is None or source not in self.by_address:
+                continue
+            if entry.holders or entry.pins or _is_made_here(entry, shared):
+                self._share_anew(entry, shared)
+            else:
+                self._forget(entry)
+
+    def _share_anew(self, entry: ObjectEntry, shared: SharedObject) -> None:
+        """The row is gone from the directory: say again all that it said."""
+        shared.held = True
+        self._update(HOLD, entry.object_id)
+        if shared.expected:
+            self._update(EXPECT, entry.object_id)
+        if shared.copied:
+            self._update(COPY, entry.object_id, _as_shared(entry))
+        elif shared.wanted and entry.state == PENDING:
+            self._update(WANT, entry.object_id)
+
+    # --- what the directory says -------------------------------------------------------------------
+
+    def on_object_found(self, now_ns: int, source: Address, message: ObjectFound) -> None:
+        """An object that was wanted has a value, or a fault."""
+        object_id, value = message.object_id, message.value
+        entry = self.store.objects.get(object_id)
+        shared = self.shared.get(object_id)
+        if entry is None or shared is None or source not in self.by_address:
+            return
+        if value.kind == AT_NODE:
+            shared.nodes, shared.contained = message.nodes, value.contained
+            self.store.found_elsewhere(entry, value.size)
+            return
+        if _is_made_here(entry, shared):
+            return
+        if value.kind == FAULT:
+            self.store.lose(entry)
+        if entry.state != PENDING or value.kind in (EXTENT, FILE):
+            return
+        self.references.contain(now_ns, value.contained)
+        self._finding = entry
+        self.store.seal(entry, value)
+        self._finding = None
+        self.references.free_if_unneeded(entry)
+
+    def on_share_acked(self, now_ns: int, source: Address, message: ShareAcked) -> None:
+        """A directory has everything up to a sequence number."""
+        link = self.by_address.get(source)
+        if link is None or link.number != message.stream:
+            return
+        link.acked = max(link.acked, message.sequence)
+        while link.unacked and link.unacked[0].sequence <= message.sequence:
+            link.unacked.popleft()
+        link.resend_at_ns = now_ns + RESEND_NS
+        if link.silent:
+            link.silent = False
+            self.out.extend((source, batch) for batch in link.unacked)
+
+    def on_share_reset(self, now_ns: int, source: Address, message: ShareReset) -> None:
+        """A directory has lost what it knew: say everything again."""
+        link = self.by_address.get(source)
+        if link is not None and link.number == message.stream:
+            self.restate(source)
+
+    def restate(self, shard: Address) -> None:
+        """Begin a new stream with all that is shared."""
+        link = self.by_address.get(shard)
+        if link is None or not self.active:
+            return
+        link.number += 1
+        link.unacked.clear()
+        link.snapshot = True
+        link.pending = []
+        for object_id, shared in self.shared.items():
+            if self._link_of(object_id) is link:
+                self._restate_one(object_id, shared)
+
+    def _restate_one(self, object_id: bytes, shared: SharedObject) -> None:
+        entry = self.store.objects[object_id]
+        if shared.held:
+            self._update(HOLD, object_id)
+        if shared.expected:
+            self._update(EXPECT, object_id)
+        if shared.copied:
+            self._update(COPY, object_id, _as_shared(entry))
+        if shared.wanted and entry.state == PENDING:
+            self._update(WANT, object_id)
+
+    # --- the gate ----------------------------------------------------------------------------------
+
+    def depart(self, destination: Address, message: Any) -> None:
+        """Send to another node, after all that was said before is acknowledged. Keeps the order."""
+        self._wait(destination, message)
+
+    def _wait(self, destination: Address, message: Any) -> None:
+        holds = tuple([link.mark() for link in self.links])
+        self.gate.append(_Waiting(self.lineage.mark(), holds, destination, message))
+
+    def _may_leave(self, waiting: _Waiting) -> bool:
+        holds = zip(self.links, waiting.holds, strict=True)
+        return self.lineage.passed(waiting.records) and all(mark <= link.acked for link, mark in holds)
+
+    def _leave(self, waiting: _Waiting) -> None:
+        if waiting.destination:
+            self.out.append((waiting.destination, waiting.message))
+        elif waiting.message.kind == DROP:
+            self._let_go(waiting.message.object_id)
+        else:
+            self._copied(waiting.message.object_id)
+
+    def _copied(self, object_id: bytes) -> None:
+        shared, entry = self.shared.get(object_id), self.store.objects.get(object_id)
+        if shared is None or entry is None or entry.state != SEALED or not shared.announced:
+            return
+        shared.copied = True
+        self._update(COPY, object_id, _as_shared(entry))
+
+    # --- sending -----------------------------------------------------------------------------------
+
+    def _link_of(self, object_id: bytes) -> _DirectoryLink:
+        return self.links[shard_of(object_id, len(self.links))]
+
+    def _update(self, kind: int, object_id: bytes, value: Value | None = None) -> None:
+        self._link_of(object_id).pending.append(ShareUpdate(kind, object_id, value))
+
+    def flush(self, now_ns: int) -> None:
+        """Once per batch: let leave what may, and send what was gathered."""
+        if self.evictions:
+            self._settle_evictions()
+        gate = self.gate
+        while gate and self._may_leave(gate[0]):
+            self._leave(gate.popleft())
+        if gate:
+            self.lineage.hurry(now_ns)
+        for link in self.links:
+            if link.pending or (link.snapshot and self.active):
+                self._send(now_ns, link)
+
+    def _send(self, now_ns: int, link: _DirectoryLink) -> None:
+        link.sequence += 1
+        batch = ShareUpdates(link.number, link.sequence, tuple(link.pending), link.snapshot)
+        link.pending, link.snapshot = [], False
+        if not link.unacked:
+            link.resend_at_ns = now_ns + RESEND_NS
+        link.unacked.append(batch)
+        self.out.append((link.address, batch))
+
+    def on_tick(self, now_ns: int) -> None:
+        """Repeat the oldest batch that a silent directory did not acknowledge."""
+        for link in self.links:
+            if link.unacked and link.resend_at_ns <= now_ns:
+                link.resend_at_ns = now_ns + RESEND_NS
+                link.silent = True
+                self.out.append((link.address, link.unacked[0]))
+
+    # --- other nodes -------------------------------------------------------------------------------
+
+    def node_dead(self, node: Address) -> None:
+        """What only a dead node had is to be found, or made, again. Every copy here may be the last."""
+        self.gate = deque(waiting for waiting in self.gate if waiting.destination != node)
+        self.store.copies.clear()
+        for object_id, shared in list(self.shared.items()):
+            if node in shared.nodes:
+                shared.nodes = tuple(one for one in shared.nodes if one != node)
+                entry = self.store.objects[object_id]
+                if not shared.nodes and entry.state == REMOTE:
+                    self.want_again(entry)
+
+    def check(self) -> None:
+        """Every shared object is known to the store, and what needs it is counted."""
+        for object_id, shared in self.shared.items():
+            entry = self.store.objects.get(object_id)
+            invariant(entry is not None, "shared and unknown:", short(object_id))
+            assert entry is not None
+            invariant(not shared.copied or entry.state == SEALED, "no copy of", short(object_id))
+            kept = shared.held or shared.announced or shared.expected
+            invariant(kept, "shared without reason:", short(object_id))
+
+
+def _is_made_here(entry: ObjectEntry, shared: SharedObject) -> bool:
+    """Whether this node is about to give the object its value, and not as a copy."""
+    return entry.state < SEALED and not shared.wanted and entry.creator != TRANSFER
+
+
+def _as_shared(entry: ObjectEntry) -> Value:
+    """The value as others are told of it: small ones themselves, of large ones size and content."""
+    value = entry.value
+    assert value is not None
+    if value.kind in (EXTENT, FILE):
+        return Value(AT_NODE, b"", 0, entry.size, value.contained)
+    return value

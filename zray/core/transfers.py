@@ -1,0 +1,200 @@
+"""Copies of large objects from other nodes: when, from where, in which order (paper, section 4.2.3).
+
+A copy is pulled in chunks, a bounded number of them under way, from all nodes that have the object in turn. A
+source that is lost costs only the chunks it had not sent. Room is made before the first chunk is asked for,
+whole, in the order in which copies were wanted; when memory and disk traffic leave none in the arena the
+store gives a file instead, so copies can never wait for each other in a full store.
+
+Machines move no bytes: ``ReceiveInto`` and ``SendChunk`` are effects for ``TRANSFER``.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from zray.config import Config
+from zray.core.machine import RUNTIME, TRANSFER, Address, Effect, invariant
+from zray.core.node_store import CREATING, REMOTE, SEALED, NodeStore, ObjectEntry
+from zray.core.references import References
+from zray.core.sharing import SharedObject, Sharing
+from zray.ids import short
+from zray.protocol.cluster import ChunkArrived, Pull, PullFailed, ReceiveInto, SendChunk
+from zray.protocol.messages import EXTENT, FILE, Value
+
+
+class Transfer:
+    """One object on its way here."""
+
+    __slots__ = ("asked", "entry", "kind", "missing", "progress_ns", "started", "turn")
+
+    def __init__(self, entry: ObjectEntry, chunk_bytes: int) -> None:
+        self.entry = entry
+        self.kind = EXTENT  # where it is written: EXTENT or FILE
+        # starts of chunks that were not asked for, in order; an empty object has one of no bytes
+        self.missing = deque(range(0, max(entry.size, 1), chunk_bytes))
+        self.asked: dict[int, Address] = {}  # start of a chunk -> who was asked
+        self.started = False
+        self.turn = 0
+        self.progress_ns = 0
+
+
+class Transfers:
+    """Copies under way. Pure; shares its node's outbox.
+
+    Args:
+        out: the node's outbox.
+        config: the size of a chunk, and how much may be under way.
+    """
+
+    def __init__(
+        self, out: list[Effect], *, config: Config, store: NodeStore, references: References, sharing: Sharing
+    ) -> None:
+        self.out = out
+        self.config = config
+        self.store = store
+        self.references = references
+        self.sharing = sharing
+        self.queued: dict[bytes, ObjectEntry] = {}  # wanted, and not begun
+        self.active: dict[bytes, Transfer] = {}
+        self.copied = 0  # objects that came
+        self.copied_bytes = 0
+        self.now_ns = 0
+
+    @property
+    def wake_at_ns(self) -> int | None:
+        """When the transfer that got nothing for longest is to be asked for again."""
+        begun = [transfer.progress_ns for transfer in self.active.values() if transfer.started]
+        return min(begun) + self.config.pull_patience_ns if begun else None
+
+    # --- wanting -----------------------------------------------------------------------------------
+
+    def want(self, entry: ObjectEntry) -> None:
+        """Somebody here needs the bytes of a remote object."""
+        if entry.object_id not in self.active:
+            self.queued[entry.object_id] = entry
+
+    def flush(self, now_ns: int) -> None:
+        """Begin as many transfers as may be under way, in the order in which they were wanted."""
+        self.now_ns = now_ns
+        while self.queued and len(self.active) < self.config.pulls_max:
+            object_id = next(iter(self.queued))
+            entry = self.queued.pop(object_id)
+            if entry.state == REMOTE and self.store.objects.get(object_id) is entry:
+                self.active[object_id] = Transfer(entry, self.config.chunk_bytes)
+                self.store.create_copy(entry)
+
+    def sweep(self) -> None:
+        """End the transfers of what was let go in this batch."""
+        for object_id, transfer in list(self.active.items()):
+            entry = transfer.entry
+            if entry.state != CREATING or self.store.objects.get(object_id) is not entry:
+                self._end(object_id)
+
+    def has_room(self, entry: ObjectEntry, kind: int) -> None:
+        """There is room for it: ask for the first chunks."""
+        transfer = self.active[entry.object_id]
+        transfer.kind, transfer.started, transfer.progress_ns = kind, True, self.now_ns
+        room = ReceiveInto(entry.object_id, kind, max(entry.offset, 0), entry.size)
+        self.out.append((TRANSFER, room))
+        self._ask(transfer)
+
+    def _ask(self, transfer: Transfer) -> None:
+        entry = transfer.entry
+        sources = self.sharing.shared[entry.object_id].nodes
+        if not sources:
+            self._give_up(transfer)
+            return
+        while transfer.missing and len(transfer.asked) < self.config.chunks_under_way_max:
+            start = transfer.missing.popleft()
+            transfer.turn += 1
+            source = sources[transfer.turn % len(sources)]
+            transfer.asked[start] = source
+            size = min(self.config.chunk_bytes, entry.size - start)
+            self.out.append((source, Pull(entry.object_id, start, size)))
+
+    def _give_up(self, transfer: Transfer) -> None:
+        """Nobody that was known to have it has it."""
+        entry = transfer.entry
+        self._end(entry.object_id)
+        self.sharing.want_again(entry)
+
+    def _end(self, object_id: bytes) -> None:
+        del self.active[object_id]
+        self.out.append((TRANSFER, ReceiveInto(object_id, EXTENT, 0, 0)))
+
+    # --- coming ------------------------------------------------------------------------------------
+
+    def on_chunk_arrived(self, now_ns: int, source: Address, message: ChunkArrived) -> None:
+        """Some bytes are where they belong."""
+        transfer = self.active.get(message.object_id)
+        if transfer is None or source != RUNTIME or transfer.asked.pop(message.start, None) is None:
+            return
+        transfer.progress_ns = now_ns
+        if transfer.missing:
+            self._ask(transfer)
+        elif not transfer.asked:
+            self._complete(now_ns, transfer)
+
+    def _complete(self, now_ns: int, transfer: Transfer) -> None:
+        entry = transfer.entry
+        self._end(entry.object_id)
+        self.copied += 1
+        self.copied_bytes += entry.size
+        contained = self.sharing.shared[entry.object_id].contained
+        self.references.contain(now_ns, contained)
+        if transfer.kind == EXTENT:  # before it is sealed, which may free it
+            self.store.copies[entry.object_id] = entry
+        self.store.seal(entry, Value(EXTENT, contained=contained))
+        self.references.free_if_unneeded(entry)
+
+    def on_pull_failed(self, now_ns: int, source: Address, message: PullFailed) -> None:
+        """A node does not have what it was asked for."""
+        transfer = self.active.get(message.object_id)
+        shared = self.sharing.shared.get(message.object_id)
+        if transfer is not None and shared is not None and source in shared.nodes:
+            self._lose_source(transfer, shared, source)
+
+    def _lose_source(self, transfer: Transfer, shared: SharedObject, source: Address) -> None:
+        shared.nodes = tuple(node for node in shared.nodes if node != source)
+        for start, node in list(transfer.asked.items()):
+            if node == source:
+                del transfer.asked[start]
+                transfer.missing.append(start)
+        if transfer.started:
+            self._ask(transfer)
+
+    def node_dead(self, node: Address) -> None:
+        """Chunks that a dead node was asked for are asked of others."""
+        for object_id, transfer in list(self.active.items()):
+            shared = self.sharing.shared[object_id]
+            if node in shared.nodes or node in transfer.asked.values():
+                self._lose_source(transfer, shared, node)
+
+    def on_tick(self, now_ns: int) -> None:
+        """Ask again for chunks that did not come: their link was lost while both ends lived."""
+        for transfer in list(self.active.values()):
+            if transfer.started and transfer.progress_ns + self.config.pull_patience_ns <= now_ns:
+                transfer.progress_ns = now_ns
+                transfer.missing.extend(transfer.asked)
+                transfer.asked.clear()
+                self._ask(transfer)
+
+    # --- going -------------------------------------------------------------------------------------
+
+    def on_pull(self, now_ns: int, source: Address, message: Pull) -> None:
+        """Another node wants bytes of an object that is here. They are read before anything else happens."""
+        object_id, start, size = message.object_id, message.start, message.size
+        entry = self.store.objects.get(object_id)
+        value = None if entry is None or entry.state != SEALED else entry.value
+        if entry is None or value is None or value.kind not in (EXTENT, FILE):
+            self.out.append((source, PullFailed(object_id)))
+        elif 0 <= start <= start + size <= entry.size and size >= 0:
+            chunk = SendChunk(source, object_id, value.kind, max(entry.offset, 0), start, size)
+            self.out.append((TRANSFER, chunk))
+
+    def check(self) -> None:
+        """What is under way has room or waits for it, and no more is asked for than may be."""
+        invariant(len(self.active) <= self.config.pulls_max, "I15 transfers", len(self.active))
+        for object_id, transfer in self.active.items():
+            invariant(transfer.entry.creator == TRANSFER, "a transfer without room:", short(object_id))
+            invariant(len(transfer.asked) <= self.config.chunks_under_way_max, "I15 chunks", short(object_id))

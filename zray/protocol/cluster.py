@@ -1,0 +1,241 @@
+"""Messages that exist only in a cluster of several nodes: membership, tasks and objects of other nodes.
+
+The rules are those of ``messages.py``. Words: a task is *away* at the node where it was submitted, its
+*origin*, while another node runs it as a *guest*. An object is *shared* once its reference left its node.
+"""
+
+from __future__ import annotations
+
+from zray.protocol.base import Message
+from zray.protocol.messages import JobContext, Submit, TaskRecord, Value
+
+# What a node tells the shard of a shared object (ShareUpdate.kind).
+HOLD = 0  # something on the node needs it
+DROP = 1  # nothing on the node needs it any more
+EXPECT = 2  # a task of the node will make it, or it was made and the node follows its lineage
+COPY = 3  # the node has it: inline in ShareUpdate.value, or of ShareUpdate.value.size bytes in its store
+UNCOPY = 4  # the node has it no more
+WANT = 5  # look up or subscribe: one ObjectFound, now or as soon as there is a copy
+
+# --- node -> directory of a shard ----------------------------------------------------------------
+
+
+class ShareUpdate(Message, frozen=True):
+    """One fact about one shared object and the node that says it."""
+
+    kind: int
+    object_id: bytes
+    value: Value | None = None
+
+
+class ShareUpdates(Message, frozen=True, tag=160):
+    """Facts in the order in which they came to hold; acknowledged by ``ShareAcked``.
+
+    ``snapshot``: the first of a new stream; what the sender said in former streams is void.
+    """
+
+    stream: int
+    sequence: int
+    updates: tuple[ShareUpdate, ...]
+    snapshot: bool = False
+
+
+# --- directory of a shard -> node ----------------------------------------------------------------
+
+
+class ShareAcked(Message, frozen=True, tag=161):
+    """Every update up to and including ``sequence`` of this stream counts."""
+
+    stream: int
+    sequence: int
+
+
+class ShareReset(Message, frozen=True, tag=162):
+    """The directory does not know this stream, or lost its tables: start a new one with a snapshot."""
+
+    stream: int
+
+
+class ObjectFound(Message, frozen=True, tag=163):
+    """Where a wanted object is: inline, or ``AT_NODE`` in the stores of ``nodes``; or its fault."""
+
+    object_id: bytes
+    value: Value
+    nodes: tuple[bytes, ...] = ()
+
+
+class FreeObjects(Message, frozen=True, tag=164):
+    """No node holds these: copies may go, and so may the lineage that was kept for them."""
+
+    object_ids: tuple[bytes, ...]
+
+
+class Rebuild(Message, frozen=True, tag=165):
+    """The last copy is lost and the receiver was chosen to run its maker again, as this attempt.
+
+    ``refused`` is not empty if that is impossible: the sentence says why.
+    """
+
+    object_id: bytes
+    attempt: int
+    record: TaskRecord | None = None
+    refused: str = ""
+
+
+# --- node <-> node -------------------------------------------------------------------------------
+
+
+class Claim(Message, frozen=True, tag=170):
+    """Host -> origin: a task was placed here; answered by ``Grant`` or ``Deny``."""
+
+    task_id: bytes
+
+
+class Input(Message, frozen=True):
+    """An input of a granted task: inline, or ``AT_NODE`` in the stores of ``nodes``."""
+
+    object_id: bytes
+    value: Value
+    nodes: tuple[bytes, ...] = ()
+
+
+class Grant(Message, frozen=True, tag=171):
+    """Origin -> host: run this attempt. What it takes and borrows is kept here until it has ended."""
+
+    spec: Submit
+    attempt: int
+    job_id: bytes
+    inputs: tuple[Input, ...] = ()
+    home: bytes = b""  # the node of the job's driver
+    number: int = 0  # of this grant; a repetition has the same
+
+
+class Deny(Message, frozen=True, tag=172):
+    """Origin -> host: the task is not to run there (any more)."""
+
+    task_id: bytes
+
+
+class Ended(Message, frozen=True, tag=173):
+    """Host -> origin: how an attempt ended; repeated until ``Taken``.
+
+    ``crashed``: its worker was lost, ``values`` is empty, and the origin decides whether it runs again.
+    """
+
+    task_id: bytes
+    attempt: int
+    values: tuple[Value, ...]
+    failed: bool = False
+    crashed: bool = False
+    exit_code: int = 0
+    run_ns: int = 0
+
+
+class Taken(Message, frozen=True, tag=174):
+    """Origin -> host: the end of an attempt was heard and all that its values contain is held."""
+
+    task_id: bytes
+    attempt: int
+
+
+class JobOver(Message, frozen=True, tag=175):
+    """Node -> node: a job has ended; so do its guests."""
+
+    job_id: bytes
+
+
+class Pull(Message, frozen=True, tag=176):
+    """Send ``size`` bytes of a large object from ``start`` on, over the data link."""
+
+    object_id: bytes
+    start: int
+    size: int
+
+
+class PullFailed(Message, frozen=True, tag=177):
+    """The object is not in this store."""
+
+    object_id: bytes
+
+
+class Chunk(Message, frozen=True, tag=178):
+    """Bytes of a large object, on the data link."""
+
+    object_id: bytes
+    start: int
+    data: bytes
+
+
+class Declined(Message, frozen=True, tag=179):
+    """Host -> origin: it does not run the task of this grant, which it did not ask for (any more)."""
+
+    task_id: bytes
+    number: int
+
+
+# --- membership ----------------------------------------------------------------------------------
+
+
+class Members(Message, frozen=True, tag=180):
+    """Who is alive, as ``(node, endpoint)``. Whoever was and is not any more is dead, for ever."""
+
+    epoch: int
+    nodes: tuple[tuple[bytes, str], ...]
+
+
+# --- a node <-> the process that hosts it --------------------------------------------------------
+
+
+class LinkPeer(Message, frozen=True, tag=185):
+    """Another node is alive, reachable at its endpoint."""
+
+    node_id: bytes
+    endpoint: str
+
+
+class UnlinkPeer(Message, frozen=True, tag=186):
+    """Another node is dead: nothing is sent to it and nothing is heard from it any more."""
+
+    node_id: bytes
+
+
+class BuriedAlive(Message, frozen=True, tag=187):
+    """This node was declared dead: its process must begin anew, with an empty state and another id."""
+
+
+class SendChunk(Message, frozen=True, tag=188):
+    """Read these bytes of an object, in the arena at ``offset`` or in its file, and send them."""
+
+    node_id: bytes
+    object_id: bytes
+    kind: int
+    offset: int
+    start: int
+    size: int
+
+
+class ReceiveInto(Message, frozen=True, tag=189):
+    """Chunks of this object belong in the arena at ``offset``, or in its file; ``size`` 0: nowhere."""
+
+    object_id: bytes
+    kind: int
+    offset: int
+    size: int
+
+
+class ChunkArrived(Message, frozen=True, tag=184):
+    """These bytes are written where ``ReceiveInto`` said."""
+
+    object_id: bytes
+    start: int
+    size: int
+
+
+FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild
+FromPeer = Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed
+OfHost = LinkPeer | UnlinkPeer | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived
+
+ToClusterNode = FromDirectory | FromPeer | Members | JobContext
+ToDirectory = ShareUpdates | Members
+OnDataLink = Chunk | PullFailed
+"""What a node of a cluster, and a shard that keeps its directory, accept beside ``messages.py``."""
