@@ -165,7 +165,7 @@ class LocalScheduler:
         if known is not None:
             self._disown(known, returns)
             return
-        if returns and all(entry.state >= SEALED for entry in returns):
+        if returns and returns[0].state >= SEALED and all(entry.state >= SEALED for entry in returns):
             return
         task = TaskEntry(spec, task_class, source)
         if self.tasks:
