@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 import zray
-from tests.clusters import place
+from tests.clusters import finish, place
 from tests.support import eventually
 from zray.api.cluster import report
 from zray.exceptions import TaskError
@@ -186,3 +187,38 @@ def test_leases_come_and_go_between_bursts() -> None:
     for turn in range(200):
         assert [zray.get(echo.remote(number)) for number in range(5)] == list(range(5))
         assert zray.get([echo.remote(turn) for _ in range(5)]) == [turn] * 5
+
+
+def test_a_submitter_that_is_stopped_keeps_nobody_from_the_worker() -> None:
+    """The lease is taken back from the worker, whatever its submitter does."""
+    stopped = """
+        import os, signal, zray
+        from zray.api.cluster import report
+        zray.init(num_cpus=1)
+        @zray.remote
+        def f(x): return x
+        for x in range(20):
+            assert zray.get(f.remote(x)) == x
+        print(report("node")["endpoint"], flush=True)
+        assert zray.get([f.remote(x) for x in range(20)]) == list(range(20))
+        for x in range(20):
+            assert zray.get(f.remote(x)) == x
+        os.kill(os.getpid(), signal.SIGSTOP)
+        assert zray.get(f.remote("on")) == "on"
+    """
+    other = """
+        import zray
+        zray.init(address={address!r})
+        @zray.remote
+        def g(x): return x + 1
+        assert [zray.get(g.remote(x), timeout=20) for x in range(20)] == list(range(1, 21))
+    """
+    with place() as here:
+        first = here.start(textwrap.dedent(stopped))
+        assert first.stdout is not None
+        address = first.stdout.readline().strip()
+        eventually(lambda: psutil.Process(first.pid).status() == psutil.STATUS_STOPPED, 20.0)
+        done = here.run(textwrap.dedent(other).format(address=address))
+        assert (done.returncode, done.stderr) == (0, "")
+        first.send_signal(signal.SIGCONT)
+        assert finish(first).returncode == 0
