@@ -193,7 +193,8 @@ def test_worker_killed_while_blocked_in_a_nested_get(here: Place) -> None:
 
         @zray.remote
         def inner(x):
-            time.sleep(0.3)
+            while not pathlib.Path("go").exists():
+                time.sleep(0.01)
             return x
 
         @zray.remote
@@ -202,10 +203,10 @@ def test_worker_killed_while_blocked_in_a_nested_get(here: Place) -> None:
             return zray.get([inner.remote(x), inner.remote(x)])
 
         ref = outer.remote(5)
-        while not (pathlib.Path("pid").exists() and pathlib.Path("pid").read_text()):
+        while all(worker["state"] != "blocked" for worker in report("workers")):
             time.sleep(0.01)
-        time.sleep(0.1)
         os.kill(int(pathlib.Path("pid").read_text()), signal.SIGKILL)
+        pathlib.Path("go").touch()
         print(zray.get(ref), report("node")["tasks"]["retried"])
         deadline = time.monotonic() + 5
         while zray.available_resources().get("CPU") != 2:
@@ -215,6 +216,7 @@ def test_worker_killed_while_blocked_in_a_nested_get(here: Place) -> None:
     )
     assert lines[0].startswith("[5, 5]")
     (here.folder / "pid").unlink()
+    (here.folder / "go").unlink()
 
 
 def test_actor_that_dies_in_a_call(here: Place) -> None:

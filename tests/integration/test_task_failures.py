@@ -15,38 +15,15 @@ import pytest
 
 import zray
 from tests.integration.programs import run_script
+from tests.integration.remotes import PATIENCE_S, add, echo, wait_for_file
 from tests.support import eventually
 from zray.exceptions import RayTaskError, SerializationError, TaskError, WorkerCrashedError
-
-PATIENCE_S = 30
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
     with zray.init(num_cpus=2, num_gpus=1, resources={"disk": 2, "memory_bank": 0.5}):
         yield
-
-
-@zray.remote
-def echo(value: Any = None) -> Any:
-    return value
-
-
-@zray.remote
-def add(left: int, right: int) -> int:
-    return left + right
-
-
-@zray.remote(num_cpus=0)
-def wait_for_file(path: str) -> str:
-    """Return once the file exists; needs no CPU, so that it never stands in the way."""
-    return eventually(lambda: os.path.exists(path) and path, PATIENCE_S)
-
-
-def meet(folder: str, name: str, count: int) -> int:
-    """Say that ``name`` has come to ``folder``, wait until ``count`` have."""
-    Path(folder, name).touch()
-    return eventually(lambda: len(os.listdir(folder)) >= count and count, 10.0, f"the meeting in {folder}")
 
 
 # --- errors -------------------------------------------------------------------------------------
