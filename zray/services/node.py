@@ -1,7 +1,8 @@
 """``zray-node``: local scheduler, object store and workers of one machine.
 
 Only wiring: the machine is ``core/node.py``. The order at the start matters: everything that forks (control
-store, zygote) comes before the first thread and the first ZeroMQ context.
+store, zygote) comes before the first thread and the first ZeroMQ context, and before the import of what only
+the node needs, so that its children import what they need at the same time, on another core.
 """
 
 from __future__ import annotations
@@ -24,10 +25,7 @@ import zmq
 
 from zray import ids
 from zray.config import Config
-from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, RUNTIME, TRANSFER, WORKER_POOL
-from zray.core.node import Node
-from zray.core.placement import configured
 from zray.errors import ClusterUnavailableError, ZrayError
 from zray.protocol.cluster import BuriedAlive, LinkPeer, UnlinkPeer
 from zray.protocol.codec import decode_for_node
@@ -49,7 +47,6 @@ from zray.protocol.messages import (
     Warn,
 )
 from zray.runtime import session_dir
-from zray.runtime.data_link import DATA_SUFFIX, DataLink, data_endpoint, decode_chunks
 from zray.runtime.endpoints import addresses_of_shards, knock, why
 from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, usable_cpus
@@ -68,6 +65,8 @@ from zray.store.arena import Arena, ArenaView
 from zray.store.spill import SPILL, DiskOutcome, SpillDirectory, SpillWorker
 
 if TYPE_CHECKING:
+    from zray.core.identity import NodeIdentity
+    from zray.runtime.data_link import DataLink
     from zray.runtime.trace import Recorder
 
 log = logging.getLogger("zray.node")
@@ -152,6 +151,10 @@ class NodeProcess:
 
     def _open(self, stack: contextlib.ExitStack) -> None:
         """Make the machine and what drives it. From here on there are threads."""
+        from zray.core.node import Node
+        from zray.core.placement import configured
+
+        self.config = configured(self.config)
         options = self.options
         addresses = addresses_of_shards(self.shards)
         self.heads = tuple(next(iter(chain)) for chain in addresses)
@@ -202,6 +205,8 @@ class NodeProcess:
         return recorder
 
     def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
+        from zray.runtime.data_link import DATA_SUFFIX, DataLink, data_endpoint, decode_chunks
+
         data = Transport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
         stack.callback(data.close)
         data.bind(data_endpoint(self.endpoint))
@@ -230,6 +235,8 @@ class NodeProcess:
         return self.exit_code
 
     def _identity(self) -> NodeIdentity:
+        from zray.core.identity import NodeIdentity
+
         return NodeIdentity(
             node_id=self.node_id,
             arena_bytes=self.options.arena_bytes(),
@@ -452,7 +459,7 @@ def _start(options: NodeOptions, stack: contextlib.ExitStack, early_signals: Ear
         log_path = os.path.join(session.logs_dir, "node.log")
         open_output(log_path, log_path)
     _log_to_stderr(options.log_level)
-    config = configured(Config.from_environment())
+    config = Config.from_environment()
     for endpoint in (endpoint for chain in options.gcs for endpoint in chain.split(",")[:1]):
         _await_shard(endpoint, config.init_timeout_ns / 1e9, early_signals)
     return NodeProcess(options, session, config, stack)
