@@ -37,7 +37,9 @@ RATES = {
 NODE_RATES = {"node_crash": 15.0, "node_freeze": 8.0, "peer_partition": 60.0}
 """The same for those of clusters."""
 CLUSTER_SEEDS = 500_000
-"""Seeds from here on draw clusters of several nodes, which exchange tasks and objects."""
+"""All seeds from here on draw clusters of several nodes, which exchange tasks and objects."""
+CLUSTER_SHARE = 0.5
+"""Of this many seeds below it, too, unless their shards are replicated; drawn apart like ``LONE_SHARE``."""
 LONE_SHARE = 0.15
 """Of this many seeds the workload is ``lone``, drawn apart so that the others are what they were before."""
 CHAIN_RATES = {"replica_crash": 30.0, "replica_partition": 30.0, "master_crash": 10.0}
@@ -83,9 +85,9 @@ def scenario_of(seed: int) -> Scenario:
     )  # fmt: skip
     rates["outage_ms"] = random.choice((2, 20, 100))
     phases = PhasesPart(faulty_s=round(random.uniform(0.02, 0.5), 3) if len(rates) > 1 else 0.0)
-    if seed >= CLUSTER_SEEDS:
+    replicated = {} if seed >= CLUSTER_SEEDS else _draw_replicas(seed)
+    if not replicated and _is_clustered(seed):
         return _clustered(seed, cluster, network, workload, rates)
-    replicated = _draw_replicas(seed)
     if replicated:
         cluster = msgspec.structs.replace(cluster, replicas=replicated.pop("replicas"))
         rates.update(replicated)
@@ -94,6 +96,10 @@ def scenario_of(seed: int) -> Scenario:
         f"swarm-{seed}", "drawn from its seed", check_every=random.choice((1, 3)), strict=True,
         cluster=cluster, network=network, workload=workload, faults=FaultsPart(**rates), phases=phases,
     )  # fmt: skip
+
+
+def _is_clustered(seed: int) -> bool:
+    return seed >= CLUSTER_SEEDS or stream(seed, "swarm/clusters").random() < CLUSTER_SHARE
 
 
 def _clustered(
