@@ -202,7 +202,8 @@ class Cluster:
         if node.alive:
             self.crash_node(node)
         self.incarnations += 1
-        address = b"node%08d%04d" % (node.number, self.incarnations)
+        # Ids of workers begin with twelve bytes of their node's, which no other life of it may share.
+        address = b"born%04d%04d----" % (node.number, self.incarnations)
         born = SimNode(self, address, node.number, node.arena_bytes, node.cpus)
         self.nodes[node.number] = born
         self.tell(address, "begins anew")

@@ -95,7 +95,7 @@ def _run(
     if cluster.unfinished:
         return LIVENESS, _who_waits(cluster)
     _check_results(cluster, expected)
-    _settle(cluster, phases.quiet_s)
+    _settle(cluster, _time_to_rest_ns(cluster))
     return PASSED, ""
 
 
@@ -124,10 +124,19 @@ def _check_results(cluster: Cluster, expected: list[bytes | None]) -> None:
             cluster.judge.fail(f"driver {driver.number} has another result than in sequence: {driver.result}")
 
 
-def _settle(cluster: Cluster, quiet_s: float) -> None:
+def _time_to_rest_ns(cluster: Cluster) -> int:
+    """How long everything may take to come to rest: a worker that hangs at its start is given up late."""
+    quiet_ns = int(cluster.scenario.phases.quiet_s * S)
+    if not cluster.scenario.faults.worker_start_hang:
+        return quiet_ns
+    config = cluster.config
+    return max(quiet_ns, config.worker_start_timeout_ns + 2 * config.worker_idle_ns)
+
+
+def _settle(cluster: Cluster, quiet_ns: int) -> None:
     """Let everything come to rest, look at what is left, then let the drivers leave and look again."""
     kernel, judge = cluster.kernel, cluster.judge
-    kernel.run_until(max(kernel.now_ns, cluster.faults.faulty_ns) + int(quiet_s * S))
+    kernel.run_until(max(kernel.now_ns, cluster.faults.faulty_ns) + quiet_ns)
     for node in cluster.nodes:
         judge.check_at_rest(node)
     for shard in cluster.shards:

@@ -37,7 +37,9 @@ RATES = {
 NODE_RATES = {"node_crash": 15.0, "node_freeze": 8.0, "peer_partition": 60.0}
 """The same for those of clusters."""
 CLUSTER_SEEDS = 500_000
-"""Seeds from here on draw clusters of several nodes, which exchange tasks and objects."""
+"""All seeds from here on draw clusters of several nodes, which exchange tasks and objects."""
+CLUSTER_SHARE = 0.5
+"""Of this many seeds below it, too, unless their shards are replicated; drawn apart like ``LONE_SHARE``."""
 LONE_SHARE = 0.15
 """Of this many seeds the workload is ``lone``, drawn apart so that the others are what they were before."""
 CHAIN_RATES = {"replica_crash": 30.0, "replica_partition": 30.0, "master_crash": 10.0}
@@ -54,7 +56,19 @@ class Failure(NamedTuple):
 
 
 def scenario_of(seed: int) -> Scenario:
-    """The scenario that the swarm draws from a seed."""
+    """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
+    plain = plain_scenario_of(seed)
+    if seed >= CLUSTER_SEEDS:
+        return _clustered(seed, plain)
+    replicated = _draw_replicas(seed)
+    if replicated:
+        return _replicated(plain, **replicated)
+    is_clustered = stream(seed, "swarm/clusters").random() < CLUSTER_SHARE
+    return _clustered(seed, plain) if is_clustered else plain
+
+
+def plain_scenario_of(seed: int) -> Scenario:
+    """What is drawn from a seed without replicas, and without nodes that exchange anything."""
     random = stream(seed, "swarm")
     rates: dict[str, Any] = {}
     for name, most in RATES.items():
@@ -83,38 +97,40 @@ def scenario_of(seed: int) -> Scenario:
     )  # fmt: skip
     rates["outage_ms"] = random.choice((2, 20, 100))
     phases = PhasesPart(faulty_s=round(random.uniform(0.02, 0.5), 3) if len(rates) > 1 else 0.0)
-    if seed >= CLUSTER_SEEDS:
-        return _clustered(seed, cluster, network, workload, rates)
-    replicated = _draw_replicas(seed)
-    if replicated:
-        cluster = msgspec.structs.replace(cluster, replicas=replicated.pop("replicas"))
-        rates.update(replicated)
-        phases = msgspec.structs.replace(phases, faulty_s=max(phases.faulty_s, 0.3))
     return Scenario(
         f"swarm-{seed}", "drawn from its seed", check_every=random.choice((1, 3)), strict=True,
         cluster=cluster, network=network, workload=workload, faults=FaultsPart(**rates), phases=phases,
     )  # fmt: skip
 
 
-def _clustered(
-    seed: int, cluster: ClusterPart, network: NetworkPart, workload: WorkloadPart, rates: dict[str, Any]
-) -> Scenario:
+def _clustered(seed: int, plain: Scenario) -> Scenario:
     """The same with more nodes, tasks that spread, and nodes that die, freeze or lose each other."""
     random = stream(seed, "swarm/nodes")
+    rates: dict[str, float] = {}
     for name, most in NODE_RATES.items():
         present, share = random.random() < 0.4, random.random()
         if present:
             rates[name] = round(most * share * share, 4)
     cluster = msgspec.structs.replace(
-        cluster, nodes=random.choice((2, 3, 4)), cpus=min(cluster.cpus, 4),
+        plain.cluster, nodes=random.choice((2, 3, 4)), cpus=min(plain.cluster.cpus, 4),
         backlog_per_slot=random.choice((-1, -1, 0, 2)),
     )  # fmt: skip
-    faulty_s = round(random.uniform(0.02, 0.5), 3) if len(rates) > 1 else 0.0
-    phases = PhasesPart(faulty_s=faulty_s, liveness_s=60.0, quiet_s=40.0)
-    return Scenario(
-        f"swarm-{seed}", "drawn from its seed", check_every=random.choice((1, 3)), strict=True,
-        cluster=cluster, network=network, workload=workload, faults=FaultsPart(**rates), phases=phases,
-    )  # fmt: skip
+    faults = msgspec.structs.replace(plain.faults, **rates)
+    faulty_s = round(random.uniform(0.02, 0.5), 3)
+    phases = PhasesPart(faulty_s if rates or plain.phases.faulty_s else 0.0, liveness_s=60.0, quiet_s=40.0)
+    return msgspec.structs.replace(
+        plain, check_every=random.choice((1, 3)), cluster=cluster, faults=faults, phases=phases
+    )
+
+
+def _replicated(plain: Scenario, replicas: int, **rates: float) -> Scenario:
+    """The same with shards that are chains."""
+    return msgspec.structs.replace(
+        plain,
+        cluster=msgspec.structs.replace(plain.cluster, replicas=replicas),
+        faults=msgspec.structs.replace(plain.faults, **rates),
+        phases=msgspec.structs.replace(plain.phases, faulty_s=max(plain.phases.faulty_s, 0.3)),
+    )
 
 
 def _draw_replicas(seed: int) -> dict[str, Any]:
@@ -239,7 +255,8 @@ def regressions(path: Path) -> list[Regression]:
         try:
             seed = int(entry["seed"])
             name = entry.get("scenario")
-            scenario = scenario_of(seed) if name is None else load(name)
+            drawn = plain_scenario_of if entry.get("plain") else scenario_of
+            scenario = drawn(seed) if name is None else load(name)
             for key, value in entry.get("changes", {}).items():
                 part, _, field = key.partition(".")
                 scenario = _with(scenario, part, field, value)

@@ -181,6 +181,31 @@ def test_a_new_life_frees_and_rebuilds_nothing_before_all_have_restated() -> Non
     assert bench.die(C) == []  # nor does it wait for the dead
 
 
+def test_a_table_older_than_a_node_does_not_bury_it() -> None:
+    """A shard restarts, and a node that has not heard yet of a new one is the first to say who is alive."""
+    bench = Bench(RECORD)
+    bench.machine = ObjectDirectory(config=Config(), record_of=bench.records.get, nodes=lambda: [A, B, C])
+    bench.feed(RUNTIME, ShardOpened())
+    bench.tell(A, Members(7, ((A, ""), (B, ""))))
+    bench.tell(C, Members(8, ((A, ""), (B, ""), (C, ""))))
+    bench.say(A, (HOLD, MADE))
+    assert bench.say(B, (COPY, MADE, LARGE)) == []
+    assert list(bench.machine.silent) == [C]
+    bench.say(C, (HOLD, MADE))
+    assert bench.machine.rows[MADE].holders == {A: None, C: None}
+
+
+def test_who_is_in_no_table_of_the_living_is_not_heard_until_one_names_it() -> None:
+    bench = Bench()
+    new = b"n" * 16
+    hold = ShareUpdates(1, 1, (ShareUpdate(HOLD, MADE),), True)
+    pump(bench.machine, [(new, hold)], 0)
+    assert bench.machine.out == []  # it repeats that, with its table
+    bench.tell(new, Members(2, ((A, ""), (B, ""), (C, ""), (new, ""))))
+    pump(bench.machine, [(new, hold)], 0)
+    assert bench.machine.out == [(new, ShareAcked(1, 1))]
+
+
 def test_after_all_have_restated_what_nobody_holds_is_freed() -> None:
     bench = Bench()
     bench.feed(RUNTIME, ShardOpened())

@@ -69,6 +69,7 @@ class ClusterSide:
             references=references,
             lineage=scheduler.lineage,
             record_pending=scheduler.record_pending,
+            remind=lambda shard: self.peers.remind(shard),
         )
         self.away = Away(out, node_id=node_id, scheduler=scheduler, sharing=self.sharing)
         self.guests = Guests(out, node_id=node_id, scheduler=scheduler, sharing=self.sharing)

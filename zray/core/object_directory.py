@@ -38,7 +38,7 @@ from zray.protocol.cluster import (
 from zray.protocol.messages import ERROR, FAULT, INLINE, TaskRecord, Value
 
 DEAD_NODES_MAX = 10_000
-"""Dead nodes that are remembered so that their late words change nothing (I9); the longest dead go first."""
+"""Dead nodes that are remembered so that no table of theirs is believed (I9); the longest dead go first."""
 
 
 class SharedRow:
@@ -101,9 +101,10 @@ class ObjectDirectory:
         self.rows: dict[bytes, SharedRow] = {}
         self.streams: dict[Address, _Stream] = {}
         self.dead: dict[Address, None] = {}
-        self.alive: dict[Address, None] = {}
-        self.epoch = 0
-        self.silent: dict[Address, None] = {}  # nodes that have not restated in this life
+        self.alive: dict[Address, None] = {}  # only they are heard
+        self.epoch = 0  # of the table of the living; 0: none was heard of in this life
+        self.unheard: dict[Address, None] = {}  # knew this shard before this life and did not restate
+        self.silent: dict[Address, None] = {}  # those of them that may be alive: nothing is decided yet
         self.touched: dict[bytes, SharedRow] = {}
         self.orphans: dict[bytes, int] = {}  # wanted, and nobody has or makes it -> when it is lost
         self.rebuilding: dict[bytes, tuple[Address, int]] = {}  # task -> who runs it again, which attempt
@@ -116,8 +117,12 @@ class ObjectDirectory:
     # --- streams -----------------------------------------------------------------------------------
 
     def on_share_updates(self, now_ns: int, source: Address, message: ShareUpdates) -> None:
-        """Absorb what a node says, once and in order."""
-        if source in self.dead:
+        """Absorb what a node says, once and in order.
+
+        A node that is in no table of the living is dead, or its table was lost on the way: then both are
+        said again (I9).
+        """
+        if source not in self.alive:
             return
         stream = self.streams.get(source)
         if message.snapshot and (stream is None or stream.number < message.stream):
@@ -137,9 +142,8 @@ class ObjectDirectory:
         for row in self.rows.values():
             if row.forget(source):
                 self.touched[row.object_id] = row
-        self.silent.pop(source, None)
-        if not self.silent:  # what the others left undecided meanwhile
-            self.touched.update(self.rows)
+        self.unheard.pop(source, None)
+        self._await_silent()
         stream = self.streams[source] = _Stream(message.stream, message.sequence - 1)
         return stream
 
@@ -176,32 +180,44 @@ class ObjectDirectory:
     # --- membership and lives ----------------------------------------------------------------------
 
     def on_members(self, now_ns: int, source: Address, message: Members) -> None:
-        """A node says who is alive: forget what the dead have said."""
+        """A node says who is alive: forget what others have said."""
         if message.epoch <= self.epoch or source in self.dead:
             return
         self.epoch = message.epoch
-        alive = {node_id: None for node_id, _ in message.nodes}
-        for node in [node for node in self.alive if node not in alive]:
-            self._bury(node)
-        self.alive = alive
-        for node in [node for node in self.silent if node not in alive]:
-            self._bury(node)
+        before, self.alive = self.alive, {node_id: None for node_id, _ in message.nodes}
+        for node in before:
+            if node not in self.alive:
+                self._bury(node)
+        self._await_silent()
 
     def _bury(self, node: Address) -> None:
         self.dead[node] = None
         if len(self.dead) > DEAD_NODES_MAX:
             del self.dead[next(iter(self.dead))]
         self.streams.pop(node, None)
-        was_silent = self.silent.pop(node, self) is None
+        self.unheard.pop(node, None)
         for row in self.rows.values():
-            if row.forget(node) or was_silent:
+            if row.forget(node):
                 self.touched[row.object_id] = row
         for task_id in [task for task, (chosen, _) in self.rebuilding.items() if chosen == node]:
             del self.rebuilding[task_id]
 
     def on_shard_opened(self, now_ns: int, source: Address, message: ShardOpened) -> None:
         """A new life: nothing is known until every node has restated."""
-        self.silent = {node: None for node in self.nodes() if node not in self.dead}
+        self.unheard = dict.fromkeys(self.nodes())
+        self._await_silent()
+
+    def _await_silent(self) -> None:
+        """Find out for whom decisions wait, and take those that waited if it is for nobody any more.
+
+        A node that the newest table lacks is waited for no longer, but it is not dead: the table may be
+        older than the node. Whoever has exchanged anything with it knows a newer one, and says so before
+        anything else.
+        """
+        waited = self.silent
+        self.silent = {node: None for node in self.unheard if node in self.alive or not self.epoch}
+        if waited and not self.silent:
+            self.touched.update(self.rows)
 
     # --- deciding ----------------------------------------------------------------------------------
 
@@ -282,7 +298,7 @@ class ObjectDirectory:
             invariant(bool(row.holders or self.silent), "a row that no node holds:", short(object_id))
             invariant(not (row.found and row.waiters), "I6 waits for what is there:", short(object_id))
             everybody = {**row.holders, **row.copies, **row.makers, **row.waiters}
-            invariant(not any(node in self.dead for node in everybody), "I9 a dead node in", short(object_id))
+            invariant(all(node in self.alive for node in everybody), "I9 the dead in", short(object_id))
         for object_id in self.orphans:
             invariant(object_id in self.rows, "an orphan without a row")
 

@@ -98,6 +98,7 @@ class Sharing:
         out: the node's outbox.
         shards: addresses of the GCS shards, by number.
         record_pending: writes the record of an unfinished task, given its return object.
+        remind: tells a shard once more who is alive.
         store, references, lineage: the machines of the same node.
     """
 
@@ -110,12 +111,14 @@ class Sharing:
         references: References,
         lineage: Lineage,
         record_pending: Callable[[bytes], None],
+        remind: Callable[[Address], None],
     ) -> None:
         self.out = out
         self.store = store
         self.references = references
         self.lineage = lineage
         self.record_pending = record_pending
+        self.remind = remind
         self.shared: dict[bytes, SharedObject] = store.shared
         self.links = [_DirectoryLink(address) for address in shards]
         self.by_address = {link.address: link for link in self.links}
@@ -403,11 +406,15 @@ class Sharing:
         self.out.append((link.address, batch))
 
     def on_tick(self, now_ns: int) -> None:
-        """Repeat the oldest batch that a silent directory did not acknowledge."""
+        """Repeat the oldest batch that a silent directory did not acknowledge.
+
+        It hears only nodes that it knows to be alive, and that word may be what was lost.
+        """
         for link in self.links:
             if link.unacked and link.resend_at_ns <= now_ns:
                 link.resend_at_ns = now_ns + RESEND_NS
                 link.silent = True
+                self.remind(link.address)
                 self.out.append((link.address, link.unacked[0]))
 
     # --- other nodes -------------------------------------------------------------------------------
