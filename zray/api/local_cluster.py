@@ -32,15 +32,22 @@ class ClusterNode:
     """One node of a :class:`Cluster`.
 
     Attributes:
-        address: str, for drivers of this node: ``zray.init(address=node.address)``.
         node_id: str, hex; of its life at the start: a node that begins anew has another one.
         pid: int, of its ``zray-node`` process.
     """
 
     def __init__(self, spawned: Spawned) -> None:
-        self.address: str = spawned.ready["address"]
+        self._first_address: str = spawned.ready["address"]
         self.node_id: str = spawned.ready["node_id"]
         self.pid = spawned.pid
+
+    @property
+    def address(self) -> str:
+        """For drivers of this node: ``zray.init(address=node.address)``. One that began anew has another."""
+        for found in session_dir.list_live():
+            if found.info.processes[0].pid == self.pid and found.info.address:
+                return found.info.address
+        return self._first_address
 
     @property
     def unique_id(self) -> str:
