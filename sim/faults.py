@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from sim.hosts import DATA_SUFFIX
 from sim.kernel import MS, S
 from sim.replicas import MASTER
-from zray.protocol.local_messages import ClientGone
+from zray.protocol.cluster import LinkLost
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
@@ -51,6 +51,7 @@ class Faults:
             "driver_crash": (self.rates.driver_crash, self._crash_driver),
             "node_crash": (self.rates.node_crash, self._crash_node),
             "node_freeze": (self.rates.node_freeze, self._freeze_node),
+            "link_loss": (self.rates.link_loss, self._lose_link),
             "peer_partition": (self.rates.peer_partition, self._partition_peers),
             "shard_crash": (self.rates.shard_crash, self._crash_shard),
             "replica_crash": (self.rates.replica_crash, self._crash_replica),
@@ -231,10 +232,18 @@ class Faults:
         self.cluster.crash_node(victim)
         if random.random() < 0.7:  # else only its silence tells
             notice_ns = int(random.expovariate(1.0) * 20 * MS)
-            notice = ClientGone(victim.address)
+            notice = LinkLost(victim.address)
             self.cluster.kernel.after(notice_ns, lambda _: self.cluster.shards[0].post(notice))
         back_ns = min(self.faulty_ns, self.cluster.kernel.now_ns + self._outage_ns(random))
         self.cluster.kernel.at(back_ns, lambda _: self._revive(victim))
+        return True
+
+    def _lose_link(self, random: Random) -> bool:
+        """A node's link to the control store breaks for a moment: nothing may come of it."""
+        nodes = [node for node in self.cluster.nodes if node.alive]
+        if not nodes or not self.cluster.shards:
+            return False
+        self.cluster.shards[0].post(LinkLost(random.choice(nodes).address))
         return True
 
     def _revive(self, node: SimNode) -> None:

@@ -75,11 +75,13 @@ class Config(NamedTuple):
     """Finished tasks a node remembers for people to look at."""
 
     heartbeat_interval_ns: int = 100_000_000
-    """How often a node reports its load while it changes."""
+    """How often a node reports its load while it changes, and the control store looks who is silent."""
     heartbeat_liveness_count: int = 10
     """Missed intervals after which a peer is dead."""
-    node_death_ns: int = 5_000_000_000
+    node_death_ns: int = 800_000_000
     """A node of a cluster that was silent for this long is dead, and begins anew if it is not."""
+    node_link_loss_ns: int = 250_000_000
+    """The same for a node whose link to the control store was lost."""
 
     chunk_bytes: int = 1 * MIB
     """Large objects travel between nodes in chunks of this size."""

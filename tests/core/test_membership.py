@@ -9,9 +9,8 @@ from msgspec.structs import replace
 from zray.config import Config
 from zray.core.machine import RUNTIME, pump
 from zray.core.membership import GRAVES, Membership
-from zray.protocol.cluster import Members
+from zray.protocol.cluster import LinkLost, Members
 from zray.protocol.documents import encode_value
-from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
     TABLE_KV,
@@ -29,6 +28,8 @@ STORE = b"gcs-0000"
 A, B = b"a" * 16, b"b" * 16
 S = 1_000_000_000
 DEATH_NS = Config().node_death_ns
+LINK_NS = Config().node_link_loss_ns
+LOOK_NS = Config().heartbeat_interval_ns
 
 
 def hello(node: bytes) -> tuple[bytes, NodeHello]:
@@ -57,6 +58,20 @@ class Bench:
         out = [effect for effect in self.machine.out if not isinstance(effect[1], Warn)]
         self.machine.out.clear()
         return out
+
+    def wait(self, from_ns: int, until_ns: int) -> list[tuple[bytes, Any]]:
+        """Ticks at their times; what came of them."""
+        return [
+            effect for now_ns in range(from_ns, until_ns + 1, LOOK_NS // 4) for effect in self.feed(now_ns=now_ns)
+        ]
+
+    def bury(self, node: bytes, now_ns: int = 0) -> TableCas:
+        """A node loses its link for good; others report. Returns the grave that is to be written."""
+        self.feed((RUNTIME, LinkLost(node)), now_ns=now_ns)
+        out = self.wait(now_ns, now_ns + LINK_NS + LOOK_NS // 2)
+        [write] = [message for to, message in out if to == STORE]
+        assert isinstance(write, TableCas)
+        return write
 
     def table(self, *nodes: bytes) -> Members:
         return Members(self.machine.epoch, tuple((node, "ipc://" + node.decode()) for node in nodes))
@@ -87,8 +102,8 @@ def test_whoever_has_an_old_table_is_told_again() -> None:
 def test_death_is_written_before_anybody_is_told() -> None:
     bench = Bench()
     bench.feed(hello(A), hello(B))
-    [(store, write)] = bench.feed((RUNTIME, ClientGone(B)))
-    assert (store, type(write), write.expected) == (STORE, TableCas, None)
+    write = bench.bury(B)
+    assert write.expected is None
     assert write.key == GRAVES + B
     assert bench.feed((STORE, TableReply(write.token, True, b""))) == [(A, bench.table(A))]
     assert bench.feed(hello(B)) == [(B, bench.table(A))]  # it learns that it is dead
@@ -98,25 +113,58 @@ def test_death_is_written_before_anybody_is_told() -> None:
 def test_silence_is_death_unless_nobody_else_is_there() -> None:
     bench = Bench()
     bench.feed(hello(A), hello(B))
-    bench.feed(report(A, bench.machine.epoch), now_ns=DEATH_NS)
-    [(_, write)] = bench.feed(now_ns=DEATH_NS + S)
+    assert bench.wait(0, DEATH_NS // 2) == []
+    bench.feed(report(A, bench.machine.epoch), now_ns=DEATH_NS // 2)
+    [(_, write)] = bench.wait(DEATH_NS // 2, DEATH_NS + LOOK_NS // 2)
     assert write.key == GRAVES + B
-    bench.feed((STORE, TableReply(write.token, True, b"")), now_ns=DEATH_NS + S)
-    assert bench.feed(now_ns=10 * DEATH_NS) == []
+    bench.feed((STORE, TableReply(write.token, True, b"")), now_ns=DEATH_NS + LOOK_NS)
+    assert bench.wait(DEATH_NS + LOOK_NS, 10 * DEATH_NS) == []
+
+
+def test_death_is_noticed_within_a_second() -> None:
+    config = Config()
+    assert config.node_death_ns + config.heartbeat_interval_ns < S
+    assert config.node_link_loss_ns + config.heartbeat_interval_ns < S
+
+
+def test_a_node_whose_link_was_lost_and_that_is_heard_again_lives() -> None:
+    bench = Bench()
+    bench.feed(hello(A), hello(B))
+    assert bench.feed((RUNTIME, LinkLost(B))) == []
+    assert bench.wait(0, LINK_NS // 2) == []
+    bench.feed(report(A, bench.machine.epoch), report(B, bench.machine.epoch), now_ns=LINK_NS // 2)
+    assert bench.wait(LINK_NS // 2, LINK_NS * 2) == []
+
+
+def test_nobody_else_says_that_a_link_was_lost() -> None:
+    bench = Bench()
+    bench.feed(hello(A), hello(B))
+    assert bench.feed((A, LinkLost(B))) == []
+    assert bench.wait(0, LINK_NS * 2) == []
+
+
+def test_a_judge_that_was_held_up_buries_nobody_for_it() -> None:
+    bench = Bench()
+    bench.feed(hello(A), hello(B))
+    assert bench.feed(now_ns=60 * S) == []
+    assert bench.wait(60 * S, 60 * S + DEATH_NS // 2) == []
+    bench.feed(report(A, bench.machine.epoch), now_ns=60 * S + DEATH_NS // 2)
+    graves = bench.wait(60 * S + DEATH_NS // 2, 60 * S + DEATH_NS + LOOK_NS)
+    assert {message.key for _, message in graves} == {GRAVES + B}
 
 
 def test_a_death_that_somebody_else_wrote_counts() -> None:
     bench = Bench()
     bench.feed(hello(A), hello(B))
-    [(_, write)] = bench.feed((RUNTIME, ClientGone(B)))
+    write = bench.bury(B)
     assert bench.feed((STORE, TableReply(write.token, False, b"written before"))) == [(A, bench.table(A))]
 
 
 def test_a_write_without_an_answer_is_repeated() -> None:
     bench = Bench()
     bench.feed(hello(A), hello(B))
-    [(_, write)] = bench.feed((RUNTIME, ClientGone(B)))
-    [(_, again)] = bench.feed(now_ns=2 * S)
+    write = bench.bury(B)
+    [(_, again)] = bench.feed(now_ns=LINK_NS + 2 * LOOK_NS)
     assert again.key == write.key
 
 

@@ -64,3 +64,26 @@ def test_former_peers_are_forgotten(
     assert list(client._former) == [b"peer7", b"peer8", b"peer9"]
     assert not client._aliases
     assert not client._addresses
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_whose_link_is_lost_is_told(tmp_path: Path, scheme: str) -> None:
+    server = Transport(b"server", decode_for_node, Config())
+    server.watch_links()
+    links = server.links
+    assert links is not None
+    endpoint = server.bind(f"ipc://{tmp_path}/s" if scheme == "ipc" else "tcp://127.0.0.1:*")
+    clients = [Transport(b"client%d" % number, decode_for_process, Config()) for number in range(3)]
+    for client in clients:
+        client.connect(b"server", endpoint)
+        client.send(b"server", [Goodbye()])
+    came: list[bytes] = []
+    eventually(lambda: came.extend(source for source, _ in server.receive(10)) or len(came) == 3)
+    assert links.lost() == []
+    clients[1].close()
+    assert eventually(links.lost) == [b"client1"]
+    for client in (clients[0], clients[2]):
+        server.send(client.identity, [Acked(1)])
+        assert heard(client) == [(b"server", Acked(1))]
+        client.close()
+    server.close()

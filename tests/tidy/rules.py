@@ -33,7 +33,9 @@ VALUES = (
 )  # fmt: skip
 BELOW_RUNTIME = (*FOUNDATION, "zray.protocol", "zray.core", "zray.store", "zray.serialize")
 BELOW_SERVICES = (*BELOW_RUNTIME, "zray.runtime")
-PUBLIC = ("zray.actor", "zray.cloudpickle", "zray.runtime_context", "zray.runtime_env", "zray.util")
+PUBLIC = (
+    "zray.actor", "zray.cloudpickle", "zray.cluster_utils", "zray.runtime_context", "zray.runtime_env", "zray.util",
+)  # fmt: skip
 PROCESS_LIBRARIES = ("cloudpickle", "msgspec", "numpy", "psutil", "zmq")
 
 LAYERS = (

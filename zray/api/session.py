@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from zray.config import Config
@@ -96,6 +96,11 @@ def _inside_error() -> LocalProtocolError:
         "zray was called by a destructor (__del__) or a signal handler in the midst of another call of zray; "
         "leave such calls to a method that you call yourself, or to a thread"
     )
+
+
+def is_connected_to(addresses: Collection[str]) -> bool:
+    """Whether this process is a driver of a node at one of these addresses."""
+    return own_client.get() is not None and _context is not None and _context.address in addresses
 
 
 def is_initialized() -> bool:
@@ -252,7 +257,7 @@ def shutdown() -> None:
 
 
 def _start_local(started: dict[str, Any], job: tuple[str, str, bool]) -> Context:
-    options = _node_options(**started)
+    options = node_options_of(**started)
     config = Config.from_environment()
     import json
 
@@ -277,13 +282,13 @@ def _start_local(started: dict[str, Any], job: tuple[str, str, bool]) -> Context
         raise
 
 
-def _node_options(
-    num_cpus: int | None,
-    num_gpus: int | None,
+def node_options_of(
+    num_cpus: float | None,
+    num_gpus: float | None,
     resources: Mapping[str, float] | None,
     object_store_memory: int | None,
-    gcs_shards: int | None,
-    gcs_replicas: int | None,
+    gcs_shards: int | None = None,
+    gcs_replicas: int | None = None,
     trace: str | os.PathLike[str] | None = None,
 ) -> dict[str, Any]:
     """Checked here, so that a mistake is a Python error and not a node that does not start."""

@@ -1,7 +1,8 @@
 """Who is alive: the one place that decides that a node is dead.
 
-Any report is a sign of life; a node without one is *suspected* for a while and then *dead*, at once if its
-link is lost. Death is written to the control store, as a compare-and-set against nothing, before anybody is
+Any report is a sign of life; a node without one is *suspected* for a while and then *dead*, sooner if its link
+was lost: a process that ended does not link again, one whose network hiccuped does. A judge that was held up
+itself adds that time to everybody's deadline. Death is written to the control store, as a compare-and-set against nothing, before anybody is
 told, so it holds across lives of this process. A node id names one life (incarnation) of a node: an id that
 is dead never comes back, and a node that was only cut off begins anew under another (I9).
 
@@ -16,9 +17,8 @@ from typing import ClassVar
 from zray.config import Config
 from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
 from zray.ids import short
-from zray.protocol.cluster import Members
+from zray.protocol.cluster import LinkLost, Members
 from zray.protocol.documents import decode_value
-from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
     TABLE_KV,
@@ -44,13 +44,14 @@ ALIVE, SUSPECTED, DYING = 0, 1, 2
 class Member:
     """One node that is not known to be dead."""
 
-    __slots__ = ("address", "endpoint", "epoch", "heard_ns", "node_id", "state")
+    __slots__ = ("address", "endpoint", "epoch", "heard_ns", "lost_ns", "node_id", "state")
 
     def __init__(self, now_ns: int, address: Address, node_id: bytes, endpoint: str) -> None:
         self.address = address
         self.node_id = node_id
         self.endpoint = endpoint
         self.heard_ns = now_ns
+        self.lost_ns: int | None = None  # when its link was lost, if it was not heard since
         self.epoch = 0  # of the newest table that it is known to have
         self.state = ALIVE
 
@@ -116,6 +117,7 @@ class Membership:
 
     def _hear(self, now_ns: int, member: Member) -> None:
         member.heard_ns = now_ns
+        member.lost_ns = None
         if member.state == SUSPECTED:
             member.state = ALIVE
         if member.epoch < self.epoch and self.opened:
@@ -123,11 +125,12 @@ class Membership:
 
     # --- death -------------------------------------------------------------------------------------
 
-    def on_client_gone(self, now_ns: int, source: Address, message: ClientGone) -> None:
-        """The process behind a link is gone."""
-        member = self.members.get(message.client)
-        if member is not None and source == RUNTIME:
-            self._bury(member)
+    def on_link_lost(self, now_ns: int, source: Address, message: LinkLost) -> None:
+        """The process behind a link is gone, unless it is heard again soon."""
+        member = self.members.get(message.peer)
+        if member is not None and member.state != DYING and source == RUNTIME:
+            member.state = SUSPECTED
+            member.lost_ns = now_ns
 
     def on_tick(self, now_ns: int) -> None:
         """Suspect who is silent, and declare dead who stays so."""
@@ -138,15 +141,24 @@ class Membership:
             for member in self.members.values():
                 member.heard_ns = now_ns
             return
+        late_ns = max(0, now_ns - (self.look_at_ns or now_ns))
         for member in list(self.members.values()):
+            if late_ns > config.heartbeat_interval_ns:
+                member.heard_ns = min(now_ns, member.heard_ns + late_ns)
             silence_ns = now_ns - member.heard_ns
             if member.state == DYING:
                 self._write_grave(member)
-            elif silence_ns >= config.node_death_ns and len(self.members) > 1:
+            elif self._is_over(now_ns, member) and len(self.members) > 1:
                 self._bury(member)  # a node alone is missed by nobody, and may go on after a pause
             elif silence_ns >= config.node_death_ns // 2:
                 member.state = SUSPECTED
-        self.look_at_ns = now_ns + config.heartbeat_interval_ns * config.heartbeat_liveness_count
+        self.look_at_ns = now_ns + config.heartbeat_interval_ns
+
+    def _is_over(self, now_ns: int, member: Member) -> bool:
+        """Whether a node was silent for as long as one may be, given what is known of its link."""
+        if member.lost_ns is not None and now_ns - member.lost_ns >= self.config.node_link_loss_ns:
+            return True
+        return now_ns - member.heard_ns >= self.config.node_death_ns
 
     def _bury(self, member: Member) -> None:
         if member.state != DYING:
@@ -228,7 +240,7 @@ class Membership:
     HANDLERS: ClassVar[dict[type, Handler]] = {
         NodeHello: on_node_hello,
         NodeReport: on_node_report,
-        ClientGone: on_client_gone,
+        LinkLost: on_link_lost,
         TableReply: on_table_reply,
         TablePage: on_table_page,
     }

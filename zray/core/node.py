@@ -88,6 +88,9 @@ from zray.protocol.messages import (
 CREDIT_TASKS_MIN = 1024
 """Submissions absorbed before a client is told; telling each would cost a frame each."""
 
+REPORTS_PER_DEATH = 4
+"""Reports of an idle node within the silence that counts as death: some of them may be late or lost."""
+
 
 class Node:
     """The composite machine of a node.
@@ -627,7 +630,7 @@ class Node:
             self.out.append((task.submitter, Warn(reports.infeasible_text(message))))
 
     def _report(self, now_ns: int) -> None:
-        """Tell the global scheduler our load: often while it changes, at least every second."""
+        """Tell the global scheduler our load: often while it changes, else as often as shows that we live."""
         if not self.shards:
             self.report_at_ns = None
             return
@@ -637,7 +640,10 @@ class Node:
             self.introduce()  # a hello that a shard lost with its life is missed by nobody else
         self.reported = report
         self.out.append((self.shards[0], report))
-        self.report_at_ns = now_ns + (1 if changed else 10) * self.config.heartbeat_interval_ns
+        pause_ns = self.config.heartbeat_interval_ns
+        if not changed:
+            pause_ns = max(pause_ns, min(10 * pause_ns, self.config.node_death_ns // REPORTS_PER_DEATH))
+        self.report_at_ns = now_ns + pause_ns
         self.out.extend((address, self._introduction()) for address in self.chains.others_due(now_ns))
 
 

@@ -203,6 +203,12 @@ class BuriedAlive(Message, frozen=True, tag=187):
     """This node was declared dead: its process must begin anew, with an empty state and another id."""
 
 
+class LinkLost(Message, frozen=True, tag=190):
+    """The link of a peer to this process was lost: its process is gone, or it links again soon."""
+
+    peer: bytes
+
+
 class SendChunk(Message, frozen=True, tag=188):
     """Read these bytes of an object, in the arena at ``offset`` or in its file, and send them."""
 
@@ -233,7 +239,7 @@ class ChunkArrived(Message, frozen=True, tag=184):
 
 FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild
 FromPeer = Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed
-OfHost = LinkPeer | UnlinkPeer | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived
+OfHost = LinkPeer | UnlinkPeer | LinkLost | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived
 
 ToClusterNode = FromDirectory | FromPeer | Members | JobContext
 ToDirectory = ShareUpdates | Members

@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 
 from zray.config import Config
+from zray.core.membership import GRAVES
 from zray.errors import ClusterUnavailableError
 from zray.ids import random_id
 from zray.protocol.codec import batch_decoder
 from zray.protocol.messages import (
+    TABLE_KV,
     TABLE_NODE,
     ChainEpoch,
     FromGlobal,
@@ -53,6 +55,33 @@ def node_of_control_store(endpoint: str, config: Config) -> NodeHello | None:
         f"with: zray start --address {endpoint}",
         0.0,
     )
+
+
+def living_nodes(endpoint: str, config: Config) -> list[NodeHello]:
+    """The nodes that the control store at ``endpoint`` knows and does not count as dead.
+
+    Raises:
+        ClusterUnavailableError: if no control store answers there.
+    """
+    dead = {key[len(GRAVES) :] for key in _keys(endpoint, TABLE_KV, GRAVES, config)}
+    nodes = _keys(endpoint, TABLE_NODE, b"", config)
+    decode = msgspec.msgpack.Decoder(NodeHello).decode
+    return [decode(value) for key, value in nodes.items() if key not in dead]
+
+
+def _keys(endpoint: str, table: int, prefix: bytes, config: Config) -> dict[bytes, bytes]:
+    """The entries of a table whose keys begin with ``prefix``."""
+    found: dict[bytes, bytes] = {}
+    after, more = prefix, True
+    while more:
+        page = _ask(endpoint, TableScan(1, table, after, NODES_MAX), config)
+        if not isinstance(page, TablePage):
+            raise ClusterUnavailableError(f"what listens at {endpoint} is no control store", 0.0)
+        inside = {key: value for key, value in page.entries if key.startswith(prefix)}
+        found |= inside
+        more = page.more and len(inside) == len(page.entries)
+        after = page.entries[-1][0] if page.entries else after
+    return found
 
 
 def _is_here(node: NodeHello) -> bool:

@@ -138,13 +138,13 @@ def spawn(
     return Spawning(argv, name=name, environment=environment, log_path=log_path).wait(ready_timeout_s)
 
 
-def launch(argv: Sequence[str]) -> int:
+def launch(argv: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
     """Start a program as :func:`spawn` does, without waiting for it; its pid.
 
     Raises:
         ClusterUnavailableError: if it cannot be started.
     """
-    pid, ready_end = _launch(argv, dict(os.environ), -1)
+    pid, ready_end = _launch(argv, dict(os.environ if environment is None else environment), -1)
     os.close(ready_end)
     return pid
 

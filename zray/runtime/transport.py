@@ -27,6 +27,7 @@ from zray.core.machine import Address
 from zray.errors import RemoteProtocolError
 from zray.protocol.codec import BATCH_MESSAGES_MAX, encode_batch
 from zray.protocol.messages import Refused
+from zray.runtime.link_watch import LinkWatch
 
 log = logging.getLogger("zray.transport")
 
@@ -65,6 +66,8 @@ class Transport:
         self._aliases: dict[Address, bytes] = {}  # address -> its routing id at the socket, if it is another
         self._addresses: dict[bytes, Address] = {}  # the same, backwards
         self._bound: list[str] = []
+        self.links: LinkWatch | None = None
+        """Who notices lost links, if :meth:`watch_links` was called."""
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
         self.unreachable: dict[Address, int] = {}  # frames dropped per peer that has no route
@@ -89,6 +92,10 @@ class Transport:
         actual = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._bound.append(actual)
         return actual
+
+    def watch_links(self) -> None:
+        """Before :meth:`bind`: from now on it can be told whose link was lost."""
+        self.links = LinkWatch(self._socket)
 
     def let_peers_return(self) -> None:
         """Before :meth:`bind`: a peer that connects again before its old link is seen to end is the peer.
@@ -214,7 +221,8 @@ class Transport:
         if self._backlog:
             self.retry_backlog()
         received: list[tuple[Address, Any]] = []
-        receive, option, decode = self._socket.recv, self._socket.getsockopt, self._decode
+        receive: Any = self._socket.recv if self.links is None else self.links.receive
+        option, decode = self._socket.getsockopt, self._decode
         for _ in range(frames_max):
             if not int(option(_EVENTS)) & _POLLIN:  # half the price of the error of an empty socket
                 break
@@ -284,6 +292,8 @@ class Transport:
         """Close the socket, give frames already sent ``linger_ms`` to leave, remove socket files."""
         if self._delayed:
             self._send_delayed(self._delayed[-1][0])
+        if self.links is not None:
+            self.links.close()
         self._socket.close(linger=linger_ms)
         if self._owns_context:
             self.context.term()

@@ -31,11 +31,12 @@ from zray.core.placement import configured, placement_of
 from zray.errors import ZrayError
 from zray.ids import ID_BYTES, random_id
 from zray.protocol.chain import ChainPosition, Command, Logged, RewriteLog, ShardOpened, ShardState
-from zray.protocol.cluster import ToDirectory
+from zray.protocol.cluster import LinkLost, ToDirectory
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
 from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError, LogUnavailableError
 from zray.runtime.endpoints import endpoint_of, knock, shard_address
+from zray.runtime.link_watch import LinkWatch
 from zray.runtime.loop import Loop
 from zray.runtime.transport import Decoder, Transport
 
@@ -269,8 +270,10 @@ def _listen(
         machines.append(GlobalScheduler(config=config, policy=placement_of(config), random=random))
         machines.append(Membership(store=address, life=lambda: machine.life, config=config))
         decode = decode_for_gcs
-    transport, endpoint = bind(options, address, decode, config, stack)
+    transport, endpoint = bind(options, address, decode, config, stack, watches=options.shard == 0)
     loop = Loop(machines, transport, {LOG: journal or forget, RUNTIME: tell_operator}, recorder)
+    if transport.links is not None:
+        watch_links(transport.links, loop)
     loop.services[address] = lambda messages: loop.post_all(address, messages)
     stack.callback(loop.close)
     log.info(
@@ -299,20 +302,35 @@ def _recorder(
 
 
 def bind(
-    options: GcsOptions, address: Address, decode: Decoder, config: Config, stack: contextlib.ExitStack
-) -> tuple[Transport, str]:
+    options: GcsOptions, address: Address, decode: Decoder, config: Config, stack: contextlib.ExitStack,
+    *, watches: bool = False,
+) -> tuple[Transport, str]:  # fmt: skip
     """A socket that listens where it was told to, and where that is.
 
+    Args:
+        watches: whether it must notice lost links.
     Raises:
         OSError: if it cannot listen there.
     """
     _refuse_live_socket(options.listen)
     transport = Transport(address, decode, config)
     stack.callback(transport.close)
+    if watches:
+        transport.watch_links()
     try:
         return transport, transport.bind(options.listen)
     except zmq.ZMQError as error:
         raise OSError(error.errno, f"cannot listen on {options.listen}: {error.strerror}") from None
+
+
+def watch_links(links: LinkWatch, loop: Loop) -> None:
+    """Tell the machines whose link is lost."""
+
+    def look() -> None:
+        for peer in links.lost():
+            loop.post(RUNTIME, LinkLost(peer))
+
+    loop.watch_fd(links.fileno(), look)
 
 
 def durability(options: GcsOptions) -> str:

@@ -109,6 +109,7 @@ class NodeProcess:
         self.free_slots = list(range(config.workers_max - 1, -1, -1))
         self.slots: dict[bytes, int] = {}
         self.exit_code = 0
+        self.begins_anew = False
         self.failed_starts = 0  # workers in a row that ended before they introduced themselves
         self.newest_failed = b""  # the newest of them; ids of workers count up
         self.drivers: dict[bytes, int] = {}  # address -> descriptor that tells the end of the process
@@ -359,12 +360,24 @@ class NodeProcess:
                 self.transport.disconnect(message.node_id)
                 self.data_link.unlink(message.node_id)
             elif isinstance(message, BuriedAlive):
-                self._fail("the cluster declared this node dead after a silence; it ends, start it again")
+                self._be_buried()
             elif isinstance(message, Refused):
                 self._be_refused(message)
             elif isinstance(message, ChainEpoch):
                 for member in message.members:
                     self.transport.connect(member.address, member.endpoint, may_drop=True)
+
+    def _be_buried(self) -> None:
+        """Nothing of this life counts any more: begin anew, unless the control store goes with this node."""
+        if self.local_shards is not None:
+            self._fail("the cluster declared this node dead after a silence; it ends, start it again")
+            return
+        log.warning("the cluster declared this node dead after a silence; it begins anew")
+        gone = Refused("unknown-peer", "the cluster declared its node dead after a silence; join again")
+        for driver in self.drivers:
+            self.transport.send(driver, [gone])
+        self.begins_anew = True
+        self.loop.stop()
 
     def _link_peer(self, peer: LinkPeer) -> None:
         """Reach another node. One of two connects, and both can send; the other waits to be found."""
@@ -444,7 +457,11 @@ def run(options: NodeOptions, ready_fd: int | None) -> int:
                 log.error("the node cannot start: %s", error)
             announce(ready_fd, {"error": str(error)})
             return 1
-        return node.serve(ready_fd, early_signals)
+        exit_code = node.serve(ready_fd, early_signals)
+    if node.begins_anew:
+        # The same process, so that whoever started it still has it; nothing else of the former life is left.
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+    return exit_code
 
 
 class StartInterruptedError(Exception):

@@ -1,0 +1,236 @@
+"""``zray.cluster_utils.Cluster``: real nodes that come, leave, are killed and hang, and one driver or two."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import zray
+from tests.clusters import Place, finish, line_of, place
+from tests.support import eventually
+from zray.cluster_utils import Cluster
+from zray.config import Config
+from zray.runtime.joining import living_nodes
+
+pytestmark = pytest.mark.slow
+
+STORE_BYTES = 256 << 20
+EAGER = {"ZRAY_BACKLOG_PER_SLOT_MAX": "0"}
+"""The second task of a kind may go elsewhere."""
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """Three nodes of two CPUs; this process is a driver of the first."""
+    with place() as here:
+        monkeypatch.setenv("ZRAY_TMPDIR", str(here.folder))
+        for name, value in here.environment.items():
+            if os.environ.get(name) != value and name != "PYTHONPATH":
+                monkeypatch.setenv(name, value)
+        with Cluster(True, head_node_args=_node(), environment=EAGER) as found:
+            found.add_node(**_node(resources={"disk": 2}))
+            found.add_node(**_node())
+            yield found
+
+
+def _node(**more: Any) -> dict[str, Any]:
+    return {"num_cpus": 2, "object_store_memory": STORE_BYTES, **more}
+
+
+@zray.remote
+def where(number: int) -> int:
+    time.sleep(0.05)
+    return os.getppid()
+
+
+@zray.remote
+def slow(number: int) -> int:
+    time.sleep(1.0)
+    return number
+
+
+@zray.remote
+def filled(number: int, size: int) -> np.ndarray:
+    time.sleep(0.02)
+    return np.full(size // 8, number, dtype=np.float64)
+
+
+@zray.remote
+def total(array: np.ndarray) -> float:
+    return float(array.sum())
+
+
+@zray.remote
+def nested(count: int) -> list[int]:
+    return zray.get([where.remote(number) for number in range(count)])
+
+
+def test_tasks_spread_over_the_nodes(cluster: Cluster) -> None:
+    with cluster.connect():
+        assert len(set(zray.get([where.remote(number) for number in range(90)]))) == 3
+
+
+def test_a_custom_resource_of_another_node(cluster: Cluster) -> None:
+    with cluster.connect():
+        here, there = zray.get([where.remote(0), where.options(resources={"disk": 1}).remote(0)])
+        assert here != there
+        assert len(set(zray.get([where.options(resources={"disk": 0.5}).remote(i) for i in range(8)]))) == 1
+
+
+def test_nested_tasks(cluster: Cluster) -> None:
+    with cluster.connect():
+        pids = zray.get([nested.remote(5) for _ in range(9)])
+        assert [len(some) for some in pids] == [5] * 9
+
+
+def test_large_results_travel(cluster: Cluster) -> None:
+    with cluster.connect():
+        arrays = [filled.remote(number, 8 << 20) for number in range(9)]
+        totals = [total.remote(array) for array in arrays]
+        assert zray.get(totals) == [float(number * (1 << 20)) for number in range(9)]
+        for number, array in enumerate(zray.get(arrays)):
+            assert array.nbytes == 8 << 20
+            assert bool((array == number).all())
+
+
+def test_a_node_that_is_killed_costs_no_result(cluster: Cluster) -> None:
+    with cluster.connect():
+        refs = [filled.options(max_retries=-1).remote(number, 1 << 20) for number in range(60)]
+        zray.wait(refs, num_returns=40)
+        cluster.remove_node(cluster.worker_nodes[0], allow_graceful=False)
+        totals = [total.options(max_retries=-1).remote(ref) for ref in refs]
+        assert zray.get(totals) == [float(number * (1 << 17)) for number in range(60)]
+
+
+def test_a_node_that_leaves_costs_no_result(cluster: Cluster) -> None:
+    with cluster.connect():
+        refs = [filled.options(max_retries=-1).remote(number, 1 << 20) for number in range(60)]
+        zray.wait(refs, num_returns=20)
+        cluster.remove_node(cluster.worker_nodes[0])
+        assert [int(array[0]) for array in zray.get(refs)] == list(range(60))
+
+
+def test_a_node_that_comes_later_takes_part(cluster: Cluster) -> None:
+    with cluster.connect():
+        late = where.options(resources={"late": 1}).remote(0)
+        assert zray.wait([late], timeout=0.2) == ([], [late])
+        node = cluster.add_node(**_node(resources={"late": 1}))
+        assert zray.get(late, timeout=20) == node.pid
+
+
+def test_two_drivers_on_different_nodes(cluster: Cluster) -> None:
+    program = f"""
+        import os, time, zray
+        zray.init(address={cluster.worker_nodes[1].address!r})
+        @zray.remote
+        def where(number):
+            time.sleep(0.05)
+            return number, os.getppid()
+        found = zray.get([where.remote(number) for number in range(60)])
+        print([number for number, _ in found] == list(range(60)), len({{pid for _, pid in found}}) > 1)
+    """
+    other = Place(Path(os.environ["ZRAY_TMPDIR"])).start(program)
+    with cluster.connect():
+        assert len(set(zray.get([where.remote(number) for number in range(60)]))) > 1
+        done = finish(other)
+        assert done.stdout.split() == ["True", "True"], done.stderr
+
+
+def _pids(cluster: Cluster) -> dict[int, bytes]:
+    """The living nodes as the control store knows them, as process -> id."""
+    return {node.pid: node.node_id for node in living_nodes(cluster.gcs_address, Config())}
+
+
+def test_a_killed_node_is_dead_within_a_second(cluster: Cluster) -> None:
+    victim = cluster.worker_nodes[0].pid
+    os.kill(victim, signal.SIGKILL)
+    eventually(lambda: victim not in _pids(cluster), 1.0)
+
+
+def test_a_stopped_node_is_dead_within_a_second_and_begins_anew(cluster: Cluster) -> None:
+    victim = cluster.worker_nodes[0].pid  # it has the disks
+    with cluster.connect():
+        running = [slow.options(resources={"disk": 1}, max_retries=-1).remote(number) for number in range(2)]
+        zray.wait(running, timeout=0.3)
+        former = _pids(cluster)[victim]
+        os.kill(victim, signal.SIGSTOP)
+        try:
+            eventually(lambda: victim not in _pids(cluster), 1.5)
+        finally:
+            os.kill(victim, signal.SIGCONT)
+        assert zray.get(running, timeout=20) == [0, 1]
+        assert _pids(cluster)[victim] != former
+        cluster.wait_for_nodes()
+
+
+def test_a_driver_of_a_node_that_begins_anew_hears_of_it(cluster: Cluster) -> None:
+    node = cluster.worker_nodes[0]
+    with place():
+        driver = Place(Path(os.environ["ZRAY_TMPDIR"])).start(
+            f"""
+            import zray
+            zray.init(address={node.address!r})
+            @zray.remote
+            def never():
+                import time
+                time.sleep(600)
+            ref = never.remote()
+            print("waits")
+            try:
+                zray.get(ref)
+            except zray.exceptions.RaySystemError as error:
+                print(type(error).__name__)
+            """
+        )
+        assert line_of(driver) == "waits"
+        os.kill(node.pid, signal.SIGSTOP)
+        eventually(lambda: node.pid not in _pids(cluster), 2.0)
+        os.kill(node.pid, signal.SIGCONT)
+        done = finish(driver)
+        assert done.stdout.split() == ["ClusterUnavailableError"], done.stderr
+        cluster.wait_for_nodes()
+
+
+def test_nodes_end_with_the_process_that_made_them() -> None:
+    with place() as here:
+        program = """
+        from zray.cluster_utils import Cluster
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 1 << 24})
+        cluster.add_node(num_cpus=1, object_store_memory=1 << 24)
+        print("there")
+        input()
+        """
+        made = here.start(program)
+        assert line_of(made) == "there"
+        assert len(here.sessions()) == 3
+        made.kill()
+        finish(made)
+        eventually(lambda: not here.processes(), 10.0)
+        here.zray("stop")  # sweeps
+        here.assert_empty()
+
+
+def test_what_makes_no_sense_is_refused(cluster: Cluster) -> None:
+    with pytest.raises(ValueError, match="initialize_head"):
+        Cluster(head_node_args={"num_cpus": 1})
+    with pytest.raises(ValueError, match="not negative"):
+        cluster.add_node(num_cpus=-1)
+    gone = cluster.worker_nodes[1]
+    cluster.remove_node(gone)
+    with pytest.raises(ValueError, match="removed before"):
+        cluster.remove_node(gone)
+    cluster.wait_for_nodes()
+    with pytest.raises(zray.exceptions.RaySystemError, match="should have the nodes"):
+        os.kill(cluster.worker_nodes[0].pid, signal.SIGSTOP)
+        try:
+            eventually(lambda: cluster.worker_nodes[0].pid not in _pids(cluster), 2.0)
+            cluster.wait_for_nodes(timeout=0.1)
+        finally:
+            os.kill(cluster.worker_nodes[0].pid, signal.SIGCONT)
