@@ -116,7 +116,7 @@ class Client(EventLink):
         self.environment = ""  # what tasks run in that ask for nothing else, as canonical JSON
         self._context = TaskContext(root_task)
         self.is_concurrent = False  # several tasks at once: each thread and coroutine knows its own
-        self._described: dict[bytes, None] = {}
+        self._described: dict[bytes, str] = {}  # the names of tasks
         self._exported: dict[bytes, None] = {}
         self._window = config.submit_window_max
         self._window_floor = 0  # how far below zero it may go for now
@@ -224,7 +224,7 @@ class Client(EventLink):
                 for object_id in captured:  # code is never forgotten, nor what it refers to
                     self.objects.hold(object_id)
             self.out.append((self.node, ExportFunction(descriptor.function_id, code)))
-        self._described[descriptor.descriptor_id] = None
+        self._described[descriptor.descriptor_id] = descriptor.name
         self.out.append((self.node, descriptor))
 
     def submit(
@@ -355,6 +355,14 @@ class Client(EventLink):
             token = self._next_token()
             self._expect_answer(token, make(token))
         return self._await_answer(token, self.config.init_timeout_ns / 1e9)
+
+    def names_under_way(self) -> list[str]:
+        """What this process waits for and its node does not know of: leased tasks, and calls of actors."""
+        with self.lock:
+            leases = self.leased.under_way.values()
+            specs = [lease.spec for lease in leases if lease.spec is not None]
+            running = [spec for spec in specs if spec.task_id not in self.leased.cancelled]
+            return [self._described[spec.descriptor_id] for spec in running] + self.calls.methods_pending()
 
     def _share(self, object_ids: Sequence[bytes]) -> None:
         """Refs to these leave the process. Lock held; raises like :meth:`_check_known`."""
