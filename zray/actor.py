@@ -1,5 +1,5 @@
 """``zray.actor``: what Ray has under ``ray.actor``."""
 
-from zray.api.actor import ActorClass, ActorHandle, ActorMethod, exit_actor
+from zray.api.actor import ActorClass, ActorHandle, ActorMethod, exit_actor, save_checkpoint
 
-__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "exit_actor"]
+__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "exit_actor", "save_checkpoint"]

@@ -14,7 +14,7 @@ from zray.errors import ActorDiedError, PendingCallsLimitExceededError
 from zray.ids import ID_BYTES, first_return_id, producer_of, short
 from zray.protocol.user_messages import STREAM, ClaimName, FindName, ListNames
 from zray.runtime import environment, own_client
-from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async
+from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async, is_saved
 from zray.runtime.client import MethodCall
 from zray.serialize.functions import NO_ARGS, captured_refs, dump_args, export
 from zray.serialize.values import dump, load
@@ -94,6 +94,7 @@ class ActorClass(Generic[P, T]):
             environment=environment.merged(client.environment, own),
             actor_name=actor_name,
             handle=handle,
+            is_saved=is_saved(self._class),
         )
         return descriptor, code
 
@@ -302,7 +303,7 @@ def list_named_actors(all_namespaces: bool = False) -> list[Any]:
 
     client = session.current()
     asked = "" if all_namespaces else client.namespace
-    answer = client.ask_names(lambda token: ListNames(token, asked))
+    answer = client.ask(lambda token: ListNames(token, asked))
     pairs = msgspec.json.decode(answer.value or b"[]")
     if all_namespaces:
         return [{"namespace": namespace, "name": name} for namespace, name in pairs]
@@ -317,7 +318,7 @@ def _settle_name(
     Raises:
         ActorAlreadyExistsError: if it is taken, and that actor is not wanted.
     """
-    answer = client.ask_names(lambda token: ClaimName(token, namespace, name, value))
+    answer = client.ask(lambda token: ClaimName(token, namespace, name, value))
     if answer.ok:
         return None
     if get_if_exists and answer.value:
@@ -330,7 +331,7 @@ def _settle_name(
 
 
 def _find(client: Client, name: str, namespace: str) -> ActorHandle | None:
-    answer = client.ask_names(lambda token: FindName(token, namespace, name))
+    answer = client.ask(lambda token: FindName(token, namespace, name))
     return _handle_from(answer.value) if answer.ok and answer.value else None
 
 
@@ -387,3 +388,16 @@ def exit_actor() -> NoReturn:
     if not own_client.in_actor():
         raise TypeError("exit_actor() is for the methods of an actor")
     raise ActorExitRequest
+
+
+def save_checkpoint() -> None:
+    """Save the actor whose method this is, once the method has returned and before its caller hears of it.
+
+    Raises:
+        TypeError: outside an actor with ``__zray_save__`` and ``__zray_load__`` that may be restarted.
+    """
+    if not own_client.want_save():
+        raise TypeError(
+            "save_checkpoint() is for the methods of an actor with __zray_save__() and __zray_load__() and "
+            "max_restarts above zero"
+        )

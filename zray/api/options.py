@@ -14,9 +14,12 @@ from zray.core.resources import demand_from
 from zray.protocol.codec import encode_batch
 from zray.protocol.messages import ACTOR, TASK, Demand, Describe
 from zray.protocol.user_messages import DYNAMIC, STREAM, VALUES
+from zray.runtime.actor_class import SAVE
 from zray.runtime.environment import canonical
 from zray.serialize.values import dump
 
+CHECKPOINT_INTERVAL = 100
+"""Calls between the checkpoints of an actor that can be saved and does not say how many."""
 COMMON_DEFAULTS: dict[str, Any] = {
     "num_gpus": 0,
     "memory": 0,
@@ -47,6 +50,7 @@ ACTOR_DEFAULTS: dict[str, Any] = {
     "max_concurrency": None,
     "max_pending_calls": -1,
     "concurrency_groups": None,
+    "checkpoint_interval": CHECKPOINT_INTERVAL,
 }
 METHOD_DEFAULTS: dict[str, Any] = {
     "num_returns": None,
@@ -168,10 +172,21 @@ def describe_actor(
     environment: str,
     actor_name: tuple[str, str],
     handle: bytes,
+    is_saved: bool = False,
 ) -> Describe:
-    """The descriptor of an actor's creation task."""
+    """The descriptor of an actor's creation task.
+
+    Raises:
+        ValueError: if it is to be saved and runs several calls at once: there is no state between them.
+    """
     groups = options["concurrency_groups"] or {}
     concurrency = options["max_concurrency"] or (ASYNC_CONCURRENCY if is_async else 1)
+    if is_saved and (is_async or groups or concurrency > 1):
+        raise ValueError(
+            f"actor class {name} has {SAVE}() and runs several calls at once; only an actor that runs its "
+            "calls one after the other has a state between them that can be saved"
+        )
+    is_saved = is_saved and options["max_restarts"] != 0
     return _with_id(
         Describe(
             ids.NIL_ID,
@@ -188,6 +203,8 @@ def describe_actor(
             handle=handle,
             detached=options["lifetime"] == "detached",
             environment=environment,
+            checkpoint_interval=options["checkpoint_interval"] if is_saved else -1,
+            records_calls=is_saved and options["max_task_retries"] not in (0, None),
         )
     )
 
@@ -290,6 +307,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "max_restarts": _check_retries,
     "max_task_retries": lambda name, value: None if value is None else _check_retries(name, value),
     "max_calls": _check_count,
+    "checkpoint_interval": _check_count,
     "max_concurrency": _check_optional_count,
     "max_pending_calls": _check_retries,
     "retry_exceptions": _check_retry_exceptions,

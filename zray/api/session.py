@@ -243,6 +243,9 @@ def shutdown() -> None:
             return
         if client.is_inside():
             raise _inside_error()
+        from zray.api.abandoned import tell
+
+        tell(client)
         own_client.use(None)
         _context = None
         client.close()

@@ -73,6 +73,11 @@ class ActorCalls:
         callee = self.callees.get(actor_id)
         return 0 if callee is None else len(callee.waiting) + len(callee.in_flight)
 
+    def methods_pending(self) -> list[str]:
+        """The method of every call that has no reply."""
+        callees = self.callees.values()
+        return [call.method for callee in callees for call in (*callee.in_flight.values(), *callee.waiting)]
+
     def address_of(self, actor_id: bytes) -> Address:
         """Where an actor is; empty if that is not known, or nowhere."""
         callee = self.callees.get(actor_id)

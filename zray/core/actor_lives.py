@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zray.core.actors import ActorEntry
+from zray.core.checkpoints import ActorPasts
 from zray.core.machine import invariant
 from zray.core.worker_pool import TaskEntry, Worker
 from zray.ids import first_return_id, short
@@ -36,6 +37,7 @@ class ActorLives:
     def __init__(self, scheduler: LocalScheduler) -> None:
         self.scheduler = scheduler
         self.actors = scheduler.actors
+        self.checkpoints = ActorPasts(scheduler)
         self.on_gone: Callable[[bytes, Describe], None] = _nobody_cares
 
     # --- beginnings ------------------------------------------------------------------------------
@@ -175,6 +177,10 @@ class ActorLives:
             scheduler.references.unpin(creation)
         scheduler.end_job(scheduler.now_ns, actor_id)
 
+    def spend(self, actor_id: bytes) -> None:
+        """An actor that did too much since its last checkpoint is not made again when it dies."""
+        self._let_go(self.actors.entries[actor_id])
+
     # --- what a restart needs --------------------------------------------------------------------
 
     def _pin(self, task: TaskEntry) -> None:
@@ -183,6 +189,7 @@ class ActorLives:
             scheduler.references.pin(scheduler.store.entry(object_id))
 
     def _let_go(self, entry: ActorEntry) -> None:
+        self.checkpoints.forget(entry.actor_id)
         creation, entry.creation = entry.creation, None
         if creation is None:
             return
@@ -195,3 +202,4 @@ class ActorLives:
         for actor_id, entry in self.actors.entries.items():
             dead = entry.state.state == ACTOR_DEAD
             invariant(not dead or entry.creation is None, "inputs of a dead actor", short(actor_id))
+        self.checkpoints.check()

@@ -539,8 +539,14 @@ class Node:
 
     def on_query(self, now_ns: int, source: Address, message: Query) -> None:
         """A process asks for a report."""
-        if self.known(source) is not None:
-            self.out.append((source, Answer(message.token, reports.report(self, message.what))))
+        client = self.known(source)
+        if client is None:
+            return
+        if message.what == "abandoned":
+            body = reports.abandoned(self, self._job_of(client))
+        else:
+            body = reports.report(self, message.what)
+        self.out.append((source, Answer(message.token, body)))
 
     # --- disk ------------------------------------------------------------------------------------
 

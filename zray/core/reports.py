@@ -8,7 +8,7 @@ from zray.core.node_store import SEALED
 from zray.core.resources import amounts_of
 from zray.core.worker_pool import DEDICATED, IDLE, LEASED, STARTING
 from zray.protocol.documents import encode_report
-from zray.protocol.messages import Infeasible, NodeReport
+from zray.protocol.messages import ACTOR, Infeasible, NodeReport
 
 if TYPE_CHECKING:
     from zray.core.node import Node
@@ -23,6 +23,20 @@ def report(node: Node, what: str) -> bytes:
     if make is None:
         return encode_report({"error": f"no report {what!r}; there are {sorted(_REPORTS)}"})
     return encode_report(make(node))
+
+
+def abandoned(node: Node, job_id: bytes) -> bytes:
+    """How many tasks of a job, by name, have neither ended nor been cancelled."""
+    counts: dict[str, int] = {}
+    for task in node.scheduler.tasks.values():
+        if (
+            task.task_class.job_id == job_id
+            and task.task_class.descriptor.kind != ACTOR
+            and not task.cancelled
+        ):
+            name = task.task_class.descriptor.name
+            counts[name] = counts.get(name, 0) + 1
+    return encode_report(counts)
 
 
 def load_of(node: Node) -> NodeReport:

@@ -26,12 +26,15 @@ from zray.protocol.user_messages import (
     Cancel,
     ClaimName,
     Consumed,
+    FindCheckpoint,
     FindName,
     JobOptions,
     Leaving,
     ListNames,
     Output,
     Printed,
+    RecordCall,
+    SaveCheckpoint,
     Yielded,
 )
 
@@ -69,6 +72,29 @@ def on_leaving(node: Node, now_ns: int, source: Address, message: Leaving) -> No
     client = node.clients.get(source)
     if client is not None and client.worker is not None:
         node.scheduler.lives.leaving(client.worker)
+
+
+def on_save_checkpoint(node: Node, now_ns: int, source: Address, message: SaveCheckpoint) -> None:
+    """An actor has a new checkpoint."""
+    client = node.clients.get(source)
+    if client is not None and client.worker is not None:
+        node.now_ns = node.scheduler.now_ns = now_ns
+        node.scheduler.lives.checkpoints.saved(client.worker, message)
+
+
+def on_record_call(node: Node, now_ns: int, source: Address, message: RecordCall) -> None:
+    """An actor that is made again if it dies ran a call."""
+    client = node.clients.get(source)
+    if client is not None and client.worker is not None:
+        node.now_ns = node.scheduler.now_ns = now_ns
+        node.scheduler.lives.checkpoints.recorded(client.worker, message)
+
+
+def on_find_checkpoint(node: Node, now_ns: int, source: Address, message: FindCheckpoint) -> None:
+    """An actor was made again and wants to be what it was."""
+    client = node.clients.get(source)
+    if client is not None and client.worker is not None:
+        node.scheduler.lives.checkpoints.find(client.worker, message)
 
 
 def on_yielded(node: Node, now_ns: int, source: Address, message: Yielded) -> None:
@@ -184,6 +210,9 @@ HANDLERS: dict[type[Any], Handler] = {
     Cancel: on_cancel,
     Leaving: on_leaving,
     Yielded: on_yielded,
+    SaveCheckpoint: on_save_checkpoint,
+    RecordCall: on_record_call,
+    FindCheckpoint: on_find_checkpoint,
     Consumed: on_consumed,
     ClaimName: on_claim_name,
     FindName: on_find_name,

@@ -86,6 +86,8 @@ class Describe(Message, frozen=True, tag=3):
     handle: bytes = b""  # of a named actor: with its id, all that others need to call it
     detached: bool = False  # the actor outlives its job
     environment: str = ""  # a runtime environment as canonical JSON
+    checkpoint_interval: int = -1  # calls of an actor between checkpoints; 0: on demand; -1: it has none
+    records_calls: bool = False  # what an actor did since its checkpoint is repeated when it is made again
 
 
 class ExportFunction(Message, frozen=True, tag=4):

@@ -91,6 +91,25 @@ class JobOptions(Message, frozen=True, tag=43):
     wants_output: bool = True  # show what its workers print
 
 
+class SaveCheckpoint(Message, frozen=True, tag=44):
+    """Worker: this object is the state of its actor after every call that it recorded so far."""
+
+    object_id: bytes
+
+
+class RecordCall(Message, frozen=True, tag=45):
+    """Worker: its actor ran this call; sent before the reply. Without ``values`` it is not answered again."""
+
+    call: Call
+    values: tuple[Value, ...] = ()
+
+
+class FindCheckpoint(Message, frozen=True, tag=46):
+    """Worker: what is its actor to begin with? Answered by ``RepeatCall``s and ``CheckpointFound``."""
+
+    token: int
+
+
 # --- node -> driver or worker -------------------------------------------------------------------
 
 
@@ -133,6 +152,21 @@ class Printed(Message, frozen=True, tag=68):
     text: str
 
 
+class RepeatCall(Message, frozen=True, tag=69):
+    """Worker: a former process of its actor ran this call. ``covered``: the checkpoint knows its effect."""
+
+    call: Call
+    values: tuple[Value, ...]
+    covered: bool = False
+
+
+class CheckpointFound(Message, frozen=True, tag=70):
+    """Worker: the last checkpoint, empty for none. Every call to be repeated was sent before."""
+
+    token: int
+    object_id: bytes = b""
+
+
 # --- caller <-> the worker of an actor -----------------------------------------------------------
 
 
@@ -150,6 +184,7 @@ class Call(Message, frozen=True, tag=200):
     group: str = ""  # concurrency group; empty: the method's own
     unconsumed_max: int = 0
     attempt: int = 0
+    borrowed: tuple[bytes, ...] = ()  # refs pickled inside args
 
 
 class Reply(Message, frozen=True, tag=201):
@@ -184,6 +219,9 @@ class CancelCall(Message, frozen=True, tag=204):
 
 UserToNode = (
     Cancel | Leaving | Yielded | Consumed | ClaimName | FindName | ListNames | Output | JobOptions
+    | SaveCheckpoint | RecordCall | FindCheckpoint
 )  # fmt: skip
-UserFromNode = StreamItem | Interrupt | StreamCredit | NameAnswer | Printed
+UserFromNode = (
+    StreamItem | Interrupt | StreamCredit | NameAnswer | Printed | RepeatCall | CheckpointFound
+)  # fmt: skip
 UserDirect = ReplyItem | ConsumedItems | CancelCall

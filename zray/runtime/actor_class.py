@@ -18,3 +18,21 @@ def is_async(cls: type) -> bool:
         inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
         for _, function in inspect.getmembers(cls, inspect.isfunction)
     )
+
+
+SAVE, LOAD = "__zray_save__", "__zray_load__"
+"""The methods of an actor that can be saved: ``save() -> state`` and ``load(state)``."""
+
+
+def is_saved(cls: type) -> bool:
+    """Whether the class has checkpoints.
+
+    Raises:
+        TypeError: if it can be saved but not loaded, or the other way round.
+    """
+    has = [name for name in (SAVE, LOAD) if callable(getattr(cls, name, None))]
+    if len(has) == 1:
+        raise TypeError(
+            f"actor class {cls.__name__} has {has[0]}(); a checkpoint needs both {SAVE}() and {LOAD}()"
+        )
+    return bool(has)

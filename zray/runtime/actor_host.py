@@ -8,7 +8,9 @@ concurrency groups they run in threads, and with coroutine methods in one event 
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ from zray.protocol import faults
 from zray.protocol.messages import INLINE, TASK, Call, Describe, Reply, Value
 from zray.protocol.user_messages import DYNAMIC, STREAM, Cancel, CancelCall, Leaving, ReplyItem
 from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async
+from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import Client
 from zray.runtime.results import Results
 from zray.runtime.streaming import StreamCredits, StreamMaker
@@ -30,6 +33,8 @@ from zray.serialize.values import dump
 if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
     import asyncio
     from concurrent.futures import ThreadPoolExecutor
+
+log = logging.getLogger("zray.worker")
 
 ATOMS = (type(None), bool, int, float)
 
@@ -77,6 +82,7 @@ class ActorHost:
         self.slots = CallSlots(
             descriptor.max_concurrency, dict(descriptor.concurrency_groups), _groups_of(type(actor))
         )
+        self.checkpoints: Checkpoints | None = None  # of an actor that can be saved and has a life to lose
         self.leaving = False
         self.current = ids.NIL_ID  # the call that a plain actor runs
         self.contexts: dict[bytes, TaskContext] = {}
@@ -102,6 +108,10 @@ class ActorHost:
         """A call has come."""
         if self.leaving:
             return  # its caller hears of the end
+        answer = None if self.checkpoints is None else self.checkpoints.answers.pop(call.task_id, None)
+        if answer is not None:  # it ran before this process was made, and only its reply was lost
+            self.client.out.append((source, Reply(call.task_id, answer)))
+            return
         if not self.slots.arrived(source, call):
             error = ValueError(f"actor class {self.name} has no concurrency group {call.group!r}")
             values = self.results.errors(call.task_id, TASK, self._name_of(call), call.num_returns, error)
@@ -158,6 +168,17 @@ class ActorHost:
         self._run(source, call)
         return True
 
+    def repeat(self, call: Call) -> None:
+        """Run a call that has its reply once more, for its effect on the actor alone."""
+        self.client.set_context(self._context_of(call))
+        try:
+            args, kwargs = self.arguments(call)
+            result = self.execute(getattr(self.actor, call.method), args, kwargs)
+            if call.returns in (STREAM, DYNAMIC):
+                deque(result, maxlen=0)
+        except Exception as error:
+            log.info("%s raised again: %r", self._name_of(call), error)
+
     def _run_in_thread(self, source: Address, call: Call) -> None:
         here.set(self.contexts[call.task_id])
         self._run(source, call)
@@ -178,10 +199,21 @@ class ActorHost:
             result, values = self._pack(source, call, result)
         except BaseException as error:
             values = self._errors(call, error)
-        if self._told() != told:
+        if self.checkpoints is not None and not self.leaving:
+            values = self._record(self.checkpoints, call, values)
+        elif self._told() != told:
             client.confirm_acquired()  # the caller lets go of its arguments when it has the reply
         self._reply(source, call, values)
         del result  # not before its message is in the outbox: what it holds must not be let go before
+
+    def _record(self, checkpoints: Checkpoints, call: Call, values: tuple[Value, ...]) -> tuple[Value, ...]:
+        """The values of a call that the node has recorded, or the error of the checkpoint that was due."""
+        try:
+            checkpoints.note(call, values)
+        except BaseException as error:
+            error.add_note(f"{self._name_of(call)} itself ran; the checkpoint after it could not be saved")
+            return self._errors(call, error)
+        return values
 
     def _told(self) -> tuple[int, int]:
         """What the node was told that it must know before a caller has the reply: refs, output."""

@@ -73,6 +73,7 @@ from zray.protocol.messages import (
 from zray.protocol.user_messages import (
     STREAM,
     Cancel,
+    CheckpointFound,
     JobOptions,
     NameAnswer,
 )
@@ -115,7 +116,7 @@ class Client(EventLink):
         self.environment = ""  # what tasks run in that ask for nothing else, as canonical JSON
         self._context = TaskContext(root_task)
         self.is_concurrent = False  # several tasks at once: each thread and coroutine knows its own
-        self._described: dict[bytes, None] = {}
+        self._described: dict[bytes, str] = {}  # the names of tasks
         self._exported: dict[bytes, None] = {}
         self._window = config.submit_window_max
         self._window_floor = 0  # how far below zero it may go for now
@@ -140,6 +141,7 @@ class Client(EventLink):
             Refused: self._on_refused,
             Warn: self._on_warn,
             NameAnswer: lambda _source, message: self._answer(message.token, message),
+            CheckpointFound: lambda _source, message: self._answer(message.token, message),
             **self.event_handlers(),
             Exit: lambda _source, message: None,
         }
@@ -222,7 +224,7 @@ class Client(EventLink):
                 for object_id in captured:  # code is never forgotten, nor what it refers to
                     self.objects.hold(object_id)
             self.out.append((self.node, ExportFunction(descriptor.function_id, code)))
-        self._described[descriptor.descriptor_id] = None
+        self._described[descriptor.descriptor_id] = descriptor.name
         self.out.append((self.node, descriptor))
 
     def submit(
@@ -312,7 +314,7 @@ class Client(EventLink):
             sequence = self.calls.next_sequence(actor_id)
             call = Call(
                 task_id, actor_id, sequence, method.name, method.num_returns, data, deps, method.returns,
-                method.group, method.unconsumed_max,
+                method.group, method.unconsumed_max, 0, borrowed,
             )  # fmt: skip
             self._call_needs[task_id] = needs
             fault = self.calls.call(call, method.repeats)
@@ -347,13 +349,20 @@ class Client(EventLink):
                     self._end_call(call, (cancelled_value(task_id),) * call.num_returns)
             self._send_all()
 
-    def ask_names(self, make: Callable[[int], Any]) -> NameAnswer:
-        """Ask the control store about names of actors; ``make`` gets the token of the question."""
+    def ask(self, make: Callable[[int], Any]) -> Any:
+        """Ask the node, or through it the control store; ``make`` gets the token of the question."""
         with self.lock:
             token = self._next_token()
             self._expect_answer(token, make(token))
-        answer: NameAnswer = self._await_answer(token, self.config.init_timeout_ns / 1e9)
-        return answer
+        return self._await_answer(token, self.config.init_timeout_ns / 1e9)
+
+    def names_under_way(self) -> list[str]:
+        """What this process waits for and its node does not know of: leased tasks, and calls of actors."""
+        with self.lock:
+            leases = self.leased.under_way.values()
+            specs = [lease.spec for lease in leases if lease.spec is not None]
+            running = [spec for spec in specs if spec.task_id not in self.leased.cancelled]
+            return [self._described[spec.descriptor_id] for spec in running] + self.calls.methods_pending()
 
     def _share(self, object_ids: Sequence[bytes]) -> None:
         """Refs to these leave the process. Lock held; raises like :meth:`_check_known`."""
@@ -517,6 +526,14 @@ class Client(EventLink):
             token = self._next_token()
             self._expect_answer(token, HoldFor(holder, object_ids, token))
         self._await_answer(token)
+
+    def hand_to_node(self, object_id: bytes, make: Callable[[bytes], Any]) -> None:
+        """Let the node keep an object, as the message that ``make`` gives asks it to; acknowledged."""
+        with self.lock:
+            self._share((object_id,))
+            self.out.append((self.node, make(object_id)))
+        self.confirm_acquired()
+        self.note_dropped(object_id)
 
     def confirm_acquired(self) -> None:
         """Return once the node counts every ref that this process has taken up so far."""

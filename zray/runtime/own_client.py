@@ -8,6 +8,7 @@ at each call would cost as much as the rest of a call's bookkeeping.)
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ _client: Client | None = None
 _in_worker = False
 _forked = False
 _actor: ActorIdentity | None = None
+_want_save: Callable[[], None] | None = None
 
 
 def use(client: Client | None, *, in_worker: bool = False) -> None:
@@ -71,3 +73,17 @@ def actor_identity() -> ActorIdentity | None:
 def in_actor() -> bytes:
     """Its id; empty if it is none."""
     return _actor.actor_id if _actor is not None and _in_worker else b""
+
+
+def on_save_wanted(want: Callable[[], None]) -> None:
+    """This worker is an actor that can be saved; ``want`` asks for a checkpoint after the present call."""
+    global _want_save
+    _want_save = want
+
+
+def want_save() -> bool:
+    """Ask for a checkpoint after the present call; False in a process that has none."""
+    if _want_save is None or not _in_worker:
+        return False
+    _want_save()
+    return True

@@ -66,6 +66,7 @@ from zray.protocol.user_messages import (
 )
 from zray.runtime import environment, output, own_client
 from zray.runtime.actor_host import NOTHING, ActorHost
+from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import ARGS_IN_LAST_DEP, Client
 from zray.runtime.results import InputFailedError, Results
 from zray.runtime.streaming import StreamCredits, StreamMaker
@@ -371,11 +372,11 @@ class WorkerProcess:
             own_client.become_actor(identity)
         result = self._call(function, args, kwargs)
         if descriptor.kind == ACTOR:
-            self._become_actor(result, descriptor)
+            self._become_actor(result, descriptor, run.attempt > 0)
             return None, NOTHING
         return self._pack(run, descriptor, result)
 
-    def _become_actor(self, actor: Any, descriptor: Describe) -> None:
+    def _become_actor(self, actor: Any, descriptor: Describe, again: bool) -> None:
         """From now on this process is one actor."""
         self.actor = ActorHost(
             self.client,
@@ -387,6 +388,11 @@ class WorkerProcess:
             execute=self._call,
             wrap_items=self._wrap_items,
         )
+        if descriptor.checkpoint_interval >= 0:
+            checkpoints = self.actor.checkpoints = Checkpoints(self.client, actor, descriptor)
+            own_client.on_save_wanted(checkpoints.want)
+            if again:
+                checkpoints.restore(self._fetch_views, self.actor.repeat)
         if not self.client.servers:
             self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
 
