@@ -1,4 +1,4 @@
-"""A cluster of one node on this machine, for live experiments, and what its processes use."""
+"""Clusters of real processes on this machine, for live experiments, with this process as their driver."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import psutil
 
 import zray
+from sim.real.clusters import RealCluster
 
 
 @contextmanager
@@ -20,30 +21,37 @@ def local_cluster(settings: Mapping[str, str] | None = None, **options: Any) -> 
         settings: ``ZRAY_...`` variables of all its processes.
         options: of :func:`zray.init`.
     """
-    before = dict(os.environ)
-    os.environ.update(settings or {})
-    try:
+    with _environment(settings or {}):
         zray.init(address="local", **options)
+        try:
+            yield
+        finally:
+            zray.shutdown()
+
+
+@contextmanager
+def joined(cluster: RealCluster) -> Iterator[None]:
+    """Connect to the first node of a cluster, as its driver, for as long as the block lasts."""
+    with _environment(cluster.environment):
+        zray.init(address=cluster.nodes[0].address)
+        try:
+            yield
+        finally:
+            zray.shutdown()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
         yield
     finally:
-        zray.shutdown()
         os.environ.clear()
         os.environ.update(before)
 
 
-def control_store_processes() -> list[psutil.Process]:
-    """The processes of the control store that this process's own cluster started."""
-    children = psutil.Process().children(recursive=True)
-    return [child for child in children if "zray.services.gcs" in _command_of(child)]
-
-
-def _command_of(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:  # it ended meanwhile
-        return []
-
-
-def own_memory_bytes(processes: list[psutil.Process]) -> int:
-    """Memory that nobody else uses: what would be free if these processes ended."""
-    return sum(process.memory_full_info().uss for process in processes)
+def own_memory_bytes(pid: int) -> int:
+    """Memory that no other process shares: what would be free if this one ended."""
+    own: int = psutil.Process(pid).memory_full_info().uss
+    return own

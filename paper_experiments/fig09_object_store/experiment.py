@@ -1,7 +1,7 @@
 """Figure 9: how fast one client writes objects of every size, beside a plain copy of the same bytes.
 
 The client calls ``put`` and lets go of the object, so the store settles on pages that it uses again; a second
-series keeps its objects, so every one of them needs fresh pages. The ceiling is a copy between two warm buffers.
+series keeps its objects, so every one of them needs fresh pages. The ceiling is a copy between warm buffers.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ def live(run: Run) -> None:
                 _explain_ceiling(run, rates["memcpy"])
     run.quantity("share_of_memcpy", share[max(sizes)])
     run.note(
-        "Values up to 32 KiB travel inside messages, and a value that nobody else has asked for stays in its process: "
-        "the rate of small objects is that of making them, as a program sees it."
+        "Values up to 32 KiB travel inside messages, and a value that nobody else has asked for stays in its "
+        "process: the rate of small objects is that of making them, as a program sees it."
     )
 
 
 def _explain_ceiling(run: Run, memcpy_gb_per_s: float) -> None:
     cores = os.cpu_count() or 1
     reason = (
-        f"a plain copy of these bytes runs at {memcpy_gb_per_s:.1f} GB/s on this machine, so no store can be faster; "
+        f"a plain copy of these bytes runs at {memcpy_gb_per_s:.1f} GB/s here, and no store is faster; "
         f"the paper copied with 8 threads on {PAPER_CORES} cores, here are {cores}"
     )
     if memcpy_gb_per_s < 15:

@@ -1,4 +1,4 @@
-"""Table 3: a policy served to a client on the same machine: by an actor, and by a server that speaks JSON over HTTP.
+"""Table 3: a policy served to a client on the same machine, by an actor and by a server of JSON over HTTP.
 
 Both get batches of 64 states and need as long as the paper's models did; what differs is how the states
 get there. The server is that of the standard library, in a process of its own, over a connection that
