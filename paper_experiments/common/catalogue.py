@@ -11,7 +11,7 @@ from typing import NamedTuple
 from paper_experiments.common import expected, results
 from paper_experiments.common.expected import MODES, Expected, Mode
 from paper_experiments.common.results import Result
-from paper_experiments.common.run import Progress, Run
+from paper_experiments.common.run import ExperimentRun, Progress
 from zray.errors import ZrayError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ class Experiment(NamedTuple):
     name: str
     folder: Path
     expected: Expected
-    runners: dict[Mode, Callable[[Run], None]]
+    runners: dict[Mode, Callable[[ExperimentRun], None]]
     """``live`` and ``sim`` of its ``experiment.py``, as far as they are there."""
 
 
@@ -64,7 +64,7 @@ def run(experiment: Experiment, mode: Mode, scale: str, progress: Progress | Non
         there = ", ".join(experiment.runners)
         raise UnknownExperimentError(f"{experiment.name} does not run {mode}; it has {there}")
     provenance = results.provenance_of(experiment.folder)
-    doing = Run(experiment.name, mode, scale, progress or Progress(f"{experiment.name} {mode}"))
+    doing = ExperimentRun(experiment.name, mode, scale, progress or Progress(f"{experiment.name} {mode}"))
     started = time.monotonic()
     runner(doing)
     return doing.result(experiment.folder, time.monotonic() - started, provenance)

@@ -22,11 +22,11 @@ class ExpectedError(ZrayError, ValueError):
     """An ``expected.toml`` cannot be used: which file, which key, what is wrong."""
 
 
-class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _ExpectedPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pass
 
 
-class Chart(_Part, frozen=True):
+class Chart(_ExpectedPart, frozen=True):
     """One picture: what is on its axes."""
 
     name: str
@@ -37,7 +37,7 @@ class Chart(_Part, frozen=True):
     y_log: bool = False
 
 
-class PaperSeries(_Part, frozen=True):
+class PaperSeries(_ExpectedPart, frozen=True):
     """A curve of the paper, read off its figure or its text."""
 
     chart: str
@@ -48,7 +48,7 @@ class PaperSeries(_Part, frozen=True):
     """Where in the paper, how it was read, and how far that may be off."""
 
 
-class Claim(_Part, frozen=True):
+class Claim(_ExpectedPart, frozen=True):
     """A sentence of the paper as a bound on one quantity of a run."""
 
     name: str
@@ -76,7 +76,7 @@ class Claim(_Part, frozen=True):
         return low <= value <= high
 
 
-class Expected(_Part, frozen=True):
+class Expected(_ExpectedPart, frozen=True):
     """One result of the paper."""
 
     title: str

@@ -6,12 +6,13 @@ The page is a function of ``expected.toml`` files and stored results: no number 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import NamedTuple
 
 from paper_experiments.common import catalogue, drawing, expected, results, verdicts
-from paper_experiments.common.expected import Expected
+from paper_experiments.common.expected import Expected, Mode
 from paper_experiments.common.results import Result
 from paper_experiments.common.verdicts import ClaimVerdict
 
@@ -48,7 +49,7 @@ class Section(NamedTuple):
     expected: Expected
     results: list[Result]
     verdicts: list[ClaimVerdict]
-    is_stale: dict[str, bool]
+    is_stale: Mapping[Mode, bool]
     """Mode -> the experiment's code has changed since."""
 
 

@@ -41,7 +41,7 @@ class Progress:
             self.stream.flush()
 
 
-class Run:
+class ExperimentRun:
     """One run of one experiment.
 
     Args:

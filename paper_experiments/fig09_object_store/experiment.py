@@ -15,7 +15,7 @@ import numpy as np
 
 import zray
 from paper_experiments.common.local import local_cluster
-from paper_experiments.common.run import Run
+from paper_experiments.common.run import ExperimentRun
 
 KB, MB, GB = 10**3, 10**6, 10**9
 SMALL_SIZES = (KB, 10 * KB, 100 * KB, MB, 10 * MB, 100 * MB)
@@ -25,7 +25,7 @@ SAMPLE_S = 0.2
 FRESH_BYTES_MAX = 400 * MB
 
 
-def live(run: Run) -> None:
+def live(run: ExperimentRun) -> None:
     """The store of a real node. Variants are interleaved, so that a busy machine slows all of them alike."""
     sizes = run.pick("sizes", small=SMALL_SIZES, paper=PAPER_SIZES)
     repetitions = run.pick("repetitions", small=5, paper=9)
@@ -53,7 +53,7 @@ def live(run: Run) -> None:
     )
 
 
-def _explain_ceiling(run: Run, memcpy_gb_per_s: float) -> None:
+def _explain_ceiling(run: ExperimentRun, memcpy_gb_per_s: float) -> None:
     cores = os.cpu_count() or 1
     reason = (
         f"a plain copy of these bytes runs at {memcpy_gb_per_s:.1f} GB/s here, and no store is faster; "
@@ -91,7 +91,7 @@ def _seconds_per_call(action: Callable[[], Any]) -> float:
     return taken / calls
 
 
-def _seconds_per_fresh(source: Any) -> float:
+def _seconds_per_fresh(source: np.ndarray[Any, Any]) -> float:
     """All objects are kept until the end, so none gets the pages of another."""
     calls = max(1, min(1_000, FRESH_BYTES_MAX // source.nbytes))
     started = time.perf_counter()

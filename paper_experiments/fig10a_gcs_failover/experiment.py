@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.bench_failover import Chain, Client
-from paper_experiments.common.run import Run
+from paper_experiments.common.run import ExperimentRun
 from zray.protocol.messages import TABLE_KV, TableGet, TablePut, TableReply
 
 REPLICAS = 2
@@ -105,7 +105,7 @@ class ClosedLoop:
         return self.elapsed_s()
 
 
-def live(run: Run) -> None:
+def live(run: ExperimentRun) -> None:
     """Real replicas, in processes of their own."""
     kill_at_s = run.pick("kill_at_s", small=2.0, paper=4.2)
     ends_s = run.pick("ends_s", small=5.0, paper=10.0)
@@ -144,7 +144,7 @@ def _record(kill_at_s: float, ends_s: float, place: int) -> Timeline:
     return Timeline(loop.requests, killed_s, whole_s, loop.stale_reads, lost, len(loop.written))
 
 
-def _draw(run: Run, timeline: Timeline, ends_s: float) -> None:
+def _draw(run: ExperimentRun, timeline: Timeline, ends_s: float) -> None:
     """The worst request of every short while, as the eye sees it in the figure."""
     for kind in ("write", "read"):
         worst: dict[int, list[float]] = {}
@@ -159,7 +159,7 @@ def _draw(run: Run, timeline: Timeline, ends_s: float) -> None:
     )
 
 
-def _conclude(run: Run, found: list[Timeline]) -> None:
+def _conclude(run: ExperimentRun, found: list[Timeline]) -> None:
     worst, quiet, before, after = [], [], [], []
     for timeline in found:
         disturbed = timeline.killed_s - 0.05, timeline.whole_s + 0.5

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import zray
 from paper_experiments.common.local import joined, own_memory_bytes
-from paper_experiments.common.run import Run
+from paper_experiments.common.run import ExperimentRun
 from sim.real.clusters import real_cluster
 
 WINDOW = 1_000
@@ -45,7 +45,7 @@ def identity(number: int) -> int:
     return number
 
 
-def live(run: Run) -> None:
+def live(run: ExperimentRun) -> None:
     """Two runs of the same program, with and without the limit."""
     count = run.pick("tasks", small=200_000, paper=5_000_000)
     run.parameter("window", WINDOW)
@@ -76,7 +76,7 @@ def _submit_all(count: int, gcs_pid: int) -> Growth:
     return Growth(growth_tasks, memory, total, time.monotonic() - started)
 
 
-def _conclude(run: Run, count: int, forgetting: Growth, keeping: Growth) -> None:
+def _conclude(run: ExperimentRun, count: int, forgetting: Growth, keeping: Growth) -> None:
     run.quantity("bytes_per_task_kept", keeping.bytes_per_task)
     run.quantity("growth_share", forgetting.bytes_per_task / keeping.bytes_per_task)
     run.quantity("memory_mb_forgetting", forgetting.memory_bytes[-1] / 1e6)

@@ -16,7 +16,7 @@ import numpy as np
 
 import zray
 from paper_experiments.common.local import local_cluster
-from paper_experiments.common.run import Run
+from paper_experiments.common.run import ExperimentRun
 
 ADDED_MS = (0, 1, 5, 10)
 OBJECT_BYTES = 100_000_000
@@ -101,7 +101,7 @@ def start(count: int, length: int) -> list[Any]:
 # --- live ----------------------------------------------------------------------------------------
 
 
-def live(run: Run) -> None:
+def live(run: ExperimentRun) -> None:
     """Actors on one node: the injected latency is real, the network between them is shared memory."""
     count = run.pick("participants", small=4, paper=PAPER_PARTICIPANTS)
     object_bytes = run.pick("object_bytes", small=OBJECT_BYTES // 100, paper=OBJECT_BYTES)
@@ -119,14 +119,12 @@ def live(run: Run) -> None:
         for added, samples in taken.items()
     }
     _conclude(run, medians, count)
-    run.note(
-        "All participants are on one machine, so chunks go through shared memory, not 25 Gbps."
-    )
+    run.note("All participants are on one machine, so chunks go through shared memory, not 25 Gbps.")
     cores = os.cpu_count() or 1
     if count > cores:
         reason = (
-            f"{count} participants share {cores} CPUs: while one waits for the added latency others compute, so a "
-            "part of it is hidden"
+            f"{count} participants share {cores} CPUs: while one waits for the added latency, others work, "
+            "and so a part of it is hidden"
         )
         for quantity in ("r_squared", "slope_per_round", "slowdown_at_5_ms"):
             run.beyond(quantity, reason)
@@ -135,7 +133,7 @@ def live(run: Run) -> None:
 # --- simulated -----------------------------------------------------------------------------------
 
 
-def sim(run: Run) -> None:
+def sim(run: ExperimentRun) -> None:
     """The same program in virtual time; a step takes the transfer of its chunk and the added latency."""
     count = run.pick("participants", small=PAPER_PARTICIPANTS, paper=PAPER_PARTICIPANTS)
     transfer_s = OBJECT_BYTES / count / LINK_BYTES_PER_S
@@ -170,7 +168,7 @@ def _slope(taken: dict[int, float]) -> float:
     return float(np.polyfit(list(taken), list(taken.values()), 1)[0])
 
 
-def _conclude(run: Run, taken: dict[int, float], count: int) -> None:
+def _conclude(run: ExperimentRun, taken: dict[int, float], count: int) -> None:
     rounds = 2 * (count - 1)
     run.parameter("rounds", rounds)
     run.quantity("slope_per_round", _slope(taken) / rounds)

@@ -13,7 +13,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ import numpy as np
 
 import zray
 from paper_experiments.common.local import local_cluster
-from paper_experiments.common.run import Run
+from paper_experiments.common.run import ExperimentRun
 
 BATCH = 64
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,7 +77,7 @@ def _ask_http(connection: http.client.HTTPConnection, fields: dict[str, Any]) ->
     return found
 
 
-def live(run: Run) -> None:
+def live(run: ExperimentRun) -> None:
     """Batches one after the other, as a client of a policy asks; systems are interleaved."""
     repetitions = run.pick("repetitions", small=5, paper=30)
     run.parameter("batch", BATCH)
@@ -103,7 +103,7 @@ def live(run: Run) -> None:
     )
 
 
-def _measure(run: Run, load: Load, systems: dict[str, Ask], repetitions: int) -> None:
+def _measure(run: ExperimentRun, load: Load, systems: Mapping[str, Ask], repetitions: int) -> None:
     states = np.random.default_rng(0).random((BATCH, load.state_bytes // 4), dtype=np.float32)
     expected = [float(value) for value in states[:, 0]]
     rates: dict[str, list[float]] = {system: [] for system in systems}

@@ -15,7 +15,7 @@ from typing import Any
 
 import zray
 from paper_experiments.common.local import local_cluster
-from paper_experiments.common.run import Run
+from paper_experiments.common.run import ExperimentRun
 
 ROUNDS = 3
 SIGMA = 0.35
@@ -44,7 +44,8 @@ def lengths(count: int, sigma: float, seed: int) -> list[int]:
     return [max(1, round(drawn.lognormvariate(math.log(STEPS_MEDIAN), sigma))) for _ in range(count)]
 
 
-Submit = Callable[[int], "zray.ObjectRef"]
+Submit = Callable[[int], Any]
+"""Submits a simulation of so many steps; gives its ref."""
 
 
 def bulk_synchronous(submit: Submit, runs: list[int]) -> list[float]:
@@ -72,7 +73,7 @@ WAYS = {"bulk synchronous": bulk_synchronous, "asynchronous": asynchronous}
 # --- live ----------------------------------------------------------------------------------------
 
 
-def live(run: Run) -> None:
+def live(run: ExperimentRun) -> None:
     """A pendulum in plain Python, on as many CPUs as there are."""
     cores = len(os.sched_getaffinity(0))
     repetitions = run.pick("repetitions", small=7, paper=15)
@@ -109,7 +110,7 @@ def live(run: Run) -> None:
 # --- simulated -----------------------------------------------------------------------------------
 
 
-def sim(run: Run) -> None:
+def sim(run: ExperimentRun) -> None:
     """A run of a simulation takes as many steps as were drawn, each as long as one of the paper's."""
     seeds = run.pick("seeds", small=3, paper=15)
     run.parameter("sigma", SIGMA)
@@ -146,7 +147,7 @@ def _rates(cpus: int, sigma: float, seed: int) -> dict[str, float]:
             zray.get([simulation.options(_duration_s=0.0).remote(0) for _ in range(cpus)])
             began_s = cluster.now_s
 
-            def submit(steps: int, simulation: Any = simulation) -> zray.ObjectRef:
+            def submit(steps: int, simulation: Any = simulation) -> Any:
                 return simulation.options(_duration_s=steps * STEP_S).remote(steps)
 
             gather(submit, runs)
