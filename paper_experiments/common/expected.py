@@ -48,7 +48,7 @@ class PaperSeries(_ExpectedPart, frozen=True):
     """Where in the paper, how it was read, and how far that may be off."""
 
 
-class Claim(_ExpectedPart, frozen=True):
+class PaperClaim(_ExpectedPart, frozen=True):
     """A sentence of the paper as a bound on one quantity of a run."""
 
     name: str
@@ -86,7 +86,7 @@ class Expected(_ExpectedPart, frozen=True):
     setup: str
     """The machines and the workload of the paper."""
     charts: tuple[Chart, ...]
-    claims: tuple[Claim, ...]
+    claims: tuple[PaperClaim, ...]
     series: tuple[PaperSeries, ...] = ()
 
     def problems(self) -> list[str]:

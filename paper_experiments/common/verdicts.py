@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from paper_experiments.common.expected import Claim, Expected
+from paper_experiments.common.expected import Expected, PaperClaim
 from paper_experiments.common.results import Result
 
 REPRODUCED = "reproduced"
@@ -16,14 +16,14 @@ NOT_RUN = "not run"
 class ClaimVerdict(NamedTuple):
     """One claim, judged by one run."""
 
-    claim: Claim
+    claim: PaperClaim
     mode: str
     kind: str
     value: float | None
     reason: str
 
 
-def judge(claim: Claim, result: Result) -> ClaimVerdict:
+def judge(claim: PaperClaim, result: Result) -> ClaimVerdict:
     """What a run says of a claim. A bound that is met counts, whatever machine it was met on."""
     value = result.quantities.get(claim.quantity)
     if value is not None and claim.holds_for(value):

@@ -207,6 +207,6 @@ def live(run: ExperimentRun) -> None:
     if cores < 6:
         run.beyond(
             "growth_1_to_2",
-            f"a node with its driver and its worker are three busy processes, and here are {cores} CPUs: one node "
-            "alone already uses them",
+            f"a node with its driver and its worker are three busy processes, and on {cores} CPUs one node "
+            "alone uses them all",
         )

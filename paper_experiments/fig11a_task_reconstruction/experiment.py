@@ -1,0 +1,162 @@
+"""Figure 11a: linear chains of 100 ms tasks while nodes die and come back.
+
+One driver submits all chains; every task takes the object of the one before and adds one to it. Nodes are killed
+with all that is on them at three moments, and new ones take their place at a fourth. A chain is right if its
+last object counts its length.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from paper_experiments.common.run import ExperimentRun
+from sim.cluster import Cluster, Span
+from sim.kernel import S
+from sim.programs import Blob, Compute, Fetch, Forget, Program, Ref, Spawn
+from sim.scenario import ClusterPart, NetworkPart, PhasesPart, Scenario
+from zray.config import Config
+from zray.errors import ZrayError
+
+TASK_S = 0.1
+CPUS = 4
+OBJECT_BYTES = 40_000
+"""Above the size that travels inside messages: such an object dies with the node that made it."""
+CHAINS_PER_SLOT = 4
+DEATH_S = 1.0
+"""How long a node may be silent; the paper does not give it."""
+SETTLE_S = 1.0
+"""After a death is known, until throughput is taken."""
+LIMIT_S = 100_000
+
+
+class NeverEndingError(ZrayError):
+    """Chains do not come to their ends."""
+
+
+class Plan(NamedTuple):
+    """Who is there when: seconds of each change, and nodes from then on."""
+
+    nodes: int
+    changes: tuple[tuple[float, int], ...]
+    ends_s: float
+
+    def nodes_at(self, moment_s: float) -> int:
+        """How many are alive."""
+        return next((n for at_s, n in reversed(self.changes) if at_s <= moment_s), self.nodes)
+
+    def steady(self) -> list[tuple[float, float, int]]:
+        """From, to, nodes: each time between two changes, without the time that a death takes to be known."""
+        ends = [at_s for at_s, _ in self.changes[1:]] + [self.ends_s]
+        return [
+            (at_s + DEATH_S + SETTLE_S, until_s, count)
+            for (at_s, count), until_s in zip(self.changes, ends, strict=True)
+        ]
+
+
+SMALL = Plan(10, ((8.0, 9), (14.0, 5), (22.0, 3), (30.0, 10)), 38.0)
+PAPER = Plan(50, ((25.0, 49), (50.0, 25), (100.0, 10), (210.0, 50)), 240.0)
+
+
+# --- simulated -----------------------------------------------------------------------------------
+
+
+def step(before: Blob | int) -> Program:
+    """One link of a chain."""
+    yield Compute(round(TASK_S * S))
+    return Blob(OBJECT_BYTES, _count_of(before) + 1)
+
+
+def _count_of(value: Blob | int) -> int:
+    return value.tag if isinstance(value, Blob) else value
+
+
+def chains(count: int, length: int) -> Program:
+    """All chains at once; the result is where each of them ends."""
+    ends: list[Ref] = []
+    for _ in range(count):
+        ref = yield Spawn("step", (0,))
+        for _ in range(length - 1):
+            following = yield Spawn("step", (ref,))
+            yield Forget((ref,))
+            ref = following
+        ends += (ref,)
+    return [_count_of(value) for value in (yield Fetch(ends))]
+
+
+def sim(run: ExperimentRun) -> None:
+    """Nodes of 4 CPUs; the driver's node stays."""
+    plan = SMALL if run.scale == "small" else PAPER
+    run.parameter("plan", str(plan.changes))
+    run.parameter("node_death_s", DEATH_S)
+    count = CHAINS_PER_SLOT * plan.nodes * CPUS
+    capacity = sum(
+        plan.nodes_at(second) * CPUS / TASK_S for second in range(int(plan.ends_s))
+    )  # tasks, if no slot is ever idle
+    length = round(capacity / count)
+    cluster = _start(plan, count, length)
+    alive, lost = plan.nodes, 0
+    for at_s, nodes in run.steps(plan.changes, "change"):
+        cluster.kernel.run_until(round(at_s * S), lambda: not cluster.unfinished)
+        lost += _change(cluster, alive, nodes)
+        alive = nodes
+    cluster.kernel.run_until(LIMIT_S * S, lambda: not cluster.unfinished)
+    if cluster.unfinished:
+        raise NeverEndingError(f"the chains do not end within {LIMIT_S} virtual seconds")
+    _draw(run, plan, cluster.spans or [])
+    run.quantity("wrong_chains", sum(end != length for end in cluster.drivers[0].result))
+    run.quantity("tasks", count * length)
+    run.quantity("lost", lost)
+    run.quantity("reexecuted_per_lost", run.quantities["reexecuted"] / lost)
+
+
+def _start(plan: Plan, count: int, length: int) -> Cluster:
+    scenario = Scenario(
+        "fig11a", strict=False, check_every=10_000_000,
+        cluster=ClusterPart(nodes=plan.nodes, cpus=CPUS, arena_kib=1 << 19),
+        network=NetworkPart(latency_us=100, jitter_us=0), phases=PhasesPart(liveness_s=LIMIT_S),
+    )  # fmt: skip
+    config = Config(node_death_ns=round(DEATH_S * S))
+    cluster = Cluster(
+        scenario, 0, [lambda: chains(count, length)], config=config, functions={"step": step}, keep_spans=True
+    )
+    cluster.boot()
+    return cluster
+
+
+def _change(cluster: Cluster, before: int, after: int) -> int:
+    """Kill nodes from the last one on, or let new ones take the places of dead ones.
+
+    Returns:
+        How many unfinished tasks and objects were on the nodes that died.
+    """
+    lost = 0
+    for number in range(after, before):
+        machine = cluster.nodes[number].node
+        lost += len(machine.scheduler.tasks) + len(machine.store.objects)
+        cluster.crash_node(cluster.nodes[number])
+    for number in range(before, after):
+        cluster.restart_node(cluster.nodes[number])
+    return lost
+
+
+def _draw(run: ExperimentRun, plan: Plan, spans: list[Span]) -> None:
+    """Tasks that ended in each second, and what that is of all slots between the changes."""
+    ended_s = np.array([span.end_ns / S for span in spans])
+    again = np.array([span.attempt > 0 for span in spans])
+    for second in range(int(plan.ends_s)):
+        within = (ended_s >= second) & (ended_s < second + 1)
+        run.point("throughput", "all", second, float(within.sum()))
+        run.point("throughput", "re-executed", second, float((within & again).sum()))
+        run.point("throughput", "what the slots allow", second, plan.nodes_at(second) * CPUS / TASK_S)
+    shares = []
+    for from_s, to_s, nodes in plan.steady():
+        rate = float(((ended_s >= from_s) & (ended_s < to_s)).sum()) / (to_s - from_s)
+        shares.append(rate / (nodes * CPUS / TASK_S))
+    run.quantity("least_share_after_loss", min(shares[:-1]))
+    run.quantity("share_after_return", shares[-1])
+    run.quantity("reexecuted", float(again.sum()))
+    run.note(
+        "Share of what the slots allow, after each change: " + ", ".join(f"{s:.3f}" for s in shares) + "."
+    )
