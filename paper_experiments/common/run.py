@@ -13,7 +13,7 @@ from paper_experiments.common.results import MeasuredSeries, Result
 
 T = TypeVar("T")
 
-SCALES = ("small", "paper")
+SCALES = ("tiny", "small", "paper")
 BAR_WIDTH = 24
 
 
@@ -45,7 +45,7 @@ class ExperimentRun:
     """One run of one experiment.
 
     Args:
-        scale: ``small`` ends within minutes; ``paper`` takes the sizes of the paper.
+        scale: ``tiny`` shows that it works, ``small`` ends within minutes, ``paper`` takes the paper's sizes.
     """
 
     def __init__(self, experiment: str, mode: Mode, scale: str, progress: Progress) -> None:
@@ -58,9 +58,13 @@ class ExperimentRun:
         self.notes: list[str] = []
         self._series: dict[tuple[str, str], MeasuredSeries] = {}
 
-    def pick(self, name: str, *, small: T, paper: T) -> T:
-        """A parameter that depends on the scale; it is remembered with the result."""
-        value = small if self.scale == "small" else paper
+    def pick(self, name: str, *, small: T, paper: T, tiny: T | None = None) -> T:
+        """A parameter that depends on the scale; it is remembered with the result.
+
+        Args:
+            tiny: for tests; like ``small`` if it is not given.
+        """
+        value = {"tiny": small if tiny is None else tiny, "small": small, "paper": paper}[self.scale]
         self.parameter(name, value)
         return value
 

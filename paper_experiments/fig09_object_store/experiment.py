@@ -27,8 +27,8 @@ FRESH_BYTES_MAX = 400 * MB
 
 def live(run: ExperimentRun) -> None:
     """The store of a real node. Variants are interleaved, so that a busy machine slows all of them alike."""
-    sizes = run.pick("sizes", small=SMALL_SIZES, paper=PAPER_SIZES)
-    repetitions = run.pick("repetitions", small=5, paper=9)
+    sizes = run.pick("sizes", tiny=(KB, MB), small=SMALL_SIZES, paper=PAPER_SIZES)
+    repetitions = run.pick("repetitions", tiny=1, small=5, paper=9)
     capacity = max(2 * GB, 4 * max(sizes))
     run.parameter("store_bytes", capacity)
     share = {}

@@ -107,9 +107,9 @@ class ClosedLoop:
 
 def live(run: ExperimentRun) -> None:
     """Real replicas, in processes of their own."""
-    kill_at_s = run.pick("kill_at_s", small=2.0, paper=4.2)
-    ends_s = run.pick("ends_s", small=5.0, paper=10.0)
-    repetitions = run.pick("repetitions", small=4, paper=10)
+    kill_at_s = run.pick("kill_at_s", tiny=0.5, small=2.0, paper=4.2)
+    ends_s = run.pick("ends_s", tiny=1.0, small=5.0, paper=10.0)
+    repetitions = run.pick("repetitions", tiny=2, small=4, paper=10)
     run.parameter("replicas", REPLICAS)
     found = [
         _record(kill_at_s, ends_s, place=(0, -1)[number % 2])

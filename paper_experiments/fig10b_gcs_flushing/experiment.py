@@ -47,7 +47,7 @@ def identity(number: int) -> int:
 
 def live(run: ExperimentRun) -> None:
     """Two runs of the same program, with and without the limit."""
-    count = run.pick("tasks", small=200_000, paper=5_000_000)
+    count = run.pick("tasks", tiny=20_000, small=200_000, paper=5_000_000)
     run.parameter("window", WINDOW)
     run.parameter("released_records_kept", RELEASED_KEPT)
     found = {}

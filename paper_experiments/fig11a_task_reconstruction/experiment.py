@@ -1,8 +1,8 @@
 """Figure 11a: linear chains of 100 ms tasks while nodes die and come back.
 
-One driver submits all chains; every task takes the object of the one before and adds one to it. Nodes are killed
-with all that is on them at three moments, and new ones take their place at a fourth. A chain is right if its
-last object counts its length.
+One driver submits all chains; every task takes the object of the one before and adds one to it. Nodes are
+killed with all that is on them at three moments, and new ones take their place at a fourth. A chain is right
+if its last object counts its length.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Plan(NamedTuple):
         ]
 
 
+TINY = Plan(4, ((4.0, 3), (7.0, 2), (10.0, 4)), 14.0)
 SMALL = Plan(10, ((8.0, 9), (14.0, 5), (22.0, 3), (30.0, 10)), 38.0)
 PAPER = Plan(50, ((25.0, 49), (50.0, 25), (100.0, 10), (210.0, 50)), 240.0)
 
@@ -87,8 +88,7 @@ def chains(count: int, length: int) -> Program:
 
 def sim(run: ExperimentRun) -> None:
     """Nodes of 4 CPUs; the driver's node stays."""
-    plan = SMALL if run.scale == "small" else PAPER
-    run.parameter("plan", str(plan.changes))
+    plan = run.pick("plan", tiny=TINY, small=SMALL, paper=PAPER)
     run.parameter("node_death_s", DEATH_S)
     count = CHAINS_PER_SLOT * plan.nodes * CPUS
     capacity = sum(

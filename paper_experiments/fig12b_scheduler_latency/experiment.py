@@ -105,7 +105,7 @@ def live(run: ExperimentRun) -> None:
     """Actors on one node: the injected latency is real, the network between them is shared memory."""
     count = run.pick("participants", small=4, paper=PAPER_PARTICIPANTS)
     object_bytes = run.pick("object_bytes", small=OBJECT_BYTES // 100, paper=OBJECT_BYTES)
-    repetitions = run.pick("repetitions", small=15, paper=15)
+    repetitions = run.pick("repetitions", tiny=2, small=15, paper=15)
     length = max(1, object_bytes // count // 8)
     taken: dict[int, list[float]] = {added: [] for added in ADDED_MS}
     with local_cluster(object_store_memory=max(256 << 20, 8 * object_bytes)):

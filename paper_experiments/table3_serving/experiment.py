@@ -79,7 +79,7 @@ def _ask_http(connection: http.client.HTTPConnection, fields: dict[str, Any]) ->
 
 def live(run: ExperimentRun) -> None:
     """Batches one after the other, as a client of a policy asks; systems are interleaved."""
-    repetitions = run.pick("repetitions", small=5, paper=30)
+    repetitions = run.pick("repetitions", tiny=1, small=5, paper=30)
     run.parameter("batch", BATCH)
     with local_cluster(object_store_memory=1 << 30), http_server() as connection:
         actor: Any = zray.remote(Policy).remote()

@@ -76,7 +76,7 @@ WAYS = {"bulk synchronous": bulk_synchronous, "asynchronous": asynchronous}
 def live(run: ExperimentRun) -> None:
     """A pendulum in plain Python, on as many CPUs as there are."""
     cores = len(os.sched_getaffinity(0))
-    repetitions = run.pick("repetitions", small=7, paper=15)
+    repetitions = run.pick("repetitions", tiny=2, small=7, paper=15)
     scale = run.pick("steps_per_length", small=3, paper=10)
     run.parameter("sigma", SIGMA)
     simulation = zray.remote(simulate_pendulum)
@@ -112,10 +112,10 @@ def live(run: ExperimentRun) -> None:
 
 def sim(run: ExperimentRun) -> None:
     """A run of a simulation takes as many steps as were drawn, each as long as one of the paper's."""
-    seeds = run.pick("seeds", small=3, paper=15)
+    seeds = run.pick("seeds", tiny=1, small=3, paper=15)
     run.parameter("sigma", SIGMA)
     run.parameter("steps_median", STEPS_MEDIAN)
-    for cpus in run.steps(CPUS, "CPUs"):
+    for cpus in run.steps(run.pick("cpus", tiny=(1, 16), small=CPUS, paper=CPUS), "CPUs"):
         found = [_rates(cpus, SIGMA, seed) for seed in range(seeds)]
         for way in WAYS:
             run.point("rates", way, cpus, [rates[way] for rates in found])
