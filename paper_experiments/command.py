@@ -78,18 +78,21 @@ def _list(given: argparse.Namespace) -> int:
 def _run(given: argparse.Namespace) -> int:
     chosen = catalogue.names() if "all" in given.names else given.names
     experiments = [catalogue.get(name) for name in chosen]
+    plan = [(one, _modes_of(one, given.mode, everything="all" in given.names)) for one in experiments]
     failed = 0
-    for experiment in experiments:
-        for mode in _modes_of(experiment, given.mode, everything="all" in given.names):
+    for experiment, modes in plan:
+        for mode in modes:
             failed += _run_one(experiment, mode, given.scale, dry=given.dry)
     return 1 if failed else 0
 
 
 def _modes_of(experiment: Experiment, wanted: Mode | None, *, everything: bool) -> list[Mode]:
-    """The modes to run; one that is asked for by name and not there is refused when it is run."""
+    """The modes to run; one that an experiment does not have is refused, or left out of everything."""
     if wanted is None:
         return list(experiment.runners)
-    return [wanted] if wanted in experiment.runners or not everything else []
+    if not everything:
+        catalogue.runner_of(experiment, wanted)
+    return [wanted] if wanted in experiment.runners else []
 
 
 def _run_one(experiment: Experiment, mode: Mode, scale: str, *, dry: bool) -> int:

@@ -52,6 +52,19 @@ def get(name: str) -> Experiment:
     return Experiment(found[0], folder, expected.load(folder), runners)
 
 
+def runner_of(experiment: Experiment, mode: Mode) -> Callable[[ExperimentRun], None]:
+    """What runs an experiment in a mode.
+
+    Raises:
+        UnknownExperimentError: if it has no such mode.
+    """
+    runner = experiment.runners.get(mode)
+    if runner is None:
+        there = ", ".join(experiment.runners)
+        raise UnknownExperimentError(f"{experiment.name} does not run {mode}; it has {there}")
+    return runner
+
+
 def run(experiment: Experiment, mode: Mode, scale: str, progress: Progress | None = None) -> Result:
     """Run an experiment once; nothing is stored.
 
@@ -59,10 +72,7 @@ def run(experiment: Experiment, mode: Mode, scale: str, progress: Progress | Non
         UnknownExperimentError: if it has no such mode.
         ZrayError: whatever the run itself raises.
     """
-    runner = experiment.runners.get(mode)
-    if runner is None:
-        there = ", ".join(experiment.runners)
-        raise UnknownExperimentError(f"{experiment.name} does not run {mode}; it has {there}")
+    runner = runner_of(experiment, mode)
     provenance = results.provenance_of(experiment.folder)
     doing = ExperimentRun(experiment.name, mode, scale, progress or Progress(f"{experiment.name} {mode}"))
     started = time.monotonic()

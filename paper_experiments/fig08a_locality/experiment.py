@@ -2,7 +2,7 @@
 
 The objects are made by tasks that spread over both nodes. Then as many empty tasks take one each, in a drawn
 order; the time for all of them over their number is the latency, as in the paper. *Aware* and *blind* name
-what the global scheduler looks at. A third series submits each task on the node of its object, by a driver there.
+what the global scheduler looks at. A third series submits each task on the node of its object.
 """
 
 from __future__ import annotations
@@ -142,6 +142,6 @@ def _conclude(
     run.quantity("blind_over_beside_10_mb", blind[2] / beside[2])
     if max(aware) > 1.2 * min(aware):
         run.note(
-            "Aware and blind hardly differ: before a task can be forwarded it waits for its inputs on the node of "
-            "its submitter, which copies them there; so when a node is chosen that one has them all."
+            "Aware and blind hardly differ: before a task can be forwarded it waits for its inputs on the node "
+            "of its submitter, which copies them there; so when a node is chosen that one has them all."
         )

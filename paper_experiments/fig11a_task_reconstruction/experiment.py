@@ -7,14 +7,20 @@ if its last object counts its length.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import os
+import signal
+import time
+from typing import Any, NamedTuple
 
 import numpy as np
 
+import zray
+from paper_experiments.common.local import joined
 from paper_experiments.common.run import ExperimentRun
 from sim.cluster import Cluster, Span
 from sim.kernel import S
 from sim.programs import Blob, Compute, Fetch, Forget, Program, Ref, Spawn
+from sim.real.clusters import RealCluster, real_cluster
 from sim.scenario import ClusterPart, NetworkPart, PhasesPart, Scenario
 from zray.config import Config
 from zray.errors import ZrayError
@@ -58,6 +64,57 @@ class Plan(NamedTuple):
 TINY = Plan(4, ((4.0, 3), (7.0, 2), (10.0, 4)), 14.0)
 SMALL = Plan(10, ((8.0, 9), (14.0, 5), (22.0, 3), (30.0, 10)), 38.0)
 PAPER = Plan(50, ((25.0, 49), (50.0, 25), (100.0, 10), (210.0, 50)), 240.0)
+
+
+LIVE = Plan(3, ((5.0, 2),), 12.0)
+LIVE_CPUS = 2
+LIVE_SETTINGS = {"ZRAY_NODE_DEATH_NS": str(round(DEATH_S * S))}
+
+
+# --- live ----------------------------------------------------------------------------------------
+
+
+def link(before: dict[str, Any]) -> dict[str, Any]:
+    """One link of a chain: sleeps, counts, and notes when it ended."""
+    time.sleep(TASK_S)
+    ended_s = [*before["ended_s"], time.monotonic()]
+    return {"count": before["count"] + 1, "ended_s": ended_s, "bytes": bytes(OBJECT_BYTES)}
+
+
+def live(run: ExperimentRun) -> None:
+    """Three nodes of two CPUs on this machine, of which one is killed; tasks sleep, so they share its cores."""
+    plan = run.pick("live_plan", tiny=Plan(3, ((3.0, 2),), 7.0), small=LIVE, paper=LIVE)
+    run.parameter("node_death_s", DEATH_S)
+    count = CHAINS_PER_SLOT * plan.nodes * LIVE_CPUS
+    length = round(
+        sum(plan.nodes_at(second) for second in range(int(plan.ends_s) + 2)) * LIVE_CPUS / TASK_S / count
+    )
+    with real_cluster(nodes=plan.nodes, cpus=LIVE_CPUS, settings=LIVE_SETTINGS) as cluster, joined(cluster):
+        ends, began_s = _run_live(run, cluster, plan, count, length)
+    ended_s = np.array([moment - began_s for end in ends for moment in end["ended_s"]])
+    _draw_times(run, "live", plan, LIVE_CPUS, ended_s)
+    run.quantity("wrong_chains", sum(end["count"] != length for end in ends))
+    run.quantity("tasks", count * length)
+
+
+def _run_live(
+    run: ExperimentRun, cluster: RealCluster, plan: Plan, count: int, length: int
+) -> tuple[list[dict[str, Any]], float]:
+    """The last object of every chain, and when the first was submitted."""
+    function: Any = zray.remote(max_retries=-1)(link)
+    first = {"count": 0, "ended_s": [], "bytes": b""}
+    zray.get(
+        [function.remote(first) for _ in range(4 * plan.nodes * LIVE_CPUS)]
+    )  # every node has its workers
+    began_s = time.monotonic()
+    ends = [function.remote(first) for _ in range(count)]
+    for _ in range(length - 1):
+        ends = [function.remote(end) for end in ends]
+    for at_s, nodes in run.steps(plan.changes, "change"):
+        zray.wait(ends, num_returns=count, timeout=max(0.0, began_s + at_s - time.monotonic()))
+        for node in cluster.nodes[nodes:]:
+            os.kill(node.pid, signal.SIGKILL)
+    return zray.get(ends), began_s
 
 
 # --- simulated -----------------------------------------------------------------------------------
@@ -142,21 +199,33 @@ def _change(cluster: Cluster, before: int, after: int) -> int:
 
 
 def _draw(run: ExperimentRun, plan: Plan, spans: list[Span]) -> None:
-    """Tasks that ended in each second, and what that is of all slots between the changes."""
+    """Tasks that ended in each second, and those among them that ran again."""
     ended_s = np.array([span.end_ns / S for span in spans])
-    again = np.array([span.attempt > 0 for span in spans])
+    again_s = np.array([span.end_ns / S for span in spans if span.attempt > 0])
+    shares = _draw_times(run, "throughput", plan, CPUS, ended_s)
     for second in range(int(plan.ends_s)):
-        within = (ended_s >= second) & (ended_s < second + 1)
-        run.point("throughput", "all", second, float(within.sum()))
-        run.point("throughput", "re-executed", second, float((within & again).sum()))
-        run.point("throughput", "what the slots allow", second, plan.nodes_at(second) * CPUS / TASK_S)
-    shares = []
-    for from_s, to_s, nodes in plan.steady():
-        rate = float(((ended_s >= from_s) & (ended_s < to_s)).sum()) / (to_s - from_s)
-        shares.append(rate / (nodes * CPUS / TASK_S))
-    run.quantity("least_share_after_loss", min(shares[:-1]))
+        run.point("throughput", "re-executed", second, _within(again_s, second, second + 1))
     run.quantity("share_after_return", shares[-1])
-    run.quantity("reexecuted", float(again.sum()))
-    run.note(
-        "Share of what the slots allow, after each change: " + ", ".join(f"{s:.3f}" for s in shares) + "."
-    )
+    run.quantity("reexecuted", len(again_s))
+
+
+def _draw_times(
+    run: ExperimentRun, chart: str, plan: Plan, cpus: int, ended_s: np.ndarray[Any, Any]
+) -> list[float]:
+    """Tasks that ended in each second; what that is of all slots after each change."""
+    for second in range(int(plan.ends_s)):
+        run.point(chart, "all", second, _within(ended_s, second, second + 1))
+        run.point(chart, "what the slots allow", second, plan.nodes_at(second) * cpus / TASK_S)
+    shares = [
+        _within(ended_s, from_s, to_s) / (to_s - from_s) / (nodes * cpus / TASK_S)
+        for from_s, to_s, nodes in plan.steady()
+    ]
+    losses = [share for share, (_, nodes) in zip(shares, plan.changes, strict=True) if nodes < plan.nodes]
+    run.quantity("least_share_after_loss", min(losses))
+    run.note("Share of what the slots allow, after each change: " + ", ".join(f"{s:.3f}" for s in shares))
+    return shares
+
+
+def _within(moments_s: np.ndarray[Any, Any], from_s: float, to_s: float) -> float:
+    """How many there are."""
+    return float(((moments_s >= from_s) & (moments_s < to_s)).sum())
