@@ -36,6 +36,7 @@ class Span(NamedTuple):
     task_id: bytes
     start_ns: int
     end_ns: int
+    attempt: int = 0
 
 
 class Cluster:
@@ -157,14 +158,15 @@ class Cluster:
         self.story.append(f"{self.kernel.now_ns / 1e9:.6f} {name}: {text}")
 
     def task_ended(
-        self, worker: Address, name: str, task_id: bytes, start_ns: int, end_ns: int, lent_ns: int
-    ) -> None:
+        self, worker: Address, name: str, task_id: bytes, start_ns: int, end_ns: int, lent_ns: int,
+        attempt: int = 0,
+    ) -> None:  # fmt: skip
         """A task or a call is over; for ``lent_ns`` of its time it waited."""
         self.tasks_run += 1
         self.work_ns += end_ns - start_ns - lent_ns
         self.run_times.add(end_ns - start_ns)
         if self.spans is not None:
-            self.spans.append(Span(worker, name, task_id, start_ns, end_ns))
+            self.spans.append(Span(worker, name, task_id, start_ns, end_ns, attempt))
         elif self.scenario.strict:
             self.tell(worker, f"{name} {short(task_id)} ended")
 

@@ -224,7 +224,9 @@ class SimWorker(Process):
         yield from self._spend()
         now_ns = self.kernel.now_ns
         self.current = ids.NIL_ID
-        self.cluster.task_ended(self.address, kind.name, run.task_id, started_ns, now_ns, self.lent_ns)
+        self.cluster.task_ended(
+            self.address, kind.name, run.task_id, started_ns, now_ns, self.lent_ns, run.attempt
+        )
         return values, now_ns - started_ns, failed
 
     def _execute(self, run: Run, kind: Describe) -> Steps:

@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sim.command import main as simulate
 
         return simulate(arguments[1:])
+    if arguments[:1] == ["paper"]:
+        return _paper(arguments[1:])
     arguments, script_arguments = _split_run(arguments)
     parser = _parser(wants_start=arguments[:1] == ["start"])
     given = parser.parse_args(arguments)
@@ -84,6 +86,7 @@ def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
 
     add_commands(commands)
     commands.add_parser("sim", help="run zray's state machines in virtual time", add_help=False)
+    commands.add_parser("paper", help="run the paper's experiments (in a clone)", add_help=False)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(function=_version)
     return parser
@@ -280,6 +283,24 @@ def _size(size_bytes: float) -> str:
             return f"{size_bytes:.4g} {unit}"
         size_bytes /= 1024
     return f"{size_bytes:.4g} GiB"
+
+
+# --- paper ---------------------------------------------------------------------------------------
+
+
+def _paper(arguments: list[str]) -> int:
+    """The experiments lie beside the package in a clone, and are not part of what is installed."""
+    from importlib import import_module
+
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not os.path.isdir(os.path.join(home, "paper_experiments")):
+        where = "they come with a clone of the project: run python -m paper_experiments there"
+        print(f"zray: the paper's experiments are not in the installed package; {where}", file=sys.stderr)
+        return 2
+    if home not in sys.path:
+        sys.path.insert(0, home)
+    code: int = import_module("paper_experiments.command").main(arguments)
+    return code
 
 
 # --- version -------------------------------------------------------------------------------------

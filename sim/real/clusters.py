@@ -17,6 +17,7 @@ import msgspec
 from zray.errors import ZrayError
 
 PATIENCE_S = 60.0
+STORE_BYTES = 64 << 20
 PACKAGES = Path(__file__).resolve().parents[2]
 
 
@@ -37,6 +38,7 @@ class RealNode(NamedTuple):
     """A node that runs."""
 
     address: str
+    pid: int
     trace: Path | None
 
 
@@ -46,11 +48,13 @@ class RealCluster:
     Args:
         environment: of all its processes.
         nodes: where they are.
+        gcs_pid: the process of their control store.
     """
 
-    def __init__(self, environment: dict[str, str], nodes: Sequence[RealNode]) -> None:
+    def __init__(self, environment: dict[str, str], nodes: Sequence[RealNode], gcs_pid: int) -> None:
         self.environment = environment
         self.nodes = nodes
+        self.gcs_pid = gcs_pid
 
     def run(self, program: str, number: int) -> Measured:
         """Run a program with one driver per node, all at once: from the first start to the last end."""
@@ -93,13 +97,15 @@ def _line_of(driver: subprocess.Popen[str], beginning: str) -> str:
 
 @contextmanager
 def real_cluster(
-    *, nodes: int, cpus: int, trace: bool = False, settings: dict[str, str] | None = None
-) -> Iterator[RealCluster]:
+    *, nodes: int, cpus: int, trace: bool = False, settings: dict[str, str] | None = None,
+    store_bytes: int = STORE_BYTES,
+) -> Iterator[RealCluster]:  # fmt: skip
     """A cluster of ``nodes`` nodes on this machine, which is gone afterwards.
 
     Args:
         trace: whether each node records what it decides.
         settings: ``ZRAY_...`` variables of every process.
+        store_bytes: of the object store of each node.
     Raises:
         RealRunError: if it does not start.
     """
@@ -118,15 +124,16 @@ def real_cluster(
         found = []
         for number in range(nodes):
             traced = Path(folder) / f"node{number}.trace" if trace else None
-            arguments = ["--address", endpoint, "--num-cpus", str(cpus), "--object-store-memory", "67108864"]
+            arguments = ["--address", endpoint, "--num-cpus", str(cpus), "--object-store-memory"]
+            arguments.append(str(store_bytes))
             if traced is not None:
                 arguments += ["--trace", str(traced)]
             said = _zray(environment, "start", *arguments)
-            match = re.search(r"runs at (\S+) ", said)
+            match = re.search(r"runs at (\S+) \(process (\d+)\)", said)
             if match is None:
                 raise RealRunError(f"a node did not start: {said}")
-            found.append(RealNode(match[1], traced))
-        yield RealCluster(environment, found)
+            found.append(RealNode(match[1], int(match[2]), traced))
+        yield RealCluster(environment, found, gcs.pid)
 
 
 def _zray(environment: dict[str, str], *arguments: str) -> str:

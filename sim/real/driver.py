@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -69,10 +70,11 @@ PROGRAMS: dict[str, Callable[[int], None]] = {
 
 
 def processor_ns(pid: int | str) -> int:
-    """Processor time of all living threads of a process."""
+    """Processor time of all living threads of a process; 0 of one that has ended, as idle workers do."""
     total = 0
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        total += int((task / "schedstat").read_text().split()[0])
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
     return total
 
 
@@ -100,12 +102,15 @@ def main() -> None:
         if given.wait:
             print("ready", flush=True)
             sys.stdin.readline()
-        before = {role: sum(map(processor_ns, found)) for role, found in pids.items()}
+        before = {pid: processor_ns(pid) for found in pids.values() for pid in found}
         started_ns = time.monotonic_ns()
         PROGRAMS[given.program](given.number)
         took_ns = time.monotonic_ns() - started_ns
-        spent = {role: sum(map(processor_ns, found)) - before[role] for role, found in pids.items()}
-        spent |= {name: mark_ns - before["driver"] for name, mark_ns in marks.items()}
+        spent = {
+            role: sum(max(0, processor_ns(pid) - before[pid]) for pid in found)
+            for role, found in pids.items()
+        }
+        spent |= {name: mark_ns - before[os.getpid()] for name, mark_ns in marks.items()}
     print(json.dumps({"started_ns": started_ns, "makespan_ns": took_ns, "spent_ns": spent}), flush=True)
 
 

@@ -1,0 +1,122 @@
+"""``python -m paper_experiments``, or ``zray paper``: list, run and report.
+
+Exit codes: 0, 1 if a claim is not reproduced or a run fails, 2 for a command line that makes no sense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from paper_experiments.common import catalogue, report, results, verdicts
+from paper_experiments.common.catalogue import Experiment, UnknownExperimentError
+from paper_experiments.common.expected import ExpectedError, Mode
+from paper_experiments.common.run import SCALES
+from zray.errors import ZrayError
+
+REPORT_FOLDER = Path("docs") / "paper-report"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code."""
+    given = _parser().parse_args(argv)
+    try:
+        code: int = given.function(given)
+        return code
+    except (UnknownExperimentError, ExpectedError) as error:
+        print(f"zray paper: {error}", file=sys.stderr)
+        return 2
+    except (ZrayError, OSError, TimeoutError) as error:
+        print(f"zray paper: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="zray paper", description="Run the paper's evaluation again.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    listing = commands.add_parser("list", help="which experiments there are, and what is stored of each")
+    listing.set_defaults(function=_list)
+
+    running = commands.add_parser("run", help="run one, several or all, and store what they find")
+    running.add_argument("names", nargs="+", metavar="NAME", help="of experiments, or 'all'")
+    how = running.add_mutually_exclusive_group()
+    how.add_argument("--live", action="store_const", const="live", dest="mode", help="only real processes")
+    how.add_argument("--sim", action="store_const", const="sim", dest="mode", help="only in virtual time")
+    running.add_argument("--scale", choices=SCALES, default="small", help="default: %(default)s")
+    running.add_argument("--dry", action="store_true", help="store nothing")
+    running.set_defaults(function=_run)
+
+    reporting = commands.add_parser("report", help="write one HTML page of everything that is stored")
+    reporting.add_argument("--scale", choices=SCALES, default="small", help="default: %(default)s")
+    reporting.add_argument(
+        "--output", type=Path, default=catalogue.ROOT.parent / REPORT_FOLDER, metavar="FOLDER"
+    )
+    reporting.set_defaults(function=_report)
+    return parser
+
+
+# --- list ----------------------------------------------------------------------------------------
+
+
+def _list(given: argparse.Namespace) -> int:
+    for name in catalogue.names():
+        experiment = catalogue.get(name)
+        stored = [f"{result.mode}-{result.scale}" for result in results.load_all(experiment.folder)]
+        modes = "+".join(experiment.runners)
+        print(f"{name:32} {modes:9} {experiment.expected.title}")
+        print(f"{'':32} {'stored:':9} {', '.join(stored) or 'nothing'}")
+    return 0
+
+
+# --- run -----------------------------------------------------------------------------------------
+
+
+def _run(given: argparse.Namespace) -> int:
+    chosen = catalogue.names() if "all" in given.names else given.names
+    experiments = [catalogue.get(name) for name in chosen]
+    plan = [(one, _modes_of(one, given.mode, everything="all" in given.names)) for one in experiments]
+    failed = 0
+    for experiment, modes in plan:
+        for mode in modes:
+            failed += _run_one(experiment, mode, given.scale, dry=given.dry)
+    return 1 if failed else 0
+
+
+def _modes_of(experiment: Experiment, wanted: Mode | None, *, everything: bool) -> list[Mode]:
+    """The modes to run; one that an experiment does not have is refused, or left out of everything."""
+    if wanted is None:
+        return list(experiment.runners)
+    if not everything:
+        catalogue.runner_of(experiment, wanted)
+    return [wanted] if wanted in experiment.runners else []
+
+
+def _run_one(experiment: Experiment, mode: Mode, scale: str, *, dry: bool) -> int:
+    """Run, store, and say what came out; how many claims were not reproduced."""
+    result = catalogue.run(experiment, mode, scale)
+    print(f"{experiment.name}, {mode}, {scale}: {result.took_s:.1f} s")
+    failed = 0
+    for claim in experiment.expected.claims:
+        if mode not in claim.modes:
+            continue
+        verdict = verdicts.judge(claim, result)
+        failed += verdict.kind == verdicts.NOT_REPRODUCED
+        value = "" if verdict.value is None else f"{verdict.value:.4g} {claim.unit}".strip()
+        print(f"  {verdict.kind:20} {claim.name}: {value or '-'} ({claim.bounds})")
+        if verdict.reason:
+            print(f"  {'':20} {verdict.reason}")
+    if not dry:
+        print(f"  stored in {results.save(result, experiment.folder)}")
+    return failed
+
+
+# --- report --------------------------------------------------------------------------------------
+
+
+def _report(given: argparse.Namespace) -> int:
+    print(report.write(given.output, given.scale))
+    return 0

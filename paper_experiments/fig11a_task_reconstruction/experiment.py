@@ -1,0 +1,231 @@
+"""Figure 11a: linear chains of 100 ms tasks while nodes die and come back.
+
+One driver submits all chains; every task takes the object of the one before and adds one to it. Nodes are
+killed with all that is on them at three moments, and new ones take their place at a fourth. A chain is right
+if its last object counts its length.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+
+import zray
+from paper_experiments.common.local import joined
+from paper_experiments.common.run import ExperimentRun
+from sim.cluster import Cluster, Span
+from sim.kernel import S
+from sim.programs import Blob, Compute, Fetch, Forget, Program, Ref, Spawn
+from sim.real.clusters import RealCluster, real_cluster
+from sim.scenario import ClusterPart, NetworkPart, PhasesPart, Scenario
+from zray.config import Config
+from zray.errors import ZrayError
+
+TASK_S = 0.1
+CPUS = 4
+OBJECT_BYTES = 40_000
+"""Above the size that travels inside messages: such an object dies with the node that made it."""
+CHAINS_PER_SLOT = 4
+DEATH_S = 1.0
+"""How long a node may be silent; the paper does not give it."""
+SETTLE_S = 1.0
+"""After a death is known, until throughput is taken."""
+LIMIT_S = 100_000
+
+
+class NeverEndingError(ZrayError):
+    """Chains do not come to their ends."""
+
+
+class Plan(NamedTuple):
+    """Who is there when: seconds of each change, and nodes from then on."""
+
+    nodes: int
+    changes: tuple[tuple[float, int], ...]
+    ends_s: float
+
+    def nodes_at(self, moment_s: float) -> int:
+        """How many are alive."""
+        return next((n for at_s, n in reversed(self.changes) if at_s <= moment_s), self.nodes)
+
+    def steady(self) -> list[tuple[float, float, int]]:
+        """From, to, nodes: each time between two changes, without the time that a death takes to be known."""
+        ends = [at_s for at_s, _ in self.changes[1:]] + [self.ends_s]
+        return [
+            (at_s + DEATH_S + SETTLE_S, until_s, count)
+            for (at_s, count), until_s in zip(self.changes, ends, strict=True)
+        ]
+
+
+TINY = Plan(4, ((4.0, 3), (7.0, 2), (10.0, 4)), 14.0)
+SMALL = Plan(10, ((8.0, 9), (14.0, 5), (22.0, 3), (30.0, 10)), 38.0)
+PAPER = Plan(50, ((25.0, 49), (50.0, 25), (100.0, 10), (210.0, 50)), 240.0)
+
+
+LIVE = Plan(3, ((5.0, 2),), 12.0)
+LIVE_CPUS = 2
+LIVE_SETTINGS = {"ZRAY_NODE_DEATH_NS": str(round(DEATH_S * S))}
+
+
+# --- live ----------------------------------------------------------------------------------------
+
+
+def link(before: dict[str, Any]) -> dict[str, Any]:
+    """One link of a chain: sleeps, counts, and notes when it ended."""
+    time.sleep(TASK_S)
+    ended_s = [*before["ended_s"], time.monotonic()]
+    return {"count": before["count"] + 1, "ended_s": ended_s, "bytes": bytes(OBJECT_BYTES)}
+
+
+def live(run: ExperimentRun) -> None:
+    """Three nodes of two CPUs on this machine, of which one is killed; tasks sleep, so they share its cores."""
+    plan = run.pick("live_plan", tiny=Plan(3, ((3.0, 2),), 7.0), small=LIVE, paper=LIVE)
+    run.parameter("node_death_s", DEATH_S)
+    count = CHAINS_PER_SLOT * plan.nodes * LIVE_CPUS
+    length = round(
+        sum(plan.nodes_at(second) for second in range(int(plan.ends_s) + 2)) * LIVE_CPUS / TASK_S / count
+    )
+    with real_cluster(nodes=plan.nodes, cpus=LIVE_CPUS, settings=LIVE_SETTINGS) as cluster, joined(cluster):
+        ends, began_s = _run_live(run, cluster, plan, count, length)
+    ended_s = np.array([moment - began_s for end in ends for moment in end["ended_s"]])
+    _draw_times(run, "live", plan, LIVE_CPUS, ended_s)
+    run.quantity("wrong_chains", sum(end["count"] != length for end in ends))
+    run.quantity("tasks", count * length)
+
+
+def _run_live(
+    run: ExperimentRun, cluster: RealCluster, plan: Plan, count: int, length: int
+) -> tuple[list[dict[str, Any]], float]:
+    """The last object of every chain, and when the first was submitted."""
+    function: Any = zray.remote(max_retries=-1)(link)
+    first = {"count": 0, "ended_s": [], "bytes": b""}
+    zray.get(
+        [function.remote(first) for _ in range(4 * plan.nodes * LIVE_CPUS)]
+    )  # every node has its workers
+    began_s = time.monotonic()
+    ends = [function.remote(first) for _ in range(count)]
+    for _ in range(length - 1):
+        ends = [function.remote(end) for end in ends]
+    for at_s, nodes in run.steps(plan.changes, "change"):
+        zray.wait(ends, num_returns=count, timeout=max(0.0, began_s + at_s - time.monotonic()))
+        for node in cluster.nodes[nodes:]:
+            os.kill(node.pid, signal.SIGKILL)
+    return zray.get(ends), began_s
+
+
+# --- simulated -----------------------------------------------------------------------------------
+
+
+def step(before: Blob | int) -> Program:
+    """One link of a chain."""
+    yield Compute(round(TASK_S * S))
+    return Blob(OBJECT_BYTES, _count_of(before) + 1)
+
+
+def _count_of(value: Blob | int) -> int:
+    return value.tag if isinstance(value, Blob) else value
+
+
+def chains(count: int, length: int) -> Program:
+    """All chains at once; the result is where each of them ends."""
+    ends: list[Ref] = []
+    for _ in range(count):
+        ref = yield Spawn("step", (0,))
+        for _ in range(length - 1):
+            following = yield Spawn("step", (ref,))
+            yield Forget((ref,))
+            ref = following
+        ends += (ref,)
+    return [_count_of(value) for value in (yield Fetch(ends))]
+
+
+def sim(run: ExperimentRun) -> None:
+    """Nodes of 4 CPUs; the driver's node stays."""
+    plan = run.pick("plan", tiny=TINY, small=SMALL, paper=PAPER)
+    run.parameter("node_death_s", DEATH_S)
+    count = CHAINS_PER_SLOT * plan.nodes * CPUS
+    capacity = sum(
+        plan.nodes_at(second) * CPUS / TASK_S for second in range(int(plan.ends_s))
+    )  # tasks, if no slot is ever idle
+    length = round(capacity / count)
+    cluster = _start(plan, count, length)
+    alive, lost = plan.nodes, 0
+    for at_s, nodes in run.steps(plan.changes, "change"):
+        cluster.kernel.run_until(round(at_s * S), lambda: not cluster.unfinished)
+        lost += _change(cluster, alive, nodes)
+        alive = nodes
+    cluster.kernel.run_until(LIMIT_S * S, lambda: not cluster.unfinished)
+    if cluster.unfinished:
+        raise NeverEndingError(f"the chains do not end within {LIMIT_S} virtual seconds")
+    _draw(run, plan, cluster.spans or [])
+    run.quantity("wrong_chains", sum(end != length for end in cluster.drivers[0].result))
+    run.quantity("tasks", count * length)
+    run.quantity("lost", lost)
+    run.quantity("reexecuted_per_lost", run.quantities["reexecuted"] / lost)
+
+
+def _start(plan: Plan, count: int, length: int) -> Cluster:
+    scenario = Scenario(
+        "fig11a", strict=False, check_every=10_000_000,
+        cluster=ClusterPart(nodes=plan.nodes, cpus=CPUS, arena_kib=1 << 19),
+        network=NetworkPart(latency_us=100, jitter_us=0), phases=PhasesPart(liveness_s=LIMIT_S),
+    )  # fmt: skip
+    config = Config(node_death_ns=round(DEATH_S * S))
+    cluster = Cluster(
+        scenario, 0, [lambda: chains(count, length)], config=config, functions={"step": step}, keep_spans=True
+    )
+    cluster.boot()
+    return cluster
+
+
+def _change(cluster: Cluster, before: int, after: int) -> int:
+    """Kill nodes from the last one on, or let new ones take the places of dead ones.
+
+    Returns:
+        How many unfinished tasks and objects were on the nodes that died.
+    """
+    lost = 0
+    for number in range(after, before):
+        machine = cluster.nodes[number].node
+        lost += len(machine.scheduler.tasks) + len(machine.store.objects)
+        cluster.crash_node(cluster.nodes[number])
+    for number in range(before, after):
+        cluster.restart_node(cluster.nodes[number])
+    return lost
+
+
+def _draw(run: ExperimentRun, plan: Plan, spans: list[Span]) -> None:
+    """Tasks that ended in each second, and those among them that ran again."""
+    ended_s = np.array([span.end_ns / S for span in spans])
+    again_s = np.array([span.end_ns / S for span in spans if span.attempt > 0])
+    shares = _draw_times(run, "throughput", plan, CPUS, ended_s)
+    for second in range(int(plan.ends_s)):
+        run.point("throughput", "re-executed", second, _within(again_s, second, second + 1))
+    run.quantity("share_after_return", shares[-1])
+    run.quantity("reexecuted", len(again_s))
+
+
+def _draw_times(
+    run: ExperimentRun, chart: str, plan: Plan, cpus: int, ended_s: np.ndarray[Any, Any]
+) -> list[float]:
+    """Tasks that ended in each second; what that is of all slots after each change."""
+    for second in range(int(plan.ends_s)):
+        run.point(chart, "all", second, _within(ended_s, second, second + 1))
+        run.point(chart, "what the slots allow", second, plan.nodes_at(second) * cpus / TASK_S)
+    shares = [
+        _within(ended_s, from_s, to_s) / (to_s - from_s) / (nodes * cpus / TASK_S)
+        for from_s, to_s, nodes in plan.steady()
+    ]
+    losses = [share for share, (_, nodes) in zip(shares, plan.changes, strict=True) if nodes < plan.nodes]
+    run.quantity("least_share_after_loss", min(losses))
+    run.note("Share of what the slots allow, after each change: " + ", ".join(f"{s:.3f}" for s in shares))
+    return shares
+
+
+def _within(moments_s: np.ndarray[Any, Any], from_s: float, to_s: float) -> float:
+    """How many there are."""
+    return float(((moments_s >= from_s) & (moments_s < to_s)).sum())

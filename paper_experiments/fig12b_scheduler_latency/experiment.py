@@ -1,0 +1,180 @@
+"""Figure 12b: what a slower scheduler costs a ring allreduce of many short rounds.
+
+One actor per participant holds a share of every chunk. In each of the 2(n-1) rounds every participant gets
+the chunk that its left neighbour has just made, adds its own share (first half) or keeps it (second half),
+and hands it on; the refs of one round are the arguments of the next. The added latency is spent in each call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+import zray
+from paper_experiments.common.local import local_cluster
+from paper_experiments.common.run import ExperimentRun
+
+ADDED_MS = (0, 1, 5, 10)
+OBJECT_BYTES = 100_000_000
+LINK_BYTES_PER_S = 1.4e9
+"""Effective transfer between two nodes of the paper, from figure 8a and not from the figure predicted."""
+PAPER_PARTICIPANTS = 16
+
+
+class RingParticipant:
+    """One of ``count`` participants, with its share of each chunk."""
+
+    def __init__(self, number: int, count: int, length: int) -> None:
+        self.number, self.count, self.length = number, count, length
+        self.shares: list[Any] = []
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget all sums."""
+        self.shares = [np.full(self.length, share_of(self.number, chunk)) for chunk in range(self.count)]
+
+    def begin(self, chunk: int) -> Any:
+        """The first chunk that leaves this participant."""
+        return self.shares[chunk]
+
+    def step(self, chunk: int, incoming: Any, adds: bool, delay_s: float) -> Any:
+        """One round: take a chunk from the left neighbour, and give what goes to the right one."""
+        if delay_s:
+            time.sleep(delay_s)
+        total = incoming + self.shares[chunk] if adds else incoming
+        self.shares[chunk] = total
+        return total
+
+    def sums(self) -> list[float]:
+        """One number of every chunk."""
+        return [float(share[0]) for share in self.shares]
+
+
+def share_of(number: int, chunk: int) -> float:
+    """What a participant contributes to a chunk: the sums of chunks differ."""
+    return float((number + 1) * (chunk + 1))
+
+
+def allreduce(
+    participants: list[Any], delay_s: float, clock_s: Callable[[], float] = time.monotonic
+) -> float:
+    """One allreduce; how long it took, in seconds.
+
+    Raises:
+        AssertionError: if a participant ends with anything but the sum.
+    """
+    count = len(participants)
+    zray.get([actor.renew.remote() for actor in participants])
+    started = clock_s()
+    chunks = [actor.begin.remote(number) for number, actor in enumerate(participants)]
+    for number in range(2 * (count - 1)):
+        chunks = [
+            actor.step.remote((place - number - 1) % count, chunks[place - 1], number < count - 1, delay_s)
+            for place, actor in enumerate(participants)
+        ]
+    zray.get(chunks)
+    taken_s = clock_s() - started
+    check(participants)
+    return taken_s
+
+
+def check(participants: list[Any]) -> None:
+    """Every participant has the sum of every chunk."""
+    count = len(participants)
+    wanted = [sum(share_of(number, chunk) for number in range(count)) for chunk in range(count)]
+    for found in zray.get([actor.sums.remote() for actor in participants]):
+        assert found == wanted, f"the ring gives {found} and not {wanted}"
+
+
+def start(count: int, length: int) -> list[Any]:
+    """The participants, ready."""
+    actor = zray.remote(RingParticipant)
+    participants = [actor.remote(number, count, length) for number in range(count)]
+    zray.get([participant.begin.remote(0) for participant in participants])
+    return participants
+
+
+# --- live ----------------------------------------------------------------------------------------
+
+
+def live(run: ExperimentRun) -> None:
+    """Actors on one node: the injected latency is real, the network between them is shared memory."""
+    count = run.pick("participants", small=4, paper=PAPER_PARTICIPANTS)
+    object_bytes = run.pick("object_bytes", small=OBJECT_BYTES // 100, paper=OBJECT_BYTES)
+    repetitions = run.pick("repetitions", tiny=2, small=15, paper=15)
+    length = max(1, object_bytes // count // 8)
+    taken: dict[int, list[float]] = {added: [] for added in ADDED_MS}
+    with local_cluster(object_store_memory=max(256 << 20, 8 * object_bytes)):
+        participants = start(count, length)
+        allreduce(participants, 0.0)
+        for _ in run.steps(range(repetitions), "repetition"):
+            for added in ADDED_MS:
+                taken[added].append(1000 * allreduce(participants, added / 1000))
+    medians = {
+        added: run.point("latency", f"{count} participants on one node", added, samples)
+        for added, samples in taken.items()
+    }
+    _conclude(run, medians, count)
+    run.note("All participants are on one machine, so chunks go through shared memory, not 25 Gbps.")
+    cores = os.cpu_count() or 1
+    if count > cores:
+        reason = (
+            f"{count} participants share {cores} CPUs: while one waits for the added latency, others work, "
+            "and so a part of it is hidden"
+        )
+        for quantity in ("r_squared", "slope_per_round", "slowdown_at_5_ms"):
+            run.beyond(quantity, reason)
+
+
+# --- simulated -----------------------------------------------------------------------------------
+
+
+def sim(run: ExperimentRun) -> None:
+    """The same program in virtual time; a step takes the transfer of its chunk and the added latency."""
+    count = run.pick("participants", small=PAPER_PARTICIPANTS, paper=PAPER_PARTICIPANTS)
+    transfer_s = OBJECT_BYTES / count / LINK_BYTES_PER_S
+    run.parameter("transfer_ms_per_round", round(1000 * transfer_s, 3))
+    taken, slowed = {}, {}
+    for added in run.steps(ADDED_MS, "added ms"):
+        taken[added] = _simulate(count, transfer_s, added / 1000, None)
+        run.point("latency", f"{count} participants", added, taken[added])
+        # The counterfactual: not the tasks but every message between two processes is late.
+        slowed[added] = _simulate(count, transfer_s, 0.0, added / 1000) if added else taken[added]
+        run.point("latency", "every message late instead", added, slowed[added])
+    _conclude(run, taken, count)
+    rounds = 2 * (count - 1)
+    messages = _slope(slowed) / rounds
+    run.quantity("messages_per_round", messages)
+    run.note(
+        f"If every message is late instead, a round waits for {messages:.2f} of them, one after the other."
+    )
+
+
+def _simulate(count: int, transfer_s: float, added_s: float, latency_s: float | None) -> float:
+    """One allreduce in virtual milliseconds."""
+    step_s = {"RingParticipant.step": transfer_s}
+    with zray.simulate(
+        cpus=count, latency_s=latency_s, durations=lambda name, _: step_s.get(name, 0.0)
+    ) as cluster:
+        return 1000 * allreduce(start(count, 1), added_s, lambda: cluster.now_s)
+
+
+def _slope(taken: dict[int, float]) -> float:
+    """Milliseconds of allreduce per millisecond added."""
+    return float(np.polyfit(list(taken), list(taken.values()), 1)[0])
+
+
+def _conclude(run: ExperimentRun, taken: dict[int, float], count: int) -> None:
+    rounds = 2 * (count - 1)
+    run.parameter("rounds", rounds)
+    run.quantity("slope_per_round", _slope(taken) / rounds)
+    line = np.polyval(np.polyfit(list(taken), list(taken.values()), 1), list(taken))
+    spread = np.array(list(taken.values())) - np.mean(list(taken.values()))
+    run.quantity(
+        "r_squared", 1 - float(np.sum((np.array(list(taken.values())) - line) ** 2) / np.sum(spread**2))
+    )
+    run.quantity("slowdown_at_5_ms", taken[5] / taken[0])
