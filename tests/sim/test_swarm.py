@@ -14,7 +14,7 @@ from sim.swarm import CLUSTER_SEEDS, Regression, difference, regressions, run_se
 
 REGRESSIONS = Path(__file__).with_name("regressions.toml")
 OPEN = [entry["name"] for entry in tomllib.loads(REGRESSIONS.read_text())["run"] if entry.get("open")]
-SMOKE_SEEDS = [*range(30), *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40)]
+SMOKE_SEEDS = [*range(100), *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40)]
 
 
 @pytest.mark.slow
