@@ -1,8 +1,8 @@
 """How fast the simulator is and what it needs: events per second and memory for many empty tasks.
 
 Run ``python -m benchmarks.bench_sim``; every size runs in a process of its own, with real machines, no judges
-of single tasks, and one driver on each of ``--nodes`` nodes, which keeps its tasks there. Rates are per second
-of processor time, so that a busy machine changes them less; seconds are told both ways.
+of single tasks, and one driver on each of ``--nodes`` nodes, which keeps its tasks there. Rates are per
+second of processor time, so that a busy machine changes them less; seconds are told both ways.
 """
 
 from __future__ import annotations
