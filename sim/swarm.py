@@ -36,8 +36,8 @@ RATES = {
 """Up to how often each nemesis strikes in the swarm."""
 NODE_RATES = {"node_crash": 15.0, "node_freeze": 8.0, "peer_partition": 60.0}
 """The same for those of clusters."""
-SILENCE_RATE = 8.0
-"""The same of nodes that their cluster takes for dead, drawn apart so that the others stay what they were."""
+LATER_NODE_RATES = {"node_silence": 8.0, "link_loss": 10.0}
+"""The same, each drawn apart so that what was drawn before there were these stays what it was."""
 CLUSTER_SEEDS = 500_000
 """All seeds from here on draw clusters of several nodes, which exchange tasks and objects."""
 CLUSTER_SHARE = 0.5
@@ -118,9 +118,10 @@ def _clustered(seed: int, plain: Scenario) -> Scenario:
         backlog_per_slot=random.choice((-1, -1, 0, 2)),
     )  # fmt: skip
     faulty_s = round(random.uniform(0.02, 0.5), 3)
-    silence = stream(seed, "swarm/silence")
-    if silence.random() < 0.3:
-        rates["node_silence"] = round(SILENCE_RATE * silence.random(), 4)
+    for name, most in LATER_NODE_RATES.items():
+        apart = stream(seed, f"swarm/{name}")
+        if apart.random() < 0.3:
+            rates[name] = round(most * apart.random(), 4)
     faults = msgspec.structs.replace(plain.faults, **rates)
     phases = PhasesPart(faulty_s if rates or plain.phases.faulty_s else 0.0, liveness_s=60.0, quiet_s=40.0)
     return msgspec.structs.replace(
