@@ -42,7 +42,7 @@ def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
         allowed += CRASH_ORIGINS
     if faults.driver_crash:
         allowed += ("object_lost",)  # by workers whose job is over
-    if faults.node_crash or faults.node_freeze:
+    if faults.node_crash or faults.node_freeze or faults.node_silence:
         allowed += CRASH_ORIGINS
     if faults.spill_failure:
         allowed += DISK_ORIGINS

@@ -2,7 +2,8 @@
 
 Each nemesis strikes at exponentially distributed times of the faulty phase, drawn from a stream of its
 own, so that adding one does not move the strikes of the others. At the end of the phase everything is
-healed: nothing strikes any more, partitions and outages are over.
+healed: nothing strikes any more, partitions and outages are over. Only a node that is frozen or silent stays
+so until its time is over: it takes seconds to be declared dead.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ class Faults:
             "node_crash": (self.rates.node_crash, self._crash_node),
             "node_freeze": (self.rates.node_freeze, self._freeze_node),
             "link_loss": (self.rates.link_loss, self._lose_link),
+            "node_silence": (self.rates.node_silence, self._silence_node),
             "peer_partition": (self.rates.peer_partition, self._partition_peers),
             "shard_crash": (self.rates.shard_crash, self._crash_shard),
             "replica_crash": (self.rates.replica_crash, self._crash_replica),
@@ -258,6 +260,24 @@ class Faults:
             frozen_ns = random.choice((self._outage_ns(random), random.randint(0, longest_ns)))
             victim.frozen_until_ns = max(victim.frozen_until_ns, self.cluster.kernel.now_ns + frozen_ns)
         return victim is not None
+
+    def _silence_node(self, random: Random) -> bool:
+        """Cut a node off who decides on life and death, and from nobody else, for as long as a freeze lasts.
+
+        If it is declared dead it goes on without knowing, and all others hear it: they have to know better.
+        """
+        victim = self._node_victim(random)
+        if victim is None or not self.cluster.shards:
+            return False
+        network, shard = self.cluster.network, self.cluster.shards[0].address
+        links = [network.link(victim.address, shard), network.link(shard, victim.address)]
+        for link in links:
+            network.partition(link)
+        self.cluster.kernel.after(
+            random.randint(0, 2 * self.cluster.config.node_death_ns),
+            lambda _: [network.heal(link) for link in links],
+        )
+        return True
 
     def _partition_peers(self, random: Random) -> bool:
         """Between two nodes, control or data, both directions or one."""

@@ -80,6 +80,7 @@ class FaultsPart(_Part, frozen=True):
     node_crash: Rate = 0.0
     node_freeze: Rate = 0.0
     link_loss: Rate = 0.0
+    node_silence: Rate = 0.0
     peer_partition: Rate = 0.0
     shard_crash: Rate = 0.0
     replica_crash: Rate = 0.0

@@ -36,6 +36,8 @@ RATES = {
 """Up to how often each nemesis strikes in the swarm."""
 NODE_RATES = {"node_crash": 15.0, "node_freeze": 8.0, "peer_partition": 60.0}
 """The same for those of clusters."""
+LATER_NODE_RATES = {"node_silence": 8.0, "link_loss": 10.0}
+"""The same, each drawn apart so that what was drawn before there were these stays what it was."""
 CLUSTER_SEEDS = 500_000
 """All seeds from here on draw clusters of several nodes, which exchange tasks and objects."""
 CLUSTER_SHARE = 0.5
@@ -115,8 +117,12 @@ def _clustered(seed: int, plain: Scenario) -> Scenario:
         plain.cluster, nodes=random.choice((2, 3, 4)), cpus=min(plain.cluster.cpus, 4),
         backlog_per_slot=random.choice((-1, -1, 0, 2)),
     )  # fmt: skip
-    faults = msgspec.structs.replace(plain.faults, **rates)
     faulty_s = round(random.uniform(0.02, 0.5), 3)
+    for name, most in LATER_NODE_RATES.items():
+        apart = stream(seed, f"swarm/{name}")
+        if apart.random() < 0.3:
+            rates[name] = round(most * apart.random(), 4)
+    faults = msgspec.structs.replace(plain.faults, **rates)
     phases = PhasesPart(faulty_s if rates or plain.phases.faulty_s else 0.0, liveness_s=60.0, quiet_s=40.0)
     return msgspec.structs.replace(
         plain, check_every=random.choice((1, 3)), cluster=cluster, faults=faults, phases=phases

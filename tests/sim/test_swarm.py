@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,10 +12,12 @@ from sim import command
 from sim.run import CORRECTNESS, CRASH, LIVENESS, PASSED, run_scenario
 from sim.scenario import ScenarioError, load, shipped
 from sim.swarm import CLUSTER_SEEDS, Regression, difference, regressions, run_seed, run_seeds, shrink, worst
+from zray.core.local_scheduler import LocalScheduler
+from zray.errors import InvariantError
 
 REGRESSIONS = Path(__file__).with_name("regressions.toml")
 OPEN = [entry["name"] for entry in tomllib.loads(REGRESSIONS.read_text())["run"] if entry.get("open")]
-SMOKE_SEEDS = [*range(30), *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40)]
+SMOKE_SEEDS = [*range(100), *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40)]
 
 
 @pytest.mark.slow
@@ -75,10 +78,23 @@ def test_the_command_runs_lists_and_refuses(capsys: pytest.CaptureFixture[str], 
     assert "2 seeds, 2 passed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("exit_code", "rule"), [(CRASH, KeyError), (LIVENESS, None), (CORRECTNESS, InvariantError)]
+)
+def test_exit_codes_tell_what_kind_of_failure_it_is(
+    monkeypatch: pytest.MonkeyPatch, exit_code: int, rule: type[Exception] | None
+) -> None:
+    def dependencies_sealed(self: LocalScheduler, tasks: list[Any]) -> None:
+        if rule is not None:
+            raise rule("a canary")
+
+    monkeypatch.setattr(LocalScheduler, "dependencies_sealed", dependencies_sealed)
+    monkeypatch.setattr(LocalScheduler, "check", lambda self: None)  # it would see what does not go on
+    assert command.main(["run", "chain"]) == exit_code
+
+
 @pytest.mark.slow
 def test_a_failing_scenario_is_made_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zray.core.local_scheduler import LocalScheduler
-
     monkeypatch.setattr(LocalScheduler, "dependencies_sealed", lambda self, tasks: None)
     scenario = load("outages")
     verdict, _ = run_scenario(scenario, 1)
