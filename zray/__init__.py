@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from zray.api.cluster import available_resources, cluster_resources, nodes
     from zray.api.context import get_gpu_ids, get_runtime_context
     from zray.api.generators import DynamicObjectRefGenerator, ObjectRefGenerator
+    from zray.api.inquiries import timeline
     from zray.api.objects import cancel, get, put, wait
     from zray.api.refs import ObjectRef
     from zray.api.remote import remote
@@ -46,6 +47,7 @@ __all__ = [
     "runtime_env",
     "shutdown",
     "simulate",
+    "timeline",
     "util",
     "wait",
 ]
@@ -55,6 +57,7 @@ _HOMES = {
     "cluster": ("available_resources", "cluster_resources", "nodes"),
     "context": ("get_gpu_ids", "get_runtime_context"),
     "generators": ("DynamicObjectRefGenerator", "ObjectRefGenerator"),
+    "inquiries": ("timeline",),
     "objects": ("cancel", "get", "put", "wait"),
     "refs": ("ObjectRef",),
     "remote": ("remote",),

@@ -303,7 +303,7 @@ def list_named_actors(all_namespaces: bool = False) -> list[Any]:
 
     client = session.current()
     asked = "" if all_namespaces else client.namespace
-    answer = client.ask(lambda token: ListNames(token, asked))
+    answer = _ask(client, lambda token: ListNames(token, asked))
     pairs = msgspec.json.decode(answer.value or b"[]")
     if all_namespaces:
         return [{"namespace": namespace, "name": name} for namespace, name in pairs]
@@ -318,7 +318,7 @@ def _settle_name(
     Raises:
         ActorAlreadyExistsError: if it is taken, and that actor is not wanted.
     """
-    answer = client.ask(lambda token: ClaimName(token, namespace, name, value))
+    answer = _ask(client, lambda token: ClaimName(token, namespace, name, value))
     if answer.ok:
         return None
     if get_if_exists and answer.value:
@@ -330,8 +330,13 @@ def _settle_name(
     )
 
 
+def _ask(client: Client, make: Callable[[int], Any]) -> NameAnswer:
+    answer: NameAnswer = client.ask(make, client.config.init_timeout_ns / 1e9)
+    return answer
+
+
 def _find(client: Client, name: str, namespace: str) -> ActorHandle | None:
-    answer = client.ask(lambda token: FindName(token, namespace, name))
+    answer = _ask(client, lambda token: FindName(token, namespace, name))
     return _handle_from(answer.value) if answer.ok and answer.value else None
 
 

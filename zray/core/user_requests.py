@@ -35,6 +35,7 @@ from zray.protocol.user_messages import (
     Printed,
     RecordCall,
     SaveCheckpoint,
+    Told,
     Yielded,
 )
 
@@ -149,6 +150,11 @@ def on_output(node: Node, now_ns: int, source: Address, message: Output) -> None
             node.out.append((address, Printed(message.stream, message.name, client.pid, message.text)))
 
 
+def on_told(node: Node, now_ns: int, source: Address, message: Told) -> None:
+    """A process says something of itself."""
+    node.inquiries.told(source, message)
+
+
 def on_table_reply(node: Node, now_ns: int, source: Address, message: TableReply) -> None:
     """A shard answers a write or a question of ours."""
     if not node.names.on_reply(source, message):
@@ -218,6 +224,7 @@ HANDLERS: dict[type[Any], Handler] = {
     FindName: on_find_name,
     ListNames: on_list_names,
     Output: on_output,
+    Told: on_told,
     TableReply: on_table_reply,
     TablePage: on_table_page,
 }

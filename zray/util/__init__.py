@@ -5,7 +5,7 @@ from zray.util.actor_pool import ActorPool
 from zray.util.iteration import as_completed, map_unordered
 from zray.util.serialization import deregister_serializer, register_serializer
 
-_MODULES = ("multiprocessing", "queue", "scheduling_strategies", "serialization", "state")
+_MODULES = ("metrics", "multiprocessing", "queue", "scheduling_strategies", "serialization", "state")
 
 
 def __getattr__(name: str) -> object:
