@@ -8,7 +8,7 @@ from zray._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from zray import actor, cloudpickle, exceptions, runtime_context, runtime_env, util
+    from zray import actor, cloudpickle, dag, exceptions, runtime_context, runtime_env, util
     from zray.api.actor import ActorHandle, get_actor, kill, method
     from zray.api.cluster import available_resources, cluster_resources, nodes
     from zray.api.context import get_gpu_ids, get_runtime_context
@@ -31,6 +31,7 @@ __all__ = [
     "cancel",
     "cloudpickle",
     "cluster_resources",
+    "dag",
     "exceptions",
     "get",
     "get_actor",
@@ -65,7 +66,7 @@ _HOMES = {
     "simulation": ("simulate",),
 }
 _HOME_OF = {name: f"zray.api.{home}" for home, names in _HOMES.items() for name in names}
-_MODULES = ("actor", "cloudpickle", "exceptions", "runtime_context", "runtime_env", "util")
+_MODULES = ("actor", "cloudpickle", "dag", "exceptions", "runtime_context", "runtime_env", "util")
 
 
 def __getattr__(name: str) -> object:

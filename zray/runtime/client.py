@@ -697,5 +697,4 @@ def error_of(value: Value, load_error: Callable[[bytes], BaseException]) -> Base
 
 
 def _first_number(text: str) -> int:
-    digits = next((word.strip(",.") for word in text.split() if word.strip(",.").isdigit()), "0")
-    return int(digits)
+    return int(next((word.strip(",.") for word in text.split() if word.strip(",.").isdigit()), "0"))
