@@ -1,8 +1,8 @@
 """Graphs of tasks and calls that are bound first and executed later, as often as wanted.
 
-``f.bind(...)`` says what is to be done and does nothing; ``node.execute(...)`` submits everything below a node,
-each node once, with the refs of its inputs, and returns the ref of its own result. Values flow as in any other
-task graph: nothing is waited for.
+``f.bind(...)`` says what is to be done and does nothing. ``node.execute(...)`` submits everything below a
+node, each once, with the refs of its inputs, and returns the ref of its own result. Values flow as in any
+other task graph: nothing is waited for.
 """
 
 from __future__ import annotations
