@@ -16,7 +16,7 @@ from zray.core.chain_heads import ChainHeads
 from zray.core.cluster_side import CLUSTER_MESSAGES, ClusterSide
 from zray.core.extents import Extents
 from zray.core.identity import ClientEntry, NodeIdentity
-from zray.core.inquiries import TOPICS, Inquiries
+from zray.core.inquiries import Inquiries
 from zray.core.jobs import Job
 from zray.core.leases import Leases
 from zray.core.lineage import Lineage
@@ -47,7 +47,6 @@ from zray.protocol.messages import (
     Acked,
     Acquire,
     ActorState,
-    Answer,
     Blocked,
     ChainEpoch,
     Create,
@@ -70,7 +69,6 @@ from zray.protocol.messages import (
     Place,
     Promise,
     Publish,
-    Query,
     Recorded,
     Refused,
     Release,
@@ -541,22 +539,6 @@ class Node:
         else:
             self.references.free_if_unneeded(entry)
 
-    # --- actors and reports ----------------------------------------------------------------------
-
-    def on_query(self, now_ns: int, source: Address, message: Query) -> None:
-        """A process asks for a report."""
-        client = self.known(source)
-        if client is None:
-            return
-        if message.what in TOPICS:
-            self.inquiries.ask(now_ns, source, message)
-            return
-        if message.what == "abandoned":
-            body = reports.abandoned(self, self._job_of(client))
-        else:
-            body = reports.report(self, message.what)
-        self.out.append((source, Answer(message.token, body)))
-
     # --- disk ------------------------------------------------------------------------------------
 
     def on_spilled(self, now_ns: int, source: Address, message: Spilled) -> None:
@@ -689,7 +671,6 @@ Node.HANDLERS = {
     Create: Node.on_create,
     Seal: Node.on_seal,
     Abort: Node.on_abort,
-    Query: Node.on_query,
     Spilled: Node.on_spilled,
     SpillFailed: Node.on_spill_failed,
     ShardWelcome: Node.on_shard_welcome,
