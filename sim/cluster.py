@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from sim.checkers import Judge
 from sim.costs import Costs, default_costs
 from sim.faults import Faults
-from sim.histogram import Histogram
+from sim.histogram import DurationHistogram
 from sim.hosts import SimNode, SimShard
 from sim.kernel import MS, US, Kernel, S
 from sim.network import LinkQuality, Network
@@ -76,7 +76,7 @@ class Cluster:
         self.faults = Faults(self, scenario.faults, int(scenario.phases.faulty_s * S))
         self.story: deque[str] = deque(maxlen=STORY_LINES)
         self.spans: list[Span] | None = [] if keep_spans else None
-        self.run_times = Histogram()
+        self.run_times = DurationHistogram()
         self.work_ns = 0  # run times without the time in which a processor was lent
         self.tasks_run = 0
         self.forwards = 0

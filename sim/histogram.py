@@ -5,7 +5,7 @@ from __future__ import annotations
 _STEPS = 16  # buckets per power of two: values are known to 6 %
 
 
-class Histogram:
+class DurationHistogram:
     """Counts of whole numbers in buckets that grow with the number."""
 
     def __init__(self) -> None:

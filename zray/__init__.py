@@ -8,11 +8,12 @@ from zray._version import __version__
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from zray import actor, cloudpickle, exceptions, runtime_context, runtime_env, util
+    from zray import actor, cloudpickle, dag, exceptions, runtime_context, runtime_env, util
     from zray.api.actor import ActorHandle, get_actor, kill, method
     from zray.api.cluster import available_resources, cluster_resources, nodes
     from zray.api.context import get_gpu_ids, get_runtime_context
     from zray.api.generators import DynamicObjectRefGenerator, ObjectRefGenerator
+    from zray.api.inquiries import timeline
     from zray.api.objects import cancel, get, put, wait
     from zray.api.refs import ObjectRef
     from zray.api.remote import remote
@@ -30,6 +31,7 @@ __all__ = [
     "cancel",
     "cloudpickle",
     "cluster_resources",
+    "dag",
     "exceptions",
     "get",
     "get_actor",
@@ -46,6 +48,7 @@ __all__ = [
     "runtime_env",
     "shutdown",
     "simulate",
+    "timeline",
     "util",
     "wait",
 ]
@@ -55,6 +58,7 @@ _HOMES = {
     "cluster": ("available_resources", "cluster_resources", "nodes"),
     "context": ("get_gpu_ids", "get_runtime_context"),
     "generators": ("DynamicObjectRefGenerator", "ObjectRefGenerator"),
+    "inquiries": ("timeline",),
     "objects": ("cancel", "get", "put", "wait"),
     "refs": ("ObjectRef",),
     "remote": ("remote",),
@@ -62,7 +66,7 @@ _HOMES = {
     "simulation": ("simulate",),
 }
 _HOME_OF = {name: f"zray.api.{home}" for home, names in _HOMES.items() for name in names}
-_MODULES = ("actor", "cloudpickle", "exceptions", "runtime_context", "runtime_env", "util")
+_MODULES = ("actor", "cloudpickle", "dag", "exceptions", "runtime_context", "runtime_env", "util")
 
 
 def __getattr__(name: str) -> object:

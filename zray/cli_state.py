@@ -32,6 +32,13 @@ def add_commands(commands: Any) -> None:
     _command(commands, "memory", "show the objects of the store, the largest first", _memory)
     why = _command(commands, "why", "say what a task or actor waits for", _why)
     why.add_argument("id", help="its id in hexadecimal, or the beginning of it")
+    timeline = _command(commands, "timeline", "write what ran where and when, for Perfetto", _timeline)
+    timeline.add_argument("file", nargs="?", default="zray-timeline.json")
+    _command(commands, "metrics", "show the metrics of all processes, as Prometheus reads them", _metrics)
+    stack = _command(commands, "stack", "show where the code of every worker is just now", _stack)
+    stack.add_argument(
+        "--no-py-spy", action="store_true", help="ask the workers, even if py-spy is installed"
+    )
     logs = _command(commands, "logs", "show the log files of a cluster, or one of them", _logs, joins=False)
     logs.add_argument("file", nargs="?", help="such as node.log or worker-3.out")
 
@@ -147,6 +154,49 @@ def reasons(row: dict[str, Any], tasks: list[dict[str, Any]], node: dict[str, An
             lines.append(f"  it asks for {amount:g} {name}; {free:g} of {total:g} are free on {node['host']}")
             lines.append(f"  {name} is held by {', '.join(holders) or 'actors'}")
     return lines if len(lines) > 1 else [*lines, "  it waits for a worker"]
+
+
+def _timeline(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    import zray
+
+    with _joined(given):
+        zray.timeline(given.file)
+    print(f"wrote {given.file}; open it with https://ui.perfetto.dev or chrome://tracing")
+    return 0
+
+
+def _metrics(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    with _joined(given) as state:
+        print(state.metrics_text(), end="")
+    return 0
+
+
+def _stack(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    """Where all workers are. py-spy also sees those that cannot answer, and C frames."""
+    import shutil
+
+    py_spy = None if given.no_py_spy else shutil.which("py-spy")
+    with _joined(given) as state:
+        if py_spy is not None:
+            return _spy(py_spy, [row["pid"] for row in state.list_workers(limit=10_000) if row["pid"]])
+        found = state.list_stacks()
+    for process in found["processes"]:
+        if process["pid"] != os.getpid():
+            print(f"--- {process['role']} {process['pid']}")
+            for thread in process["stacks"]:
+                print(f"thread {thread['thread']}:\n{thread['stack']}", end="")
+    for pid in found["silent"]:
+        print(
+            f"--- process {pid} does not answer: its code holds the interpreter, or it is stopped; try py-spy"
+        )
+    return 0
+
+
+def _spy(py_spy: str, pids: list[int]) -> int:
+    import subprocess
+
+    codes = [subprocess.run([py_spy, "dump", "--pid", str(pid)], check=False).returncode for pid in pids]
+    return max(codes, default=0)
 
 
 def _logs(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

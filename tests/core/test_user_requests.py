@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.core.test_local_scheduler import DRIVER_ADDRESS
 from tests.core.test_node import NodeBench
 from zray import ids
+from zray.core import reports
 from zray.core.streams import StreamReader, item_id
 from zray.protocol import faults
 from zray.protocol.local_messages import KillWorker, StartWorker
@@ -124,6 +126,7 @@ def test_a_restart(bench: NodeBench) -> None:
     worker, actor_id = made(bench, max_restarts=1)
     bench.exit(worker)
     assert states(bench) == [ACTOR_RESTARTING]
+    assert json.loads(reports.report(bench.node, "actors"))[0]["state"] == "restarting"
     second = next_worker(bench)
     assert bench.runs() == [(second, actor_id, 1)]
     bench.done(second, actor_id, 1)

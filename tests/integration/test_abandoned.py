@@ -42,7 +42,8 @@ def said(here: clusters.Place, rest: str) -> list[str]:
 @pytest.mark.parametrize(
     ("rest", "expected"),
     [
-        ("refs = [slow.remote() for _ in range(3)]", "3 tasks were abandoned (slow x3); use zray.wait or zray.get"),
+        ("refs = [slow.remote() for _ in range(3)]",
+         "3 tasks were abandoned (slow x3); use zray.wait or zray.get"),
         ("ref = slow.remote(); zray.shutdown()", "1 task was abandoned (slow); use zray.wait or zray.get"),
         ("zray.get(slow.remote(0)); zray.get(slow.remote(0)); zray.get(slow.remote(0)); ref = slow.remote()",
          "1 task was abandoned (slow); use zray.wait or zray.get"),
@@ -71,9 +72,8 @@ def test_nothing_is_said_of_nothing(here: clusters.Place, rest: str) -> None:
 
 
 def test_a_node_that_does_not_answer_is_not_waited_for(here: clusters.Place) -> None:
-    program = here.start(
-        BEGIN + "    ref = slow.remote(); print(zray.nodes()[0]['pid'], flush=True); input()"
-    )
+    rest = "    ref = slow.remote(); print(zray.nodes()[0]['pid'], flush=True); input()"
+    program = here.start(BEGIN + rest)
     node = int(clusters.line_of(program))
 
     os.kill(node, signal.SIGSTOP)
@@ -90,5 +90,6 @@ def test_a_node_that_does_not_answer_is_not_waited_for(here: clusters.Place) -> 
 def test_many_names_are_counted() -> None:
     names = Counter({f"f{number}": number for number in range(1, 9)})
     assert sentence(names) == (
-        "zray: 36 tasks were abandoned (f1, f2 x2, f3 x3, f4 x4, f5 x5, 3 more kinds); use zray.wait or zray.get"
+        "zray: 36 tasks were abandoned (f1, f2 x2, f3 x3, f4 x4, f5 x5, 3 more kinds); "
+        "use zray.wait or zray.get"
     )

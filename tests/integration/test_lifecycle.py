@@ -228,7 +228,8 @@ def test_infeasible_request_warns_a_driver_without_logging_setup_once(here: Plac
     )
     assert done.stdout == "timed out 1.5\nTrue\n[]\n", done.stderr
     lines = done.stderr.splitlines()
-    assert len(lines) == 2, done.stderr
+    assert len(lines) == 3, done.stderr
+    assert lines.pop().startswith("zray: 6 tasks were abandoned")
     gpu, tape = sorted(lines)
     assert "on_gpu() asks for 1 CPU, 1 GPU, which no node can provide" in gpu
     assert "has 0 of 1 GPU" in gpu

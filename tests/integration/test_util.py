@@ -294,8 +294,6 @@ def test_state() -> None:
 def test_strategies_say_why_not() -> None:
     with pytest.raises(NotImplementedError, match="custom resource"):
         NodeAffinitySchedulingStrategy("node", soft=False)
-    with pytest.raises(NotImplementedError, match="bind"):
-        double.bind(1)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sim.histogram import Histogram
+from sim.histogram import DurationHistogram
 from sim.kernel import Kernel, stream
 from sim.network import LinkQuality, Network
 from zray.protocol.messages import Credit
@@ -89,7 +89,7 @@ def test_a_link_without_a_route_drops_and_one_that_connects_waits() -> None:
 
 @given(st.lists(st.integers(0, 10**12), min_size=1, max_size=200), st.floats(0.0, 0.999))
 def test_a_histogram_knows_quantiles_to_a_few_percent(values: list[int], share: float) -> None:
-    histogram = Histogram()
+    histogram = DurationHistogram()
     for value in values:
         histogram.add(value)
     exact = sorted(values)[int(len(values) * share)]

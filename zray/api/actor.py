@@ -12,7 +12,7 @@ from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
 from zray.errors import ActorDiedError, PendingCallsLimitExceededError
 from zray.ids import ID_BYTES, first_return_id, producer_of, short
-from zray.protocol.user_messages import STREAM, ClaimName, FindName, ListNames
+from zray.protocol.user_messages import STREAM, ClaimName, FindName, ListNames, NameAnswer
 from zray.runtime import environment, own_client
 from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async, is_saved
 from zray.runtime.client import MethodCall
@@ -20,6 +20,7 @@ from zray.serialize.functions import NO_ARGS, captured_refs, dump_args, export
 from zray.serialize.values import dump, load
 
 if TYPE_CHECKING:
+    from zray.api.dag import ClassMethodNode, ClassNode
     from zray.protocol.messages import Describe
     from zray.runtime.client import Client
 
@@ -98,9 +99,11 @@ class ActorClass(Generic[P, T]):
         )
         return descriptor, code
 
-    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: zray has no graphs that are bound first and executed later."""
-        raise NotImplementedError("zray has no bind(); call remote() and pass the refs on")
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> ClassNode:
+        """An actor to be, as a node of a graph (``zray.dag``)."""
+        from zray.api.dag import ClassNode
+
+        return ClassNode(self, args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return ActorClass, (self._class, self._options)
@@ -250,9 +253,11 @@ class ActorMethod:
             return ObjectRef(returns[0], client)
         return [ObjectRef(object_id, client) for object_id in returns] or None
 
-    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: zray has no graphs that are bound first and executed later."""
-        raise NotImplementedError("zray has no bind(); call remote() and pass the refs on")
+    def bind(self, *args: Any, **kwargs: Any) -> ClassMethodNode:
+        """A call to be, as a node of a graph (``zray.dag``)."""
+        from zray.api.dag import ClassMethodNode
+
+        return ClassMethodNode(self._handle, self._call.name, args, kwargs, self._options)
 
 
 _PLAIN_CALLS: dict[str, MethodCall] = {}
@@ -303,7 +308,7 @@ def list_named_actors(all_namespaces: bool = False) -> list[Any]:
 
     client = session.current()
     asked = "" if all_namespaces else client.namespace
-    answer = client.ask(lambda token: ListNames(token, asked))
+    answer = _ask(client, lambda token: ListNames(token, asked))
     pairs = msgspec.json.decode(answer.value or b"[]")
     if all_namespaces:
         return [{"namespace": namespace, "name": name} for namespace, name in pairs]
@@ -318,7 +323,7 @@ def _settle_name(
     Raises:
         ActorAlreadyExistsError: if it is taken, and that actor is not wanted.
     """
-    answer = client.ask(lambda token: ClaimName(token, namespace, name, value))
+    answer = _ask(client, lambda token: ClaimName(token, namespace, name, value))
     if answer.ok:
         return None
     if get_if_exists and answer.value:
@@ -330,8 +335,13 @@ def _settle_name(
     )
 
 
+def _ask(client: Client, make: Callable[[int], Any]) -> NameAnswer:
+    answer: NameAnswer = client.ask(make, client.config.init_timeout_ns / 1e9)
+    return answer
+
+
 def _find(client: Client, name: str, namespace: str) -> ActorHandle | None:
-    answer = client.ask(lambda token: FindName(token, namespace, name))
+    answer = _ask(client, lambda token: FindName(token, namespace, name))
     return _handle_from(answer.value) if answer.ok and answer.value else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 
 from zray.api import options as option_rules
 from zray.api import session
@@ -16,6 +16,9 @@ from zray.protocol.messages import Describe
 from zray.protocol.user_messages import STREAM
 from zray.runtime import environment
 from zray.serialize.functions import captured_refs, dump_args, export
+
+if TYPE_CHECKING:
+    from zray.api.dag import FunctionNode
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,9 +77,11 @@ class RemoteFunction(Generic[P, R]):
             return ObjectRef(returns[0], client)
         return [ObjectRef(object_id, client) for object_id in returns] or None  # type: ignore[return-value]
 
-    def bind(self, *args: Any, **kwargs: Any) -> NoReturn:
-        """Refused: zray has no graphs that are bound first and executed later."""
-        raise NotImplementedError("zray has no bind(); call remote() and pass the refs on")
+    def bind(self, *args: P.args, **kwargs: P.kwargs) -> FunctionNode:
+        """A task to be, as a node of a graph (``zray.dag``)."""
+        from zray.api.dag import FunctionNode
+
+        return FunctionNode(self, args, kwargs)
 
     def _describe(self, outer: str) -> None:
         """Pickled at the first use, so that it sees what was defined after it."""

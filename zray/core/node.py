@@ -16,6 +16,7 @@ from zray.core.chain_heads import ChainHeads
 from zray.core.cluster_side import CLUSTER_MESSAGES, ClusterSide
 from zray.core.extents import Extents
 from zray.core.identity import ClientEntry, NodeIdentity
+from zray.core.inquiries import Inquiries
 from zray.core.jobs import Job
 from zray.core.leases import Leases
 from zray.core.lineage import Lineage
@@ -46,7 +47,6 @@ from zray.protocol.messages import (
     Acked,
     Acquire,
     ActorState,
-    Answer,
     Blocked,
     ChainEpoch,
     Create,
@@ -69,7 +69,6 @@ from zray.protocol.messages import (
     Place,
     Promise,
     Publish,
-    Query,
     Recorded,
     Refused,
     Release,
@@ -150,6 +149,7 @@ class Node:
         )
         self.names, self.streams = user_requests.rooms_of(self)
         self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=shards)
+        self.inquiries = Inquiries(self.out, self.clients)
         self.now_ns = 0
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
@@ -162,6 +162,7 @@ class Node:
         wishes = (
             self.scheduler.wake_at_ns, self.lineage.wake_at_ns, self.store.wake_at_ns, self.report_at_ns,
             self.tables.wake_at_ns, self.leases.look_at_ns, self.cluster.wake_at_ns,
+            self.inquiries.wake_at_ns,
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -181,6 +182,7 @@ class Node:
         self.lineage.flush_due(now_ns)
         self.tables.on_tick(now_ns)
         self.leases.on_tick(now_ns)
+        self.inquiries.on_tick(now_ns)
         self.cluster.on_tick(now_ns)
         if self.store.wake_at_ns is not None and self.store.wake_at_ns <= now_ns:
             for entry in self.store.on_tick(now_ns):
@@ -198,6 +200,7 @@ class Node:
         self.lineage.check()
         self.tables.check()
         self.names.check()
+        self.inquiries.check()
         self.scheduler.lives.check()
         self.scheduler.check()
         self.cluster.check()
@@ -264,6 +267,7 @@ class Node:
         promises.break_all(client, self.store, self.references)
         self.actors.client_gone(address)
         self.names.client_gone(address)
+        self.inquiries.client_gone(address)
         for entry in self.store.client_gone(address):
             self._not_created(now_ns, entry)
         self.references.client_gone(address)
@@ -535,19 +539,6 @@ class Node:
         else:
             self.references.free_if_unneeded(entry)
 
-    # --- actors and reports ----------------------------------------------------------------------
-
-    def on_query(self, now_ns: int, source: Address, message: Query) -> None:
-        """A process asks for a report."""
-        client = self.known(source)
-        if client is None:
-            return
-        if message.what == "abandoned":
-            body = reports.abandoned(self, self._job_of(client))
-        else:
-            body = reports.report(self, message.what)
-        self.out.append((source, Answer(message.token, body)))
-
     # --- disk ------------------------------------------------------------------------------------
 
     def on_spilled(self, now_ns: int, source: Address, message: Spilled) -> None:
@@ -680,7 +671,6 @@ Node.HANDLERS = {
     Create: Node.on_create,
     Seal: Node.on_seal,
     Abort: Node.on_abort,
-    Query: Node.on_query,
     Spilled: Node.on_spilled,
     SpillFailed: Node.on_spill_failed,
     ShardWelcome: Node.on_shard_welcome,

@@ -128,7 +128,7 @@ def tasks_of(node: Node) -> list[dict[str, Any]]:
 
 
 def _actors(node: Node) -> list[dict[str, Any]]:
-    names = ("pending", "alive", "dead")
+    names = ("pending", "alive", "dead", "restarting")
     rows = []
     for actor_id, entry in list(node.actors.entries.items())[:ROWS_MAX]:
         client = node.clients.get(entry.worker.worker_id) if entry.worker is not None else None

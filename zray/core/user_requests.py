@@ -7,16 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zray.core import reports
 from zray.core.actor_names import ActorNames
+from zray.core.inquiries import TOPICS
 from zray.core.machine import Address, Handler
 from zray.core.streams import FIRST_ITEM_INDEX, Streams
 from zray.ids import RETURNS_MAX
 from zray.protocol.messages import (
     DRIVER,
     Abort,
+    Answer,
     Describe,
     JobContext,
     KillActor,
+    Query,
     TablePage,
     TableReply,
     Value,
@@ -35,6 +39,7 @@ from zray.protocol.user_messages import (
     Printed,
     RecordCall,
     SaveCheckpoint,
+    Told,
     Yielded,
 )
 
@@ -149,6 +154,26 @@ def on_output(node: Node, now_ns: int, source: Address, message: Output) -> None
             node.out.append((address, Printed(message.stream, message.name, client.pid, message.text)))
 
 
+def on_query(node: Node, now_ns: int, source: Address, message: Query) -> None:
+    """A process asks for a report."""
+    client = node.known(source)
+    if client is None:
+        return
+    if message.what in TOPICS:
+        node.inquiries.ask(now_ns, source, message)
+        return
+    if message.what == "abandoned":
+        body = reports.abandoned(node, client.job_id if client.worker is None else client.worker.job_id)
+    else:
+        body = reports.report(node, message.what)
+    node.out.append((source, Answer(message.token, body)))
+
+
+def on_told(node: Node, now_ns: int, source: Address, message: Told) -> None:
+    """A process says something of itself."""
+    node.inquiries.told(source, message)
+
+
 def on_table_reply(node: Node, now_ns: int, source: Address, message: TableReply) -> None:
     """A shard answers a write or a question of ours."""
     if not node.names.on_reply(source, message):
@@ -218,6 +243,8 @@ HANDLERS: dict[type[Any], Handler] = {
     FindName: on_find_name,
     ListNames: on_list_names,
     Output: on_output,
+    Query: on_query,
+    Told: on_told,
     TableReply: on_table_reply,
     TablePage: on_table_page,
 }

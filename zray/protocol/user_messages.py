@@ -110,6 +110,13 @@ class FindCheckpoint(Message, frozen=True, tag=46):
     token: int
 
 
+class Told(Message, frozen=True, tag=47):
+    """Answer to ``Tell``; with token 0 unasked, by a worker that ends: all of its spans and metrics."""
+
+    token: int
+    body: bytes
+
+
 # --- node -> driver or worker -------------------------------------------------------------------
 
 
@@ -167,6 +174,13 @@ class CheckpointFound(Message, frozen=True, tag=70):
     object_id: bytes = b""
 
 
+class Tell(Message, frozen=True, tag=71):
+    """Say something of yourself as a JSON document: ``metrics``, ``spans`` or ``stacks``."""
+
+    token: int
+    what: str
+
+
 # --- caller <-> the worker of an actor -----------------------------------------------------------
 
 
@@ -219,9 +233,10 @@ class CancelCall(Message, frozen=True, tag=204):
 
 UserToNode = (
     Cancel | Leaving | Yielded | Consumed | ClaimName | FindName | ListNames | Output | JobOptions
-    | SaveCheckpoint | RecordCall | FindCheckpoint
+    | SaveCheckpoint | RecordCall | FindCheckpoint | Told
 )  # fmt: skip
 UserFromNode = (
     StreamItem | Interrupt | StreamCredit | NameAnswer | Printed | RepeatCall | CheckpointFound
+    | Tell
 )  # fmt: skip
 UserDirect = ReplyItem | ConsumedItems | CancelCall

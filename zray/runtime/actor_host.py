@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -191,6 +192,7 @@ class ActorHost:
         client = self.client
         told = self._told()
         result = None
+        started_ns = time.perf_counter_ns()
         try:
             method: Callable[..., Any] = getattr(self.actor, call.method)
             args, kwargs = self.arguments(call)
@@ -199,6 +201,7 @@ class ActorHost:
             result, values = self._pack(source, call, result)
         except BaseException as error:
             values = self._errors(call, error)
+        client.spans.note(self._name_of(call), call.task_id, time.perf_counter_ns() - started_ns)
         if self.checkpoints is not None and not self.leaving:
             values = self._record(self.checkpoints, call, values)
         elif self._told() != told:
@@ -282,6 +285,7 @@ class ActorHost:
         here.set(context)
         told = self._told()
         result = None
+        started_ns = time.perf_counter_ns()
         try:
             with client.lock:  # from here on a cancellation finds it; one that came before left its mark
                 self._coroutines[call.task_id] = self._spawned.pop(call.task_id)
@@ -301,6 +305,7 @@ class ActorHost:
             values = self._errors(call, TaskCancelledError())
         except BaseException as error:
             values = self._errors(call, error)
+        client.spans.note(self._name_of(call), call.task_id, time.perf_counter_ns() - started_ns)
         with client.lock:
             self._coroutines.pop(call.task_id, None)  # too late to cancel it
         if self._told() != told:

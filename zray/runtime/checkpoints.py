@@ -85,7 +85,7 @@ class Checkpoints:
         """
         client, calls = self.client, list[RepeatCall]()
         client.handlers[RepeatCall] = lambda _source, message: calls.append(message)
-        object_id = client.ask(FindCheckpoint).object_id
+        object_id = client.ask(FindCheckpoint, None).object_id
         if object_id:
             try:
                 state = load(fetch((object_id,))[object_id], f"the checkpoint of {self.name}")

@@ -12,6 +12,7 @@ is full, when any thread waits, or when the background thread comes by.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
@@ -30,7 +31,9 @@ from zray.errors import (
     ObjectStoreFullError,
     OutOfDiskError,
     VersionMismatchError,
+    ZrayError,
 )
+from zray.protocol.faults import fault_error
 from zray.protocol.messages import (
     ACTOR_DEAD,
     ACTOR_RESTARTING,
@@ -76,10 +79,12 @@ from zray.protocol.user_messages import (
     CheckpointFound,
     JobOptions,
     NameAnswer,
+    Told,
 )
 from zray.runtime.client_events import EventLink, MethodCall
 from zray.runtime.link import left_s
 from zray.runtime.object_io import ObjectIO
+from zray.runtime.self_report import body_of
 from zray.runtime.task_context import TaskContext, here
 from zray.serialize.values import Serialized
 
@@ -88,6 +93,8 @@ log = logging.getLogger("zray.client")
 ARGS_IN_LAST_DEP = b"@"
 """``Submit.args`` of a task whose arguments are too large to travel inside: they are its last dependency."""
 
+FAREWELL_TIMEOUT_S = 1.0
+"""How long a worker that ends waits for its node to have heard what it had to say."""
 _NO_ARGS: tuple[bytes, tuple[bytes, ...], bytes] = (b"", (), b"")
 
 
@@ -349,12 +356,15 @@ class Client(EventLink):
                     self._end_call(call, (cancelled_value(task_id),) * call.num_returns)
             self._send_all()
 
-    def ask(self, make: Callable[[int], Any]) -> Any:
-        """Ask the node, or through it the control store; ``make`` gets the token of the question."""
+    def ask(self, make: Callable[[int], Any], timeout_s: float | None) -> Any:
+        """Ask the node, or through it the control store; ``make`` gets the token of the question.
+
+        Without a timeout only the end of the node ends the wait.
+        """
         with self.lock:
             token = self._next_token()
             self._expect_answer(token, make(token))
-        return self._await_answer(token, self.config.init_timeout_ns / 1e9)
+        return self._await_answer(token, timeout_s)
 
     def names_under_way(self) -> list[str]:
         """What this process waits for and its node does not know of: leased tasks, and calls of actors."""
@@ -535,12 +545,9 @@ class Client(EventLink):
         self.confirm_acquired()
         self.note_dropped(object_id)
 
-    def confirm_acquired(self) -> None:
-        """Return once the node counts every ref that this process has taken up so far."""
-        with self.lock:
-            token = self._next_token()
-            self._expect_answer(token, Acquire((), token))
-        self._await_answer(token)
+    def confirm_acquired(self, timeout_s: float | None = None) -> None:
+        """Return once the node has heard everything that this process has said so far."""
+        self.ask(lambda token: Acquire((), token), timeout_s)
 
     def query(self, what: str, timeout_s: float = 10.0) -> bytes:
         """A report of the node, as JSON."""
@@ -548,9 +555,7 @@ class Client(EventLink):
             self.leased.settle()
             for address in self.leased.return_idle():  # a lease that is not in use is nothing to report
                 self.transport.disconnect(address)
-            token = self._next_token()
-            self._expect_answer(token, Query(token, what))
-        answer: Answer = self._await_answer(token, timeout_s)
+        answer: Answer = self.ask(lambda token: Query(token, what), timeout_s)
         return answer.body
 
     def _next_token(self) -> int:
@@ -609,6 +614,16 @@ class Client(EventLink):
             self._end_call(call, (cause,) * call.num_returns)
         if message.state in (ACTOR_DEAD, ACTOR_RESTARTING) and message.address:
             self.transport.disconnect(message.address)
+
+    def tell_all(self) -> None:
+        """For a worker that ends: its node keeps what others may ask for later, and has it before the end."""
+        if not self.spans:
+            return
+        body = body_of("", self.spans)
+        with contextlib.suppress(ZrayError):  # the node is gone, or has no time: then nobody will ask
+            with self.lock:
+                self.out.append((self.node, Told(0, body)))
+            self.confirm_acquired(FAREWELL_TIMEOUT_S)
 
     def _on_credit(self, source: Address, message: Credit) -> None:
         self._window += message.tasks
@@ -678,13 +693,8 @@ def error_of(value: Value, load_error: Callable[[bytes], BaseException]) -> Base
     """The exception that a value stands for, or ``None`` for a plain value."""
     if value.kind == ERROR:
         return load_error(value.data)
-    if value.kind == FAULT:
-        from zray.protocol.faults import fault_error
-
-        return fault_error(value.data)
-    return None
+    return fault_error(value.data) if value.kind == FAULT else None
 
 
 def _first_number(text: str) -> int:
-    digits = next((word.strip(",.") for word in text.split() if word.strip(",.").isdigit()), "0")
-    return int(digits)
+    return int(next((word.strip(",.") for word in text.split() if word.strip(",.").isdigit()), "0"))

@@ -12,9 +12,19 @@ from zray.core.client_objects import ClientObjects, Want
 from zray.core.machine import Address
 from zray.core.streams import StreamReader, item_id
 from zray.protocol.messages import EXTENT
-from zray.protocol.user_messages import VALUES, Consumed, ConsumedItems, Printed, ReplyItem, StreamItem
+from zray.protocol.user_messages import (
+    VALUES,
+    Consumed,
+    ConsumedItems,
+    Printed,
+    ReplyItem,
+    StreamItem,
+    Tell,
+    Told,
+)
 from zray.runtime.link import Handler, NodeLink
 from zray.runtime.printing import show
+from zray.runtime.self_report import Spans, body_of
 
 PRINTED_MAX = 10_000
 """Messages with output that wait to be shown; the oldest go first."""
@@ -48,6 +58,7 @@ class EventLink(NodeLink):
         self.streams = StreamReader()
         self.stream_watchers: dict[bytes, list[Callable[[], None]]] = {}  # called at each item
         self.closed_streams: deque[bytes] = deque()  # of any thread, also inside the collector
+        self.spans = Spans()
         self.lines_told = 0  # how often this process told its node of output
         self.printed: deque[Printed] = deque(maxlen=PRINTED_MAX)
         self._callbacks: dict[Want, Callable[[], None]] = {}  # of those that do not wait in a thread
@@ -58,6 +69,7 @@ class EventLink(NodeLink):
             StreamItem: self._on_stream_item,
             ReplyItem: self._on_reply_item,
             Printed: self._on_printed,
+            Tell: self._on_tell,
         }
 
     def after_append(self) -> None:
@@ -150,6 +162,11 @@ class EventLink(NodeLink):
             for object_id in self.streams.close(task_id):
                 self.objects.drop(object_id)
             self.note_consumed(task_id, 0, done=True)
+
+    # --- inquiries -------------------------------------------------------------------------------
+
+    def _on_tell(self, source: Address, message: Tell) -> None:
+        self.out.append((self.node, Told(message.token, body_of(message.what, self.spans))))
 
     # --- output ----------------------------------------------------------------------------------
 

@@ -167,6 +167,7 @@ class WorkerProcess:
             client.wait_until(lambda: self.actor is None or self.actor.is_idle, None)
         atexit._run_exitfuncs()  # the process ends without the interpreter's own end
         output.flush()
+        client.tell_all()
         client.close()
         return 0
 
@@ -344,6 +345,7 @@ class WorkerProcess:
             values = self._failure(run, descriptor, error)
         run_ns = time.perf_counter_ns() - started_ns
         self.current = ids.NIL_ID
+        client.spans.note(descriptor.name, run.task_id, run_ns)
         return result, values, run_ns, failed
 
     def _failure(self, run: Run, descriptor: Describe, error: BaseException) -> tuple[Value, ...]:

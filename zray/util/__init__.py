@@ -5,13 +5,23 @@ from zray.util.actor_pool import ActorPool
 from zray.util.iteration import as_completed, map_unordered
 from zray.util.serialization import deregister_serializer, register_serializer
 
-_MODULES = ("multiprocessing", "queue", "scheduling_strategies", "serialization", "state")
+_MODULES = (
+    "executor",
+    "metrics",
+    "multiprocessing",
+    "queue",
+    "scheduling_strategies",
+    "serialization",
+    "state",
+)
 
 
 def __getattr__(name: str) -> object:
     """A submodule, imported when it is first asked for."""
     from importlib import import_module
 
+    if name == "Executor":
+        return import_module("zray.util.executor").Executor
     if name not in _MODULES:
         raise AttributeError(f"module 'zray.util' has no attribute {name!r}")
     return import_module(f"zray.util.{name}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zray.api.cluster import nodes, report
+from zray.api.inquiries import collect_metrics, prometheus_text, stacks
 
 Filter = tuple[str, str, Any]
 """``(key, "=" or "!=", value)``."""
@@ -78,3 +79,18 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     for row in rows:
         counts.setdefault(row["name"], Counter())[row["state"]] += 1
     return {name: dict(states) for name, states in sorted(counts.items())}
+
+
+def list_metrics() -> list[dict[str, Any]]:
+    """Every metric of ``zray.util.metrics``, added up over all processes."""
+    return collect_metrics()
+
+
+def metrics_text() -> str:
+    """The same in Prometheus' text format."""
+    return prometheus_text()
+
+
+def list_stacks() -> dict[str, Any]:
+    """The stacks of all processes; those that did not answer are in ``silent``."""
+    return stacks()
