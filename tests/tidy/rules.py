@@ -34,7 +34,8 @@ VALUES = (
 BELOW_RUNTIME = (*FOUNDATION, "zray.protocol", "zray.core", "zray.store", "zray.serialize")
 BELOW_SERVICES = (*BELOW_RUNTIME, "zray.runtime")
 PUBLIC = (
-    "zray.actor", "zray.cloudpickle", "zray.cluster_utils", "zray.runtime_context", "zray.runtime_env", "zray.util",
+    "zray.actor", "zray.cloudpickle", "zray.cluster_utils", "zray.runtime_context", "zray.runtime_env",
+    "zray.util",
 )  # fmt: skip
 PROCESS_LIBRARIES = ("cloudpickle", "msgspec", "numpy", "psutil", "zmq")
 
