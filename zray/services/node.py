@@ -47,7 +47,7 @@ from zray.protocol.messages import (
     Warn,
 )
 from zray.runtime import session_dir
-from zray.runtime.endpoints import addresses_of_shards, knock, why
+from zray.runtime.endpoints import addresses_of_shards, beside, knock, public_part, why
 from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, usable_cpus
 from zray.runtime.processes import (
@@ -79,6 +79,7 @@ START_PAUSE_S = 0.005
 START_PAUSE_S_MAX = 1.0
 """After a worker that ended before it could work: the first pause, doubled each time, and the longest."""
 RETRY_INTERVAL_S = 0.05
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 KNOCK_TIMEOUT_S = 1.0
 FATAL_REFUSALS = ("version", "shard", "stale")
 """Reasons of a control store for which a node is of no use to its cluster."""
@@ -110,6 +111,7 @@ class NodeProcess:
         self.slots: dict[bytes, int] = {}
         self.exit_code = 0
         self.begins_anew = False
+        self.told_to_end = False
         self.failed_starts = 0  # workers in a row that ended before they introduced themselves
         self.newest_failed = b""  # the newest of them; ids of workers count up
         self.drivers: dict[bytes, int] = {}  # address -> descriptor that tells the end of the process
@@ -120,8 +122,9 @@ class NodeProcess:
             self.shards = options.gcs
         else:
             self.local_shards = LocalShards(
-                session, options.gcs_shards, options.gcs_replicas, options.log_level, options.trace
-            )
+                session, options.gcs_shards, options.gcs_replicas, options.log_level, options.trace,
+                options.gcs_listen,
+            )  # fmt: skip
             self.shards = self.local_shards.endpoints
             stack.callback(self.local_shards.close, config.shutdown_timeout_ns / 1e9)
             self.local_shards.fork()
@@ -169,7 +172,8 @@ class NodeProcess:
         )
         transport = Transport(self.node_id, decode_for_node, self.config)
         stack.callback(transport.close)
-        transport.bind(self.endpoint)
+        for endpoint in self._endpoints():
+            transport.bind(endpoint)
         self.transport = transport
         for chain in addresses:
             for address, endpoint in chain.items():
@@ -206,18 +210,19 @@ class NodeProcess:
         return recorder
 
     def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
-        from zray.runtime.data_link import DATA_SUFFIX, DataLink, data_endpoint, decode_chunks
+        from zray.runtime.data_link import DATA_SUFFIX, DataLink, decode_chunks
 
         data = Transport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
         stack.callback(data.close)
-        data.bind(data_endpoint(self.endpoint))
+        for endpoint in self._endpoints():
+            data.bind(beside(endpoint))
         files = SpillDirectory(self.session.spill_dir)
         return DataLink(self.node_id, data, self.view, files, lambda chunk: self.loop.post(RUNTIME, chunk))
 
     def serve(self, ready_fd: int | None, early_signals: EarlySignals) -> int:
         """Run until a signal, or the end of the process that started it; the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self.loop.stop())
+        for number in ENDING_SIGNALS:
+            signal.signal(number, self._end_on_signal)
         if early_signals.came:
             return self.exit_code
         self._watch_processes()
@@ -235,6 +240,10 @@ class NodeProcess:
         log.info("ending")
         return self.exit_code
 
+    def _end_on_signal(self, number: int, frame: object) -> None:
+        self.told_to_end = True
+        self.loop.stop()
+
     def _identity(self) -> NodeIdentity:
         from zray.core.identity import NodeIdentity
 
@@ -244,10 +253,14 @@ class NodeProcess:
             incarnation=time.time_ns(),
             pid=os.getpid(),
             host=socket.gethostname(),
-            endpoint=self.endpoint,
+            endpoint=",".join(self._endpoints()),
             arena_path=self.arena.path,
             spill_dir=self.session.spill_dir,
         )
+
+    def _endpoints(self) -> list[str]:
+        """Where it listens: for other nodes, if they may be on other machines, and for this machine, last."""
+        return [*([self.options.listen] if self.options.listen else []), self.endpoint]
 
     def _watch_processes(self) -> None:
         """Hear of the end of workers, of shards and of the process that started this one."""
@@ -382,10 +395,11 @@ class NodeProcess:
     def _link_peer(self, peer: LinkPeer) -> None:
         """Reach another node. One of two connects, and both can send; the other waits to be found."""
         log.info("node %s is at %s", peer.node_id.hex(), peer.endpoint)
+        endpoint = public_part(peer.endpoint)
         try:
             if self.node_id < peer.node_id:
-                self.transport.connect(peer.node_id, peer.endpoint)
-            self.data_link.link(peer.node_id, peer.endpoint)
+                self.transport.connect(peer.node_id, endpoint)
+            self.data_link.link(peer.node_id, endpoint)
         except zmq.ZMQError as error:
             log.error("node %s cannot be reached at %r: %s", peer.node_id.hex(), peer.endpoint, error)
 
@@ -436,8 +450,9 @@ class EarlySignals:
 
     def __init__(self) -> None:
         self.came = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING_SIGNALS:
             signal.signal(number, self._remember)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)  # of a node that begins anew
 
     def _remember(self, number: int, frame: object) -> None:
         self.came = True
@@ -458,7 +473,8 @@ def run(options: NodeOptions, ready_fd: int | None) -> int:
             announce(ready_fd, {"error": str(error)})
             return 1
         exit_code = node.serve(ready_fd, early_signals)
-    if node.begins_anew:
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)  # what comes from here on is for the next life
+    if node.begins_anew and not node.told_to_end:
         # The same process, so that whoever started it still has it; nothing else of the former life is left.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return exit_code
