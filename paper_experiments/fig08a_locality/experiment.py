@@ -142,6 +142,6 @@ def _conclude(
     run.quantity("blind_over_beside_10_mb", blind[2] / beside[2])
     if max(aware) > 1.2 * min(aware):
         run.note(
-            "Aware and blind hardly differ: before a task can be forwarded it waits for its inputs on the node "
-            "of its submitter, which copies them there; so when a node is chosen that one has them all."
+            "Aware and blind hardly differ: before a task can be forwarded it waits for its inputs on the "
+            "node of its submitter, which copies them there; so when a node is chosen that one has them all."
         )
