@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types check test wordcount bench clean
+.PHONY: help install lint types check test wordcount bench paper clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,10 @@ wordcount: install  ## Run the example job on this machine.
 
 bench: install  ## Measure zray beside whichever of its peers can be imported; writes docs/benchmarks.md.
 	$(BIN)/python -m benchmarks.compare
+
+paper: install  ## Run the paper's experiments at the small scale; writes docs/paper-report/.
+	-$(BIN)/python -m paper_experiments run all
+	$(BIN)/python -m paper_experiments report
 
 clean:  ## Remove the virtual environment, caches and build products.
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -37,7 +37,7 @@ class UnfinishedError(ZrayError):
     """A simulated run did not come to an end."""
 
 
-class Taken(NamedTuple):
+class LocalityOutcome(NamedTuple):
     """One run."""
 
     per_task_s: float
@@ -79,7 +79,7 @@ def driver(size: int, count: int, seed: int, marks: list[int], clock_ns: Callabl
     marks.append(clock_ns() - began_ns)
 
 
-def simulate(size: int, count: int, seed: int, policy: Policy, drivers: int) -> Taken:
+def simulate(size: int, count: int, seed: int, policy: Policy, drivers: int) -> LocalityOutcome:
     """One run in virtual time.
 
     Args:
@@ -108,7 +108,7 @@ def simulate(size: int, count: int, seed: int, policy: Policy, drivers: int) -> 
     second = cluster.nodes[1].address
     made = [span for span in cluster.spans or () if span.name == "make"]
     elsewhere = sum(span.worker.startswith(second[:12]) for span in made) / len(made)
-    return Taken(max(marks) / count / S, elsewhere)
+    return LocalityOutcome(max(marks) / count / S, elsewhere)
 
 
 def sim(run: ExperimentRun) -> None:
@@ -142,6 +142,6 @@ def _conclude(
     run.quantity("blind_over_beside_10_mb", blind[2] / beside[2])
     if max(aware) > 1.2 * min(aware):
         run.note(
-            "Aware and blind hardly differ: before a task can be forwarded it waits for its inputs on the node "
-            "of its submitter, which copies them there; so when a node is chosen that one has them all."
+            "Aware and blind hardly differ: before a task can be forwarded it waits for its inputs on the "
+            "node of its submitter, which copies them there; so when a node is chosen that one has them all."
         )

@@ -202,7 +202,7 @@ def live(run: ExperimentRun) -> None:
             cluster.run("burst", tasks)
             taken_ns = [cluster.run("burst", tasks).makespan_ns for _ in range(repetitions)]
         rates = [1e9 * count * tasks / ns for ns in taken_ns]
-        medians[count] = run.point("throughput", "zray, nodes of 1 CPU", count, rates)
+        medians[count] = run.point("live", "nodes of 1 CPU", count, rates)
     run.quantity("growth_1_to_2", medians[2] / medians[1])
     cores = os.cpu_count() or 1
     if cores < 6:

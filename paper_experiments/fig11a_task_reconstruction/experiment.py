@@ -82,19 +82,25 @@ def link(before: dict[str, Any]) -> dict[str, Any]:
 
 
 def live(run: ExperimentRun) -> None:
-    """Three nodes of two CPUs on this machine, of which one is killed; tasks sleep, so they share its cores."""
+    """Three nodes of two CPUs on this machine, of which one is killed; tasks sleep and so share its cores."""
     plan = run.pick("live_plan", tiny=Plan(3, ((3.0, 2),), 7.0), small=LIVE, paper=LIVE)
     run.parameter("node_death_s", DEATH_S)
     count = CHAINS_PER_SLOT * plan.nodes * LIVE_CPUS
-    length = round(
-        sum(plan.nodes_at(second) for second in range(int(plan.ends_s) + 2)) * LIVE_CPUS / TASK_S / count
-    )
+    node_seconds = sum(plan.nodes_at(second) for second in range(int(plan.ends_s) + 2))
+    length = round(node_seconds * LIVE_CPUS / TASK_S / count)
     with real_cluster(nodes=plan.nodes, cpus=LIVE_CPUS, settings=LIVE_SETTINGS) as cluster, joined(cluster):
         ends, began_s = _run_live(run, cluster, plan, count, length)
     ended_s = np.array([moment - began_s for end in ends for moment in end["ended_s"]])
     _draw_times(run, "live", plan, LIVE_CPUS, ended_s)
     run.quantity("wrong_chains", sum(end["count"] != length for end in ends))
     run.quantity("tasks", count * length)
+    killed_s = plan.changes[0][0]
+    allowed = plan.nodes * LIVE_CPUS / TASK_S * (killed_s - SETTLE_S)
+    share = _within(ended_s, SETTLE_S, killed_s) / allowed
+    run.quantity("share_before_loss", share)
+    if share < 0.99:
+        reason = f"on {os.cpu_count()} shared CPUs it is {share:.3f} even before a node is lost"
+        run.beyond("least_share_after_loss", reason)
 
 
 def _run_live(

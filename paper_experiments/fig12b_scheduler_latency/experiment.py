@@ -123,8 +123,8 @@ def live(run: ExperimentRun) -> None:
     cores = os.cpu_count() or 1
     if count > cores:
         reason = (
-            f"{count} participants share {cores} CPUs: while one waits for the added latency, others work, "
-            "and so a part of it is hidden"
+            f"{count} participants share {cores} CPUs: what a round costs also depends on who computes "
+            "while others wait, and who else is busy"
         )
         for quantity in ("r_squared", "slope_per_round", "slowdown_at_5_ms"):
             run.beyond(quantity, reason)

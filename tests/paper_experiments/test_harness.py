@@ -13,6 +13,7 @@ from paper_experiments.common.catalogue import Experiment, UnknownExperimentErro
 from paper_experiments.common.results import StoredResultError
 from paper_experiments.common.run import ExperimentRun, Progress
 from tests.paper_experiments.test_expected import GOOD
+from zray import cli
 
 QUIET = Progress("test", io.StringIO())
 
@@ -118,6 +119,13 @@ def test_list_names_all(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["list"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in catalogue.names())
+
+
+def test_zray_paper_is_the_same_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["paper", "list"]) == 0
+    there = capsys.readouterr().out
+    assert command.main(["list"]) == 0
+    assert capsys.readouterr().out == there
 
 
 def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere() -> None:
