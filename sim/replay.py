@@ -21,14 +21,18 @@ from zray.core.control_shard import ControlShard
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.identity import NodeIdentity
 from zray.core.machine import pump
+from zray.core.membership import Membership
 from zray.core.node import Node
+from zray.core.object_directory import ObjectDirectory
 from zray.ids import short
 from zray.protocol import provenance
 from zray.protocol.messages import PROTOCOL_VERSION
 from zray.protocol.trace import (
     Booted,
+    DirectoryStart,
     GlobalStart,
     MachineStart,
+    MembershipStart,
     NodeStart,
     Pumped,
     Record,
@@ -128,7 +132,9 @@ class Machines:
 
     def __init__(self, start: TraceStart) -> None:
         config = config_of(start)
-        self.machines: list[Any] = [_machine_of(one, config) for one in start.machines]
+        self.machines: list[Any] = []
+        for one in start.machines:
+            self.machines.append(_machine_of(one, config, self.machines))
         self.names = [type(machine).__name__ for machine in self.machines]
         self._decoders: list[Callable[[msgspec.Raw], list[tuple[bytes, Any]]]] = [
             batch_decoder_of(machine.HANDLERS) for machine in self.machines
@@ -157,7 +163,8 @@ class Machines:
             node.pool.start(record.now_ns)
 
 
-def _machine_of(start: MachineStart, config: Config) -> Any:
+def _machine_of(start: MachineStart, config: Config, before: list[Any]) -> Any:
+    """A machine; those of a control store follow their shard."""
     match start:
         case NodeStart():
             identity = NodeIdentity(
@@ -174,6 +181,11 @@ def _machine_of(start: MachineStart, config: Config) -> Any:
             )
         case GlobalStart():
             return GlobalScheduler(config=config, policy=start.policy, random=Random(start.seed))
+        case DirectoryStart():
+            shard = before[0]
+            return ObjectDirectory(config=config, record_of=shard.tasks.records.get, nodes=shard.peers.keys)
+        case MembershipStart():
+            return Membership(store=start.store, life=lambda: before[0].life, config=config)
 
 
 def replay(path: str | Path, *, other_code: bool = False) -> Replayed:

@@ -150,8 +150,8 @@ class SimulatedClient:
         """Refused."""
         raise _not_simulated("zray.cancel")
 
-    def ask_names(self, make: Callable[[int], Any]) -> NoReturn:
-        """Refused."""
+    def ask(self, make: Callable[[int], Any], timeout_s: float) -> NoReturn:
+        """Refused: only names of actors are asked for."""
         raise _not_simulated("an actor with a name")
 
     def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> None:

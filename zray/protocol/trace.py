@@ -81,7 +81,17 @@ class GlobalStart(_Record, frozen=True, tag="global"):
     seed: int
 
 
-MachineStart = NodeStart | ShardStart | GlobalStart
+class DirectoryStart(_Record, frozen=True, tag="directory"):
+    """An ``ObjectDirectory`` beside the shard before it."""
+
+
+class MembershipStart(_Record, frozen=True, tag="membership"):
+    """A ``Membership`` beside the shard before it, which has the address ``store``."""
+
+    store: bytes
+
+
+MachineStart = NodeStart | ShardStart | GlobalStart | DirectoryStart | MembershipStart
 
 
 class TraceStart(_Record, frozen=True, tag="start"):

@@ -286,15 +286,23 @@ def _listen(
 def _recorder(
     options: GcsOptions, config: Config, machine: ControlShard, stack: contextlib.ExitStack
 ) -> Recorder:
-    """What writes the trace; its shard starts from the state that was recovered."""
-    from zray.protocol.trace import GlobalStart, MachineStart, ShardStart, encode
+    """What writes the trace of the machines of :func:`_listen`; the shard starts as it was recovered."""
+    from zray.protocol.trace import (
+        DirectoryStart,
+        GlobalStart,
+        MachineStart,
+        MembershipStart,
+        ShardStart,
+        encode,
+    )  # fmt: skip
     from zray.runtime.trace import Recorder
 
     restored = [(command.source, command.message) for command in machine.snapshot()]
     shard = ShardStart(machine.cluster_id, options.shard, options.shard_count, msgspec.Raw(encode(restored)))
-    machines: list[MachineStart] = [shard]
+    machines: list[MachineStart] = [shard, DirectoryStart()]
     if options.shard == 0:
         machines.append(GlobalStart(placement_of(config), config.scheduling_seed))
+        machines.append(MembershipStart(shard_address(options.shard)))
     assert options.trace is not None
     recorder = Recorder(options.trace, machines, config)
     stack.callback(recorder.close)
