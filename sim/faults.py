@@ -273,10 +273,12 @@ class Faults:
         links = [network.link(victim.address, shard), network.link(shard, victim.address)]
         for link in links:
             network.partition(link)
-        self.cluster.kernel.after(
-            random.randint(0, 2 * self.cluster.config.node_death_ns),
-            lambda _: [network.heal(link) for link in links],
-        )
+
+        def over(_: None) -> None:
+            for link in links:
+                network.heal(link)
+
+        self.cluster.kernel.after(random.randint(0, 2 * self.cluster.config.node_death_ns), over)
         return True
 
     def _partition_peers(self, random: Random) -> bool:
