@@ -274,11 +274,11 @@ class Faults:
         for link in links:
             network.partition(link)
 
-        def heal(_: None) -> None:
+        def over(_: None) -> None:
             for link in links:
                 network.heal(link)
 
-        self.cluster.kernel.after(random.randint(0, 2 * self.cluster.config.node_death_ns), heal)
+        self.cluster.kernel.after(random.randint(0, 2 * self.cluster.config.node_death_ns), over)
         return True
 
     def _partition_peers(self, random: Random) -> bool:
