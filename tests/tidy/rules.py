@@ -69,7 +69,7 @@ LAYERS = (
     # The public modules: they gather names and nothing else, but for the helpers of zray.util.
     Layer(own=("zray",), project=(*FOUNDATION, "zray.api", *PUBLIC)),
     Layer(own=PUBLIC, project=(*FOUNDATION, "zray.api", "zray", *PUBLIC),
-          third_party=("cloudpickle",)),
+          third_party=("cloudpickle", "joblib")),
 )  # fmt: skip
 
 IMPURE_MODULES = frozenset({

@@ -7,6 +7,7 @@ from zray.util.serialization import deregister_serializer, register_serializer
 
 _MODULES = (
     "executor",
+    "joblib",
     "metrics",
     "multiprocessing",
     "queue",
