@@ -153,8 +153,11 @@ class ClusterSide:
     def _peers_changed(self) -> None:
         self.scheduler.peers = len(self.peers.alive)
         self.away.peers = self.peers.alive
-        if not self.peers.alive or self.sharing.active:
-            return
+        if self.peers.alive and not self.sharing.active:
+            self._begin_sharing()
+        self.guests.peers_changed(self.now_ns, self.peers.alive)
+
+    def _begin_sharing(self) -> None:
         self.sharing.active = True
         self.store.cluster = self
         self.references.on_unneeded = self.sharing.unneeded

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
 
 RESEND_NS = 1_000_000_000
+EARLY_MAX = 1_000
+"""Tasks of origins that a node has not heard of yet, which it keeps."""
 SPILL_BACK_BACKLOGS = 4
 """A node with this many times the backlog at which tasks are forwarded takes no guests."""
 
@@ -55,6 +57,7 @@ class Guests:
         self.descriptors: dict[Address, dict[bytes, Describe]] = {}
         self.over: dict[bytes, None] = {}  # jobs that are known to have ended, oldest first
         self.repeat_at_ns: int | None = None
+        self.early: dict[bytes, Place] = {}  # of origins that this node has not heard of
 
     # --- coming ------------------------------------------------------------------------------------
 
@@ -75,6 +78,21 @@ class Guests:
         self.claims[task_id] = message.origin
         self.out.append((message.origin, Claim(task_id)))
         self._repeat_later(now_ns)
+
+    def place_early(self, message: Place) -> None:
+        """The global scheduler knows of an origin sooner than this node: keep its task until the next word.
+
+        What does not fit is placed again when its origin asks again.
+        """
+        if len(self.early) < EARLY_MAX:
+            self.early[message.spec.task_id] = message
+
+    def peers_changed(self, now_ns: int, alive: dict[Address, str]) -> None:
+        """Take what was placed early, now that more origins may be known."""
+        early, self.early = self.early, {}
+        for message in early.values():
+            if message.origin in alive:
+                self.on_place(now_ns, message)
 
     def _has(self, task_id: bytes) -> bool:
         """Whether the task is here already, as one of this node or of some origin."""

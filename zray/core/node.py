@@ -615,6 +615,8 @@ class Node:
             self.scheduler.place(message)
         elif message.origin in self.cluster.peers.alive:
             self.cluster.guests.on_place(now_ns, message)
+        else:
+            self.cluster.guests.place_early(message)
 
     def on_infeasible(self, now_ns: int, source: Address, message: Infeasible) -> None:
         """No node can run a task: it waits, and its submitter is told why."""

@@ -79,6 +79,7 @@ START_PAUSE_S = 0.005
 START_PAUSE_S_MAX = 1.0
 """After a worker that ended before it could work: the first pause, doubled each time, and the longest."""
 RETRY_INTERVAL_S = 0.05
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 KNOCK_TIMEOUT_S = 1.0
 FATAL_REFUSALS = ("version", "shard", "stale")
 """Reasons of a control store for which a node is of no use to its cluster."""
@@ -110,6 +111,7 @@ class NodeProcess:
         self.slots: dict[bytes, int] = {}
         self.exit_code = 0
         self.begins_anew = False
+        self.told_to_end = False
         self.failed_starts = 0  # workers in a row that ended before they introduced themselves
         self.newest_failed = b""  # the newest of them; ids of workers count up
         self.drivers: dict[bytes, int] = {}  # address -> descriptor that tells the end of the process
@@ -216,8 +218,8 @@ class NodeProcess:
 
     def serve(self, ready_fd: int | None, early_signals: EarlySignals) -> int:
         """Run until a signal, or the end of the process that started it; the exit code."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: self.loop.stop())
+        for number in ENDING_SIGNALS:
+            signal.signal(number, self._end_on_signal)
         if early_signals.came:
             return self.exit_code
         self._watch_processes()
@@ -234,6 +236,10 @@ class NodeProcess:
         self.loop.run()
         log.info("ending")
         return self.exit_code
+
+    def _end_on_signal(self, number: int, frame: object) -> None:
+        self.told_to_end = True
+        self.loop.stop()
 
     def _identity(self) -> NodeIdentity:
         from zray.core.identity import NodeIdentity
@@ -436,8 +442,9 @@ class EarlySignals:
 
     def __init__(self) -> None:
         self.came = False
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ENDING_SIGNALS:
             signal.signal(number, self._remember)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING_SIGNALS)  # of a node that begins anew
 
     def _remember(self, number: int, frame: object) -> None:
         self.came = True
@@ -458,7 +465,8 @@ def run(options: NodeOptions, ready_fd: int | None) -> int:
             announce(ready_fd, {"error": str(error)})
             return 1
         exit_code = node.serve(ready_fd, early_signals)
-    if node.begins_anew:
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING_SIGNALS)  # what comes from here on is for the next life
+    if node.begins_anew and not node.told_to_end:
         # The same process, so that whoever started it still has it; nothing else of the former life is left.
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return exit_code
