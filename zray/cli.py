@@ -131,12 +131,13 @@ def _keep_importable() -> None:
 
 
 def _add_start_arguments(parser: argparse.ArgumentParser) -> None:
-    from zray.services.node_arguments import add_gcs_argument, add_node_arguments
+    from zray.services.node_arguments import add_gcs_argument, add_network_arguments, add_node_arguments
 
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--head", action="store_true", help="begin a cluster")
     add_gcs_argument(where, "--address")
     add_node_arguments(parser)
+    add_network_arguments(parser)
     parser.set_defaults(subparser=parser)
 
 
@@ -146,14 +147,22 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     from zray.config import Config
     from zray.runtime.node_options import command
     from zray.runtime.spawning import spawn
-    from zray.services.node_arguments import options_of
+    from zray.services.node_arguments import options_of, with_network
 
     options = options_of(given.subparser, given, log_level="INFO", detached=True)
+    options = with_network(given.subparser, given, options)
+    if options.listen and options.gcs:
+        from zray.runtime.joining import living_nodes
+
+        living_nodes(options.gcs[0].split(",")[0], Config.from_environment())  # says what is wrong, if it is
     # The node itself waits for a control store for so long; then it has something to say.
     timeout_s = Config.from_environment().init_timeout_ns / 1e9 + START_MARGIN_S
     spawned = spawn(command(msgspec.structs.asdict(options)), timeout_s, name="the node")
     address, session = spawned.ready["address"], spawned.ready["session"]
     print(f"node {spawned.ready['node_id']} runs at {address} (process {spawned.pid})")
+    if options.gcs_listen:
+        key_file = os.environ["ZRAY_KEY_FILE"]
+        print(f"  join it with a node    zray start --address {options.gcs_listen} --key-file {key_file}")
     print(f"  join it from Python    zray.init(address={address!r}), or address='auto'")
     print(f"  run a script in it     zray run --address {address} SCRIPT")
     print("  look at it             zray status")

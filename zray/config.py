@@ -113,6 +113,8 @@ class Config(NamedTuple):
     scheduling_seed: int = 0
     """What a policy that draws random numbers starts from."""
 
+    key_file: str = ""
+    """The key of the cluster: links over tcp are protected by it, and stay on this machine without one."""
     send_delay_ns: int = 0
     """Every frame leaves this much later: what a network with that latency would do. For experiments."""
     frame_bytes_max: int = 256 * MIB

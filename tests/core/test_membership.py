@@ -62,7 +62,9 @@ class Bench:
     def wait(self, from_ns: int, until_ns: int) -> list[tuple[bytes, Any]]:
         """Ticks at their times; what came of them."""
         return [
-            effect for now_ns in range(from_ns, until_ns + 1, LOOK_NS // 4) for effect in self.feed(now_ns=now_ns)
+            effect
+            for now_ns in range(from_ns, until_ns + 1, LOOK_NS // 4)
+            for effect in self.feed(now_ns=now_ns)
         ]
 
     def bury(self, node: bytes, now_ns: int = 0) -> TableCas:

@@ -338,7 +338,7 @@ def _join(address: str, job: tuple[str, str, bool]) -> Context:
                 "no cluster of this user runs on this machine (address='auto')", 0.0
             )
         return _connect(session.info.address, "", None, session.info.processes[0].pid, config, job)
-    from zray.runtime.endpoints import endpoint_of, knock, why
+    from zray.runtime.endpoints import endpoint_of, knock, local_part, why
 
     endpoint = endpoint_of(address)
     started = time.monotonic()
@@ -354,7 +354,7 @@ def _join(address: str, job: tuple[str, str, bool]) -> Context:
 
     node = node_of_control_store(endpoint, config)
     if node is not None:
-        endpoint, pid = node.endpoint, node.pid
+        endpoint, pid = local_part(node.endpoint), node.pid
     return _connect(endpoint, "", None, pid, config, job)
 
 

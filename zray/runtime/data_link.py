@@ -14,6 +14,7 @@ from zray.core.machine import Address
 from zray.protocol.cluster import Chunk, ChunkArrived, ReceiveInto, SendChunk
 from zray.protocol.codec import batch_decoder
 from zray.protocol.messages import FILE
+from zray.runtime.endpoints import beside
 from zray.runtime.transport import Transport
 from zray.store.arena import ArenaView
 from zray.store.spill import SpillDirectory, SpillFile
@@ -23,11 +24,6 @@ DATA_SUFFIX = b"~"
 FRAMES_PER_DRAIN = 64
 
 decode_chunks = batch_decoder(Chunk)
-
-
-def data_endpoint(endpoint: str) -> str:
-    """Where the data socket of a node listens whose control socket listens at ``endpoint``."""
-    return endpoint + "-data"
 
 
 class _Room:
@@ -44,7 +40,7 @@ class DataLink:
 
     Args:
         node_id: of this node.
-        transport: a socket of its own, bound at :func:`data_endpoint`.
+        transport: a socket of its own, bound at :func:`beside`.
         view, files: the memory and the spill directory of this node.
         post: told of every chunk that is written.
     """
@@ -67,7 +63,7 @@ class DataLink:
     def link(self, node_id: Address, endpoint: str) -> None:
         """Reach another node. One of two connects, and both can send."""
         if self.node_id < node_id:
-            self.transport.connect(node_id + DATA_SUFFIX, data_endpoint(endpoint))
+            self.transport.connect(node_id + DATA_SUFFIX, beside(endpoint))
 
     def unlink(self, node_id: Address) -> None:
         """A node is dead."""

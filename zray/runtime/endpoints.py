@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from zray.core.machine import Address
 
 CONNECT_TIMEOUT_S = 5.0
+PORT_TRIES_MAX = 64
 
 _TCP, _IPC = "tcp://", "ipc://"
 
@@ -68,6 +70,66 @@ def endpoint_of(text: str, *, may_be_wild: bool = False) -> str:
         if port.isascii() and port.isdigit() and 0 < int(port) < 65_536:
             return endpoint
     raise ValueError(f"{text!r} is neither HOST:PORT nor tcp://HOST:PORT nor ipc://PATH")
+
+
+def is_local(endpoint: str) -> bool:
+    """Whether only processes of this machine can reach who listens there."""
+    host = endpoint.removeprefix(_TCP).rpartition(":")[0].strip("[]")
+    return not endpoint.startswith(_TCP) or host in ("localhost", "::1") or host.startswith("127.")
+
+
+def public_part(endpoint: str) -> str:
+    """Of what a node says of where it listens (commas between several): what other nodes connect to."""
+    parts = endpoint.split(",")
+    return next((part for part in parts if part.startswith(_TCP)), parts[0])
+
+
+def local_part(endpoint: str) -> str:
+    """The same for processes of its own machine."""
+    return endpoint.split(",")[-1]
+
+
+def beside(endpoint: str) -> str:
+    """Where the bulk socket listens whose control socket listens at ``endpoint``: the next port, or file."""
+    if not endpoint.startswith(_TCP):
+        return endpoint + "-data"
+    host, _, port = endpoint.rpartition(":")
+    return f"{host}:{int(port) + 1}"
+
+
+def own_host_towards(endpoint: str) -> str:
+    """The address of this machine that packets to ``endpoint`` leave from; loopback for a local one.
+
+    Raises:
+        OSError: if there is no route, or no such host.
+    """
+    if is_local(endpoint):
+        return "127.0.0.1"
+    import socket
+
+    host, _, port = endpoint.removeprefix(_TCP).rpartition(":")
+    family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:  # nothing is sent
+        probe.connect(address)
+        found: str = probe.getsockname()[0]
+    return f"[{found}]" if ":" in found else found
+
+
+def free_ports(host: str) -> int:
+    """The first of two neighbouring free tcp ports: control and bulk of a node.
+
+    Raises:
+        OSError: if none are found.
+    """
+    import socket
+
+    for _ in range(PORT_TRIES_MAX):
+        with socket.socket() as first, socket.socket() as second, suppress(OSError, OverflowError):
+            first.bind((host, 0))
+            port: int = first.getsockname()[1]
+            second.bind((host, port + 1))
+            return port
+    raise OSError(f"{host} has no two free ports side by side; choose them with --node-port")
 
 
 def knock(endpoint: str, timeout_s: float = CONNECT_TIMEOUT_S) -> int:

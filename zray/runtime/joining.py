@@ -22,7 +22,7 @@ from zray.protocol.messages import (
     TablePage,
     TableScan,
 )
-from zray.runtime.endpoints import knock
+from zray.runtime.endpoints import knock, local_part
 from zray.runtime.transport import Transport
 
 NODES_MAX = 10_000
@@ -85,10 +85,11 @@ def _keys(endpoint: str, table: int, prefix: bytes, config: Config) -> dict[byte
 
 
 def _is_here(node: NodeHello) -> bool:
-    if not node.endpoint.startswith("ipc://"):
+    endpoint = local_part(node.endpoint)
+    if not endpoint.startswith("ipc://"):
         return False
     try:
-        return knock(node.endpoint) in (node.pid, 0)
+        return knock(endpoint) in (node.pid, 0)
     except OSError:
         return False
 
@@ -107,6 +108,8 @@ def _ask(endpoint: str, question: TableScan, config: Config) -> Any:
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 what = f"something listens at {endpoint}, but it does not answer like zray"
+                if not endpoint.startswith("ipc://"):
+                    what += "; is ZRAY_KEY_FILE (or --key-file) the key of that cluster?"
                 raise ClusterUnavailableError(what, timeout_s)
             if not transport.readable():
                 transport.wait(max(1, int(left_s * 1000)))

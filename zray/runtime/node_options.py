@@ -27,6 +27,10 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     """Endpoints of running shards, by number; those of the replicas of one with commas between them."""
     gcs_replicas: int = 1
     """Processes of each shard that the node starts itself."""
+    listen: str = ""
+    """``tcp://HOST:PORT`` where other nodes reach it, and at the next port; empty: only on this machine."""
+    gcs_listen: str = ""
+    """``tcp://HOST:PORT`` of the only shard that the node starts itself; empty: only on this machine."""
     parent_pid: int | None = None
     """End when this process does."""
     detached: bool = False

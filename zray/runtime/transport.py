@@ -27,6 +27,8 @@ from zray.core.machine import Address
 from zray.errors import RemoteProtocolError
 from zray.protocol.codec import BATCH_MESSAGES_MAX, encode_batch
 from zray.protocol.messages import Refused
+from zray.runtime.cluster_key import Doorkeeper, load, protect
+from zray.runtime.endpoints import is_local
 from zray.runtime.link_watch import LinkWatch
 
 log = logging.getLogger("zray.transport")
@@ -54,6 +56,8 @@ class Transport:
         self._owns_context = context is None
         self._decode = decode
         self._frame_bytes_max = config.frame_bytes_max
+        self._key_file = config.key_file
+        self._doorkeeper: Doorkeeper | None = None
         self._socket = self._open(identity, config)
         self._backlog: dict[Address, deque[bytes]] = {}
         self._send_delay_ns = config.send_delay_ns
@@ -88,10 +92,27 @@ class Transport:
 
     def bind(self, endpoint: str) -> str:
         """Take connections at ``endpoint``; returns it with any wildcard port filled in."""
+        self._protect(endpoint, serves=True)
         self._socket.bind(endpoint)
         actual = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._bound.append(actual)
         return actual
+
+    def _protect(self, endpoint: str, *, serves: bool) -> None:
+        """Before a bind or connect: tcp is protected by the key of the cluster, if there is one.
+
+        Raises:
+            PermissionError: if there is none, and others than this machine could connect.
+        """
+        key = load(self._key_file) if self._key_file and not endpoint.startswith("ipc://") else None
+        if key is None and serves and not is_local(endpoint):
+            raise PermissionError(
+                f"{endpoint} could be reached from other machines: give the key of the cluster with --key-file "
+                "or ZRAY_KEY_FILE, or listen on 127.0.0.1"
+            )
+        protect(self._socket, key, serves=serves)
+        if key is not None and serves and self._owns_context and self._doorkeeper is None:
+            self._doorkeeper = Doorkeeper(self.context, key)
 
     def watch_links(self) -> None:
         """Before :meth:`bind`: from now on it can be told whose link was lost."""
@@ -114,6 +135,7 @@ class Transport:
             return
         self.disconnect(address)
         self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, self._fresh_routing_id(address))
+        self._protect(endpoint, serves=False)
         self._socket.connect(endpoint)
         self._endpoints[address] = endpoint
         if may_drop:
@@ -295,6 +317,8 @@ class Transport:
         if self.links is not None:
             self.links.close()
         self._socket.close(linger=linger_ms)
+        if self._doorkeeper is not None:
+            self._doorkeeper.close()
         if self._owns_context:
             self.context.term()
         for endpoint in self._bound:

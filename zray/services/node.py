@@ -47,7 +47,7 @@ from zray.protocol.messages import (
     Warn,
 )
 from zray.runtime import session_dir
-from zray.runtime.endpoints import addresses_of_shards, knock, why
+from zray.runtime.endpoints import addresses_of_shards, beside, knock, public_part, why
 from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, usable_cpus
 from zray.runtime.processes import (
@@ -122,8 +122,9 @@ class NodeProcess:
             self.shards = options.gcs
         else:
             self.local_shards = LocalShards(
-                session, options.gcs_shards, options.gcs_replicas, options.log_level, options.trace
-            )
+                session, options.gcs_shards, options.gcs_replicas, options.log_level, options.trace,
+                options.gcs_listen,
+            )  # fmt: skip
             self.shards = self.local_shards.endpoints
             stack.callback(self.local_shards.close, config.shutdown_timeout_ns / 1e9)
             self.local_shards.fork()
@@ -171,7 +172,8 @@ class NodeProcess:
         )
         transport = Transport(self.node_id, decode_for_node, self.config)
         stack.callback(transport.close)
-        transport.bind(self.endpoint)
+        for endpoint in self._endpoints():
+            transport.bind(endpoint)
         self.transport = transport
         for chain in addresses:
             for address, endpoint in chain.items():
@@ -208,11 +210,12 @@ class NodeProcess:
         return recorder
 
     def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
-        from zray.runtime.data_link import DATA_SUFFIX, DataLink, data_endpoint, decode_chunks
+        from zray.runtime.data_link import DATA_SUFFIX, DataLink, decode_chunks
 
         data = Transport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
         stack.callback(data.close)
-        data.bind(data_endpoint(self.endpoint))
+        for endpoint in self._endpoints():
+            data.bind(beside(endpoint))
         files = SpillDirectory(self.session.spill_dir)
         return DataLink(self.node_id, data, self.view, files, lambda chunk: self.loop.post(RUNTIME, chunk))
 
@@ -250,10 +253,14 @@ class NodeProcess:
             incarnation=time.time_ns(),
             pid=os.getpid(),
             host=socket.gethostname(),
-            endpoint=self.endpoint,
+            endpoint=",".join(self._endpoints()),
             arena_path=self.arena.path,
             spill_dir=self.session.spill_dir,
         )
+
+    def _endpoints(self) -> list[str]:
+        """Where it listens: for other nodes, if they may be on other machines, and for this machine, last."""
+        return [*([self.options.listen] if self.options.listen else []), self.endpoint]
 
     def _watch_processes(self) -> None:
         """Hear of the end of workers, of shards and of the process that started this one."""
@@ -388,10 +395,11 @@ class NodeProcess:
     def _link_peer(self, peer: LinkPeer) -> None:
         """Reach another node. One of two connects, and both can send; the other waits to be found."""
         log.info("node %s is at %s", peer.node_id.hex(), peer.endpoint)
+        endpoint = public_part(peer.endpoint)
         try:
             if self.node_id < peer.node_id:
-                self.transport.connect(peer.node_id, peer.endpoint)
-            self.data_link.link(peer.node_id, peer.endpoint)
+                self.transport.connect(peer.node_id, endpoint)
+            self.data_link.link(peer.node_id, endpoint)
         except zmq.ZMQError as error:
             log.error("node %s cannot be reached at %r: %s", peer.node_id.hex(), peer.endpoint, error)
 

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 
-from zray.runtime.endpoints import endpoint_of
+from zray.runtime import session_dir
+from zray.runtime.endpoints import endpoint_of, free_ports, own_host_towards
 from zray.runtime.node_options import NodeOptions
 
 
@@ -35,6 +36,66 @@ def add_node_arguments(parser: argparse.ArgumentParser) -> None:
         "--trace", type=os.path.abspath, metavar="FILE",
         help="record what the node decides, for zray sim replay and whatif; its shards write FILE.gcs0 ...",
     )  # fmt: skip
+
+
+def add_network_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``zray start``: how nodes of other machines reach this one."""
+    add = parser.add_argument
+    add(
+        "--port", type=_port, metavar="P",
+        help="with --head: let nodes join at this tcp port (default: only those of this machine can)",
+    )  # fmt: skip
+    add(
+        "--node-ip-address", metavar="HOST",
+        help="where other nodes reach this machine (default: 127.0.0.1, or what leads to --address)",
+    )  # fmt: skip
+    add(
+        "--node-port", type=_port, metavar="P",
+        help="tcp port for control messages of other nodes, the next one is for bulk (default: any free ones)",
+    )  # fmt: skip
+    add(
+        "--key-file", type=os.path.abspath, metavar="FILE",
+        help="key of the cluster; --head makes it if it is missing (default: $ZRAY_KEY_FILE, or of --head with "
+        "--port: cluster.key in the directory of sessions)",
+    )  # fmt: skip
+
+
+def with_network(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, options: NodeOptions
+) -> NodeOptions:
+    """Add where the node listens for nodes of other machines, if it does; sets ``ZRAY_KEY_FILE`` for it.
+
+    Raises:
+        OSError, ValueError: if there is no way to the control store, or the key is of no use.
+    """
+    if given.head:
+        if given.port is None:
+            return options
+        if options.gcs_shards > 1 or options.gcs_replicas > 1:
+            parser.error("--port goes with one shard of one replica; start zray-gcs processes for more")
+        host = given.node_ip_address or "127.0.0.1"
+        options.gcs_listen = f"tcp://{host}:{given.port}"
+        _use_key(given.key_file or os.environ.get("ZRAY_KEY_FILE") or _default_key_file(), may_make=True)
+    elif options.gcs and options.gcs[0].startswith("tcp://"):
+        host = given.node_ip_address or own_host_towards(options.gcs[0].split(",")[0])
+        key_file = given.key_file or os.environ.get("ZRAY_KEY_FILE")
+        if key_file:
+            _use_key(key_file, may_make=False)
+    else:
+        return options
+    options.listen = f"tcp://{host}:{given.node_port or free_ports(host.strip('[]'))}"
+    return options
+
+
+def _default_key_file() -> str:
+    return os.path.join(session_dir.base_dir(), "cluster.key")
+
+
+def _use_key(path: str, *, may_make: bool) -> None:
+    from zray.runtime import cluster_key
+
+    (cluster_key.ensure if may_make else cluster_key.load)(path)
+    os.environ["ZRAY_KEY_FILE"] = path  # of the node, which inherits it
 
 
 def add_gcs_argument(parser: argparse._ActionsContainer, flag: str) -> None:
@@ -87,6 +148,13 @@ def _endpoint(text: str) -> str:
         return ",".join(endpoint_of(part) for part in text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _port(text: str) -> int:
+    port = _positive(text)
+    if port >= 65_535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port below 65535")
+    return port
 
 
 def _positive(text: str) -> int:

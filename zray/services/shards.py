@@ -57,13 +57,16 @@ class LocalShards:
         count: how many shards.
         replicas: of each; with several a chain master is started, too.
         log_level: of processes that are started later; a forked one has the node's.
+        listen: where the only shard listens, if not in the session.
         trace: the file of the node; each life of a shard that is not replicated has one beside it.
     """
 
     def __init__(
-        self, session: Session, count: int, replicas: int, log_level: str, trace: str | None = None
-    ) -> None:
+        self, session: Session, count: int, replicas: int, log_level: str, trace: str | None = None,
+        listen: str = "",
+    ) -> None:  # fmt: skip
         self._session = session
+        self._listen = listen
         self._trace = trace
         self._count, self._replicas = count, replicas
         self._common = [
@@ -94,7 +97,8 @@ class LocalShards:
     def _single(self, number: int) -> LocalShard:
         name = f"gcs{number}"
         options = ["--shard", f"{number}/{self._count}", *self._data(name)]
-        return LocalShard(f"shard {number} of the control store", self._endpoint(name), options)
+        endpoint = self._listen or self._endpoint(name)
+        return LocalShard(f"shard {number} of the control store", endpoint, options)
 
     def _replica(self, number: int, replica: int) -> LocalShard:
         name = f"gcs{number}.{replica}"

@@ -1,0 +1,207 @@
+"""Nodes that reach each other over tcp: on one machine, and as hosts of a network of their own.
+
+The hosts are network namespaces with a bridge between them, which takes root and iproute2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.clusters import Place, finish, line_of, place, tell
+from tests.support import eventually
+from zray.runtime import cluster_key
+from zray.runtime.endpoints import free_ports
+
+pytestmark = pytest.mark.slow
+
+EAGER = {"ZRAY_BACKLOG_PER_SLOT_MAX": "0"}
+SMALL = ("--num-cpus", "2", "--object-store-memory", str(256 << 20))
+STARTED = re.compile(r"runs at (\S+) \(process (\d+)\)")
+
+PROGRAM = """
+import os, time, zray
+import numpy as np
+zray.init(address="ADDRESS")
+@zray.remote(max_retries=-1)
+def make(number):
+    time.sleep(0.05)
+    return os.getppid(), np.full(1 << 17, number, dtype=np.float64)
+@zray.remote(max_retries=-1)
+def total(made):
+    return float(made[1].sum())
+def all_right(count):
+    refs = [make.remote(number) for number in range(count)]
+    totals = [total.remote(ref) for ref in refs]
+    right = zray.get(totals) == [float(number << 17) for number in range(count)]
+    made = zray.get(refs)
+    return right and [int(array[0]) for _, array in made] == list(range(count)), len({pid for pid, _ in made})
+print(*all_right(40), flush=True)
+"""
+
+
+class Host:
+    """A machine, or a namespace that stands for one, and the node on it."""
+
+    def __init__(self, here: Place, prefix: tuple[str, ...] = ()) -> None:
+        self.here = here
+        self.prefix = prefix
+        self.address = ""
+        self.pid = 0
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        return self.here.command(*self.prefix, *command, environment=EAGER)
+
+    def start(self, *arguments: str) -> str:
+        """``zray start``; what it prints."""
+        started = self.run(sys.executable, "-m", "zray.cli", "start", *SMALL, *arguments)
+        found = STARTED.search(started.stdout)
+        assert found is not None, started.stdout + started.stderr
+        self.address, self.pid = found[1], int(found[2])
+        return started.stdout
+
+    def driver(self, program: str) -> subprocess.Popen[str]:
+        command = [*self.prefix, sys.executable, "-u", "-c", program.replace("ADDRESS", self.address)]
+        return self.here.start_command(command, environment=EAGER)
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+    with place() as found:
+        yield found
+
+
+def _listening(pid: int) -> list[str]:
+    """The addresses on which a process listens for tcp."""
+    import psutil
+
+    connections = psutil.Process(pid).net_connections("tcp")
+    return [each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN]
+
+
+def test_a_cluster_over_tcp_of_one_machine(here: Place) -> None:
+    head, other = Host(here), Host(here)
+    port = free_ports("127.0.0.1")
+    said = head.start("--head", "--port", str(port))
+    key_file = re.search(r"--key-file (\S+)", said)
+    assert key_file is not None
+    assert Path(key_file[1]).stat().st_mode & 0o777 == 0o600
+    other.start("--address", f"127.0.0.1:{port}", "--key-file", key_file[1])
+    assert _listening(other.pid) == ["127.0.0.1", "127.0.0.1"]  # control and bulk
+    assert finish(head.driver(PROGRAM)).stdout.split() == ["True", "2"]
+    assert finish(other.driver(PROGRAM)).stdout.split() == ["True", "2"]
+    here.zray("stop")
+    os.unlink(key_file[1])
+
+
+def test_without_the_key_nobody_joins(here: Place) -> None:
+    head, stranger = Host(here), Host(here)
+    port = free_ports("127.0.0.1")
+    said = head.start("--head", "--port", str(port), "--key-file", str(here.folder / "key"))
+    assert str(here.folder / "key") in said
+    quick = {"ZRAY_INIT_TIMEOUT_NS": "1000000000"}
+    cluster_key.ensure(str(here.folder / "other"))
+    for extra in ((), ("--key-file", str(here.folder / "other"))):
+        failed = here.zray("start", *SMALL, "--address", f"127.0.0.1:{port}", *extra, environment=quick)
+        assert failed.returncode == 1
+        assert "the key of that cluster" in failed.stderr
+    failed = here.zray("start", *SMALL, "--address", f"127.0.0.1:{port}", "--key-file", "nowhere")
+    assert failed.returncode == 1
+    assert "nowhere" in failed.stderr
+    assert stranger.pid == 0
+    here.zray("stop")
+
+
+@pytest.fixture
+def hosts(here: Place) -> Iterator[list[Host]]:
+    """Three namespaces on one bridge: 10.97.N.1 to 10.97.N.3."""
+    if os.geteuid() or shutil.which("ip") is None:
+        pytest.skip("namespaces for networks take root and iproute2")
+    with ExitStack() as stack:
+        tag = f"z{os.getpid() % 100_000}"
+        hub = f"{tag}hub"
+        try:
+            _ip("netns", "add", hub)
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"no namespaces for networks here: {error.stderr.strip()}")
+        stack.callback(_ip, "netns", "del", hub)
+        _ip("-n", hub, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", hub, "link", "set", "bridge", "up")
+        yield [_host(here, stack, tag, number) for number in (1, 2, 3)]
+
+
+def _host(here: Place, stack: ExitStack, tag: str, number: int) -> Host:
+    name = f"{tag}h{number}"
+    _ip("netns", "add", name)
+    stack.callback(_ip, "netns", "del", name)
+    hub = f"{tag}hub"
+    _ip("-n", hub, "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
+    _ip("-n", hub, "link", "set", f"v{number}", "master", "bridge", "up")
+    _ip("-n", name, "addr", "add", f"10.97.0.{number}/24", "dev", "eth0")
+    for device in ("lo", "eth0"):
+        _ip("-n", name, "link", "set", device, "up")
+    return Host(here, ("ip", "netns", "exec", name))
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+def test_hosts_of_a_network_form_a_cluster_and_one_is_cut_off(here: Place, hosts: list[Host]) -> None:
+    head, *others = hosts
+    key = str(here.folder / "key")
+    head.start("--head", "--port", "6480", "--node-ip-address", "10.97.0.1", "--key-file", key)
+    for host in others:
+        host.start("--address", "10.97.0.1:6480", "--key-file", key)
+    driver = head.driver(
+        PROGRAM
+        + """
+refs = [make.remote(number) for number in range(40)]
+zray.wait(refs, num_returns=20)
+print("made", flush=True)
+input()
+totals = [total.remote(ref) for ref in refs]
+print(zray.get(totals) == [float(number << 17) for number in range(40)], flush=True)
+input()
+print(*all_right(60), flush=True)
+"""
+    )
+    assert line_of(driver) == "True 3"
+    assert line_of(driver) == "made"
+    hub = f"z{os.getpid() % 100_000}hub"
+    _ip("-n", hub, "link", "set", "v3", "down")
+    tell(driver)
+    assert line_of(driver) == "True"
+    _ip("-n", hub, "link", "set", "v3", "up")
+    log = eventually(lambda: _lives(others[1]) > 1, 20.0, "the life of the node that was cut off")
+    assert log
+    tell(driver)
+    assert line_of(driver).startswith("True")
+    finish(driver)
+    here.zray("stop")
+
+
+def _lives(host: Host) -> int:
+    """How often the node of a host was a member, the present life included."""
+    nodes = host.run(sys.executable, "-c", COUNT.replace("PID", str(host.pid)))
+    return int(nodes.stdout or 0)
+
+
+COUNT = """
+import os
+from zray.config import Config
+from zray.runtime.joining import _keys
+from zray.protocol.messages import TABLE_NODE, NodeHello
+import msgspec
+config = Config(key_file=os.environ["ZRAY_TMPDIR"] + "/key")
+rows = _keys("tcp://10.97.0.1:6480", TABLE_NODE, b"", config)
+print(sum(msgspec.msgpack.decode(row, type=NodeHello).pid == PID for row in rows.values()))
+"""
