@@ -61,11 +61,8 @@ class Bench:
 
     def wait(self, from_ns: int, until_ns: int) -> list[tuple[bytes, Any]]:
         """Ticks at their times; what came of them."""
-        return [
-            effect
-            for now_ns in range(from_ns, until_ns + 1, LOOK_NS // 4)
-            for effect in self.feed(now_ns=now_ns)
-        ]
+        times = range(from_ns, until_ns + 1, LOOK_NS // 4)
+        return [effect for now_ns in times for effect in self.feed(now_ns=now_ns)]
 
     def bury(self, node: bytes, now_ns: int = 0) -> TableCas:
         """A node loses its link for good; others report. Returns the grave that is to be written."""

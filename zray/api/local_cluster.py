@@ -1,7 +1,7 @@
 """A cluster of several real nodes on this machine, to test programs with: nodes come, leave and are killed.
 
-The control store is a process of its own, so every node may die, the first one too. All processes end with the
-one that made the :class:`Cluster`, also if that is killed.
+The control store is a process of its own, so every node may die, the first one too. All processes end with
+the one that made the cluster, also if that is killed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ START_MARGIN_S = 10.0
 
 
 class ClusterNode:
-    """One node of a :class:`Cluster`.
+    """One node of a :class:`LocalCluster`.
 
     Attributes:
         node_id: str, hex; of its life at the start: a node that begins anew has another one.
@@ -62,7 +62,7 @@ class ClusterNode:
         return f"ClusterNode(pid={self.pid}, address={self.address!r})"
 
 
-class Cluster:
+class LocalCluster:
     """Nodes that share one control store, all on this machine; usable in ``with``, which ends them.
 
     Args:
@@ -234,7 +234,7 @@ class Cluster:
         session_dir.remove(self._session.path)
         session_dir.sweep()  # what killed nodes left
 
-    def __enter__(self) -> Cluster:
+    def __enter__(self) -> LocalCluster:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

@@ -1,10 +1,11 @@
 """Who is alive: the one place that decides that a node is dead.
 
-Any report is a sign of life; a node without one is *suspected* for a while and then *dead*, sooner if its link
-was lost: a process that ended does not link again, one whose network hiccuped does. A judge that was held up
-itself adds that time to everybody's deadline. Death is written to the control store, as a compare-and-set against nothing, before anybody is
-told, so it holds across lives of this process. A node id names one life (incarnation) of a node: an id that
-is dead never comes back, and a node that was only cut off begins anew under another (I9).
+Any report is a sign of life; a node without one is *suspected* for a while and then *dead*, sooner if its
+link was lost: a process that ended does not link again, one whose network hiccuped does. A judge that was
+held up itself adds that time to everybody's deadline. Death is written to the control store, as a
+compare-and-set against nothing, before anybody is told, so it holds across lives of this process. A node id
+names one life (incarnation) of a node: an id that is dead never comes back, and a node that was only cut off
+begins anew under another (I9).
 
 Hosted beside the first shard. The table of the living is soft: reports rebuild it.
 """

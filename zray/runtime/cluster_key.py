@@ -1,9 +1,9 @@
 """The key of a cluster: who has it may link to its processes over tcp, nobody else can.
 
-One CURVE key pair for the whole cluster, in a file that only its user may read. Both ends of a link have it: the one
-that connects must know the public half, which never crosses the wire in clear, and proves that it has the secret
-half; the one that listens admits no other key. Links inside a machine are sockets in a directory of mode 0700 and
-need none.
+One CURVE key pair for the whole cluster, in a file that only its user may read. Both ends of a link have it:
+the one that connects must know the public half, which never crosses the wire in clear, and proves that it has
+the secret half; the one that listens admits no other key. Links inside a machine are sockets in a directory
+of mode 0700 and need none.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def load(path: str) -> ClusterKey:
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.getuid() or mode & 0o077:
         raise PermissionError(
-            f"the cluster key {path} must be a file of this user with mode 600; it has mode {mode:o} and belongs "
-            f"to user {found.st_uid}"
+            f"the cluster key {path} must be a file of this user with mode 600; it has mode {mode:o} and "
+            f"belongs to user {found.st_uid}"
         )
     if len(lines) != 3 or lines[0] != _HEAD or any(len(half) != _Z85_BYTES for half in lines[1:]):
         raise ValueError(f"{path} is not a cluster key; copy the file that zray start --head wrote")

@@ -1,8 +1,8 @@
 """Whose link to a bound socket was lost: the end of a peer's process, seen at once.
 
-ZeroMQ's monitor tells which descriptor was closed, and each frame which one it came through. A descriptor may be used
-again before its end was read here, so an answer can be wrong about the peer: whoever asks must give it the chance to
-be heard again.
+ZeroMQ's monitor tells which descriptor was closed, and each frame which one it came through. A descriptor may
+be used again before its end was read here, so an answer can be wrong about the peer: whoever asks must give
+it the chance to be heard again.
 """
 
 from __future__ import annotations

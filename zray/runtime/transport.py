@@ -107,8 +107,8 @@ class Transport:
         key = load(self._key_file) if self._key_file and not endpoint.startswith("ipc://") else None
         if key is None and serves and not is_local(endpoint):
             raise PermissionError(
-                f"{endpoint} could be reached from other machines: give the key of the cluster with --key-file "
-                "or ZRAY_KEY_FILE, or listen on 127.0.0.1"
+                f"{endpoint} could be reached from other machines: give the key of the cluster with "
+                "--key-file or ZRAY_KEY_FILE, or listen on 127.0.0.1"
             )
         protect(self._socket, key, serves=serves)
         if key is not None and serves and self._owns_context and self._doorkeeper is None:

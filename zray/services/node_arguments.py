@@ -51,12 +51,12 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     add(
         "--node-port", type=_port, metavar="P",
-        help="tcp port for control messages of other nodes, the next one is for bulk (default: any free ones)",
+        help="tcp port for control messages of other nodes, the next one is for bulk (default: any free)",
     )  # fmt: skip
     add(
         "--key-file", type=os.path.abspath, metavar="FILE",
-        help="key of the cluster; --head makes it if it is missing (default: $ZRAY_KEY_FILE, or of --head with "
-        "--port: cluster.key in the directory of sessions)",
+        help="key of the cluster; --head makes it if it is missing (default: $ZRAY_KEY_FILE, or of --head "
+        "with --port: cluster.key in the directory of sessions)",
     )  # fmt: skip
 
 
