@@ -110,7 +110,8 @@ class Transport:
                 f"{endpoint} could be reached from other machines: give the key of the cluster with "
                 "--key-file or ZRAY_KEY_FILE, or listen on 127.0.0.1"
             )
-        protect(self._socket, key, serves=serves)
+        if self._key_file:
+            protect(self._socket, key, serves=serves)
         if key is not None and serves and self._owns_context and self._doorkeeper is None:
             self._doorkeeper = Doorkeeper(self.context, key)
 
