@@ -112,6 +112,16 @@ def test_a_batch_is_placed_in_order_with_each_task_counted_at_once() -> None:
     assert out == [placed(forward, node) for forward, node in zip(tasks, (A, B, B, B), strict=True)]
 
 
+def test_tasks_that_are_to_spread_go_where_the_fewest_are_and_not_to_their_inputs() -> None:
+    bench = Bench(report(A, {"CPU": 4}), report(B, {"CPU": 4}))
+    plain = [replace(task(n), inputs=((b"o" * 16, 1 << 30, (A,)),)) for n in range(4)]
+    spread = [replace(each, descriptor=replace(each.descriptor, spread=True)) for each in plain]
+    assert [to for to, _ in bench.feed(*((FORWARDER, each) for each in plain))] == [address_of(A)] * 4
+    bench = Bench(report(A, {"CPU": 4}), report(B, {"CPU": 4}))
+    placed_on = [to for to, _ in bench.feed(*((FORWARDER, each) for each in spread))]
+    assert sorted(placed_on) == [address_of(A)] * 2 + [address_of(B)] * 2
+
+
 def test_reports_of_a_batch_count_before_its_tasks() -> None:
     bench = Bench()
     forward = task(1)

@@ -53,6 +53,11 @@ def where(number: int) -> int:
 
 
 @zray.remote
+class Nothing:
+    """An actor."""
+
+
+@zray.remote
 def slow(number: int) -> int:
     time.sleep(1.0)
     return number
@@ -84,6 +89,15 @@ def test_a_custom_resource_of_another_node(cluster: Cluster) -> None:
         here, there = zray.get([where.remote(0), where.options(resources={"disk": 1}).remote(0)])
         assert here != there
         assert len(set(zray.get([where.options(resources={"disk": 0.5}).remote(i) for i in range(8)]))) == 1
+
+
+def test_tasks_that_are_to_spread_do(cluster: Cluster) -> None:
+    """Three at once, of which the first node alone could run two; loads are known a report late."""
+    spread = where.options(scheduling_strategy="SPREAD")
+    with cluster.connect():
+        eventually(lambda: len(set(zray.get([spread.remote(i) for i in range(3)]))) == 3, 20.0)
+        with pytest.raises(ValueError, match="an actor lives on the node of its creator"):
+            Nothing.options(scheduling_strategy="SPREAD").remote()
 
 
 def test_nested_tasks(cluster: Cluster) -> None:

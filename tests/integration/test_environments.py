@@ -196,6 +196,7 @@ class TestRetriesAndCalls:
             ({"num_returns": "many"}, TypeError),
             ({"accelerator_type": "T4"}, ValueError),
             ({"scheduling_strategy": "MAGIC"}, ValueError),
+            ({"scheduling_strategy": ["SPREAD"]}, ValueError),
             ({"nonsense": 1}, ValueError),
         ],
     )

@@ -159,6 +159,7 @@ def describe_task(
             unconsumed_max=options["_generator_backpressure_num_objects"] or 0,
             max_calls=options["max_calls"],
             environment=environment,
+            spread=options["scheduling_strategy"] == "SPREAD",
         )
     )
 
@@ -177,7 +178,8 @@ def describe_actor(
     """The descriptor of an actor's creation task.
 
     Raises:
-        ValueError: if it is to be saved and runs several calls at once: there is no state between them.
+        ValueError: if it is to be saved and runs several calls at once: there is no state between them; or if
+            it is to live on another node than its creator.
     """
     groups = options["concurrency_groups"] or {}
     concurrency = options["max_concurrency"] or (ASYNC_CONCURRENCY if is_async else 1)
@@ -187,6 +189,10 @@ def describe_actor(
             "calls one after the other has a state between them that can be saved"
         )
     is_saved = is_saved and options["max_restarts"] != 0
+    if options["scheduling_strategy"] == "SPREAD":
+        raise ValueError(
+            "scheduling_strategy='SPREAD' is for tasks: an actor lives on the node of its creator"
+        )
     return _with_id(
         Describe(
             ids.NIL_ID,
@@ -267,8 +273,8 @@ def _check_metadata(name: str, value: Any) -> None:
 
 
 def _check_strategy(name: str, value: Any) -> None:
-    if value not in (None, "DEFAULT"):
-        raise ValueError(f"{name} is 'DEFAULT', not {value!r}: zray has no other strategies yet")
+    if value not in (None, "DEFAULT", "SPREAD"):
+        raise ValueError(f"{name} is 'DEFAULT' or 'SPREAD', not {value!r}: zray has no other strategies yet")
 
 
 def _check_retries(name: str, value: Any) -> None:

@@ -211,12 +211,13 @@ class GlobalScheduler:
     def _place(self, nodes: list[NodeLoad], source: Address, forward: Forward) -> None:
         """Send a task to one of its feasible nodes, and count it there."""
         hops = forward.hops
+        policy = POLICIES["spread"] if forward.descriptor.spread else self._policy
         if not hops:
-            node = self._policy(nodes, forward, self._random)
+            node = policy(nodes, forward, self._random)
         elif hops < HOPS_MAX:
             # The node that spilled it back knows its load better than its last report: try the others.
             others = [node for node in nodes if node.address != source]
-            node = self._policy(others or nodes, forward, self._random)
+            node = policy(others or nodes, forward, self._random)
         else:
             node = most_room(nodes, forward)
         node.debit(forward.descriptor.demand)

@@ -267,12 +267,12 @@ class LocalScheduler:
     # --- forwarding ------------------------------------------------------------------------------
 
     def _overloaded(self, task: TaskEntry) -> bool:
-        """Whether the backlog is above the paper's threshold and others could take the task."""
+        """Whether others could take the task, and it is to spread or the backlog above the threshold."""
         descriptor = task.task_class.descriptor
         if not self.peers or task.hops or descriptor.kind == ACTOR or descriptor.returns != VALUES:
             return False
         slots = max(1, len(self.pool.workers))
-        if len(task.task_class.ready) <= self.config.backlog_per_slot_max * slots:
+        if not descriptor.spread and len(task.task_class.ready) <= self.config.backlog_per_slot_max * slots:
             return False
         objects, spec = self.store.objects, task.spec  # the actors of this node are called from this node
         return not any(objects[object_id].is_actor for object_id in (*spec.borrowed, *spec.deps))

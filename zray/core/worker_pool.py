@@ -49,6 +49,7 @@ class TaskClass:
         )
         self.leasable = (
             self.may_run_ahead
+            and not descriptor.spread
             and descriptor.num_returns == 1
             and descriptor.returns == VALUES
             and not descriptor.retry_exceptions

@@ -88,6 +88,7 @@ class Describe(Message, frozen=True, tag=3):
     environment: str = ""  # a runtime environment as canonical JSON
     checkpoint_interval: int = -1  # calls of an actor between checkpoints; 0: on demand; -1: it has none
     records_calls: bool = False  # what an actor did since its checkpoint is repeated when it is made again
+    spread: bool = False  # every task goes to the node with the fewest tasks, wherever its inputs are
 
 
 class ExportFunction(Message, frozen=True, tag=4):

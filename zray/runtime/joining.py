@@ -26,6 +26,7 @@ from zray.runtime.endpoints import knock, local_part
 from zray.runtime.transport import Transport
 
 NODES_MAX = 10_000
+KEY_DOUBT = " (is ZRAY_KEY_FILE, or --key-file, the key of that cluster?)"
 _PEER = b"peer"
 
 
@@ -107,9 +108,8 @@ def _ask(endpoint: str, question: TableScan, config: Config) -> Any:
                 return message
             left_s = deadline - time.monotonic()
             if left_s <= 0:
-                what = f"something listens at {endpoint}, but it does not answer like zray"
-                if not endpoint.startswith("ipc://"):
-                    what += "; is ZRAY_KEY_FILE (or --key-file) the key of that cluster?"
+                doubt = "" if endpoint.startswith("ipc://") else KEY_DOUBT
+                what = f"something listens at {endpoint}{doubt}, but it does not answer like zray"
                 raise ClusterUnavailableError(what, timeout_s)
             if not transport.readable():
                 transport.wait(max(1, int(left_s * 1000)))
