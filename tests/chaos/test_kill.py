@@ -338,9 +338,9 @@ def test_no_room_in_memory_and_none_on_disk_is_a_typed_error(here: Place, troubl
 
 def test_stopped_worker_is_not_waited_for_by_others(here: Place) -> None:
     """A worker that hangs for good takes its own task along and no other one."""
-    lines = run(
-        here,
-        """
+    done = here.run(
+        TWO_CPUS
+        + textwrap.dedent("""
         @zray.remote
         def quick(x):
             return x
@@ -351,9 +351,10 @@ def test_stopped_worker_is_not_waited_for_by_others(here: Place) -> None:
         ref = hang.remote()
         assert zray.get([quick.remote(i) for i in range(300)]) == list(range(300))
         print(zray.wait([ref], timeout=0.1)[0])
-        """,
+        """)
     )
-    assert lines == ["[]"]
+    abandoned = "zray: 1 task was abandoned (hang); use zray.wait or zray.get\n"
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", abandoned)
 
 
 def test_fork_that_comes_back_out_of_a_task_is_no_second_worker(here: Place) -> None:
