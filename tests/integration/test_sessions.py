@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 
 import pytest
@@ -257,4 +258,6 @@ def test_exit_without_shutdown() -> None:
         """
     )
     assert done.returncode == 0
-    assert all("abandoned" in line for line in done.stderr.splitlines()), done.stderr
+    # How many of them are still to run is a matter of moments; that sentence may be said, and nothing else.
+    sentence = r"zray: \d+ tasks? (was|were) abandoned \([^\n]*\); use zray\.wait or zray\.get\n"
+    assert re.fullmatch(f"({sentence})?", done.stderr), done.stderr

@@ -149,4 +149,4 @@ def test_a_class_name_used_twice_is_caught() -> None:
 def test_a_machine_path_is_caught() -> None:
     for root in ("work", "opt"):
         assert len(rules.workplace_violations(f"see /{root}/thing", "m")) == 1
-    assert rules.workplace_violations("driver/worker/opted docs/work/x a.opt/b", "m") == []
+        assert rules.workplace_violations(f"driver/{root}er docs/{root}/x a.{root}/b", "m") == []
