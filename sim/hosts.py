@@ -7,6 +7,7 @@ the next batch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from sim.kernel import MS, S
@@ -68,7 +69,7 @@ DATA_SUFFIX = b"~"
 """The address of a node's data link is the node's and this."""
 
 
-class MachineHost:
+class MachineHost(ABC):
     """A process that hosts machines.
 
     Args:
@@ -134,7 +135,7 @@ class MachineHost:
         self._act()
         self._plan_tick()
 
-    def hear(self, batch: list[tuple[Address, Any]]) -> None:
+    def hear(self, batch: list[tuple[Address, Any]]) -> None:  # noqa: B027  a hook for those who watch
         """Let judges see what arrives."""
 
     def _pump(self, machine: Any, batch: list[tuple[Address, Any]], now_ns: int) -> None:
@@ -168,9 +169,9 @@ class MachineHost:
         for destination, messages in outgoing.items():
             send(self.address, destination, messages, self.busy_until_ns)
 
+    @abstractmethod
     def serve(self, name: Address, messages: list[Any]) -> None:
         """Carry out what machines ask of their process."""
-        raise NotImplementedError
 
     def _plan_tick(self) -> None:
         due = [machine.wake_at_ns for machine in self.machines if machine.wake_at_ns is not None]

@@ -8,6 +8,7 @@ that); what they make the process say leaves when it waits, or with the next vis
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -81,7 +82,7 @@ Steps = Generator[Wish, None, Any]
 ARGS_IN_LAST_DEP = b"@"
 
 
-class Process:
+class Process(ABC):
     """A driver or worker.
 
     Args:
@@ -127,13 +128,13 @@ class Process:
         self._waiting: Callable[[], bool] | None = None
         cluster.network.attach(address, self.receive)
 
+    @abstractmethod
     def main(self) -> Steps:
         """Everything that the process does."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ended(self) -> None:
         """``main`` is over: the process exits by itself."""
-        raise NotImplementedError
 
     def start(self, _: Any = None) -> None:
         """Take the first steps."""
@@ -275,7 +276,7 @@ class Process:
         """A worker may lend its processor."""
         return False
 
-    def after_waiting(self) -> None:
+    def after_waiting(self) -> None:  # noqa: B027  only workers do
         """Take :meth:`before_waiting` back."""
 
     # --- user code ---------------------------------------------------------------------------------
@@ -647,7 +648,7 @@ class Process:
         """A sentence for people."""
         self.cluster.tell(self.address, message.text)
 
-    def on_exit(self, source: Address, message: Exit) -> None:
+    def on_exit(self, source: Address, message: Exit) -> None:  # noqa: B027  only workers do
         """The node ends this process; a driver ends by itself."""
 
     def say_goodbye(self) -> None:

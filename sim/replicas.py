@@ -6,6 +6,7 @@ does: it hears of an end soon, or not at all and must miss heartbeats.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from sim.hosts import MachineHost
@@ -57,9 +58,9 @@ class RestartingHost(MachineHost):
         for peer in dict.fromkeys(peers):
             self.kernel.after(random.randint(1 * MS, 50 * MS), self._reconnect, (self.life, peer))
 
+    @abstractmethod
     def begin(self) -> None:
         """Make the machines of a new life."""
-        raise NotImplementedError
 
     def restart_if_down(self, _: None) -> None:
         """:meth:`restart`, unless somebody did it meanwhile."""

@@ -7,6 +7,7 @@ other task graph: nothing is waited for.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ Done = dict["DAGNode", Any]
 _CONTAINERS = (list, tuple, dict)
 
 
-class DAGNode:
+class DAGNode(ABC):
     """One node; its arguments may hold others, also inside lists, tuples and dicts."""
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -44,8 +45,8 @@ class DAGNode:
             done[node] = node._submit(done, given)
         return done[self]
 
-    def _submit(self, done: Done, given: _Inputs) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def _submit(self, done: Done, given: _Inputs) -> Any: ...
 
     def _parts(self) -> tuple[Any, ...]:
         """What may hold nodes that come before this one."""
