@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis profiles, the golden-bytes flag, and the check for leftovers."""
+"""What all tests share: hypothesis profiles, the golden-bytes flag, and the checks for leftovers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.leftovers import RUN_VARIABLE, leftovers, segments
+from tests.leftovers import RUN_VARIABLE, leftovers, segments, threads_left
 
 TESTS = Path(__file__).parent
 REAL_PROCESSES = ("integration", "chaos")
@@ -38,6 +38,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in REAL_PROCESSES:
             # First, so that it is torn down after every other fixture of the session.
             item.fixturenames.insert(0, "nothing_left_behind")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """Fail a module that leaves a thread behind: whoever forks next would copy the locks it holds."""
+    yield
+    left = threads_left()
+    assert not left, f"threads that outlive their tests: {left}"
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,12 @@
-"""What a test run left behind: processes, socket files, shared memory segments (invariant I14)."""
+"""What tests left behind: threads, processes, socket files, shared memory segments (invariant I14)."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import stat
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +61,15 @@ def leftovers(run: str, folder: Path, segments_before: list[str], grace_s: float
     found += [f"socket {path}" for path in sockets_in(folder)]
     found += [f"shared memory {name}" for name in segments() if name not in segments_before]
     return found
+
+
+def threads_left(grace_s: float = GRACE_S) -> list[str]:
+    """The names of the threads of this process, other than this one, that do not end in time."""
+    deadline = time.monotonic() + grace_s
+    others = [thread for thread in threading.enumerate() if thread is not threading.current_thread()]
+    for thread in others:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    return [thread.name for thread in others if thread.is_alive()]
 
 
 def _is_zombie(process: psutil.Process) -> bool:

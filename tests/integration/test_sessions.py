@@ -120,6 +120,36 @@ def test_threads_that_wait_while_it_ends() -> None:
     assert (done.stdout, done.returncode) == ("fine\n", 0), done.stderr
 
 
+def test_futures_that_wait_while_it_ends() -> None:
+    done = run_script(
+        """
+        import threading
+        import zray
+        from zray.exceptions import ObjectLostError
+
+        @zray.remote
+        class Gate:
+            async def stay(self):
+                import asyncio
+                await asyncio.Event().wait()
+
+        with zray.init(num_cpus=1):
+            gate = Gate.remote()
+            left = [gate.stay.remote().future() for _ in range(3)]
+        for future in left:
+            assert isinstance(future.exception(timeout=10), ObjectLostError)
+        assert not zray.is_initialized(), "nobody asked for another cluster"
+        print([thread.name for thread in threading.enumerate()])
+        with zray.init(num_cpus=1):
+            print(zray.put(7).future().result(timeout=10))
+            ended = threading.Event()
+            zray.put(8).future().add_done_callback(lambda future: (zray.shutdown(), ended.set()))
+            assert ended.wait(10), "a callback may end the session"
+        """
+    )
+    assert (done.stdout, done.returncode) == ("['MainThread']\n7\n", 0), done.stderr
+
+
 def test_a_node_that_is_killed() -> None:
     done = run_script(
         """

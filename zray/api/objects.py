@@ -37,14 +37,15 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     client = session.current()
     if type(refs) is ObjectRef:
         _check_refs((refs,), client, "zray.get")
-        return _get_many(client, (refs,), timeout)[0]
+        return get_many(client, (refs,), timeout)[0]
     if isinstance(refs, str | bytes) or not isinstance(refs, Sequence):
         raise TypeError(f"zray.get takes an ObjectRef or a list of them, not {refs!r}")
     _check_refs(refs, client, "zray.get")
-    return _get_many(client, refs, timeout)
+    return get_many(client, refs, timeout)
 
 
-def _get_many(client: Client, refs: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
+def get_many(client: Client, refs: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
+    """What :func:`get` does, for refs of one connection."""
     object_ids = [ref.id for ref in refs]
     values = client.fetch(object_ids, timeout)
     if values is None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
+from zray.api import waiting
 from zray.config import Config
 from zray.errors import ClusterUnavailableError, LocalProtocolError, NotInitializedError
 from zray.runtime import own_client
@@ -257,6 +258,8 @@ def shutdown() -> None:
             from zray.runtime.processes import end_process
 
             end_process(context.pid, client.config.shutdown_timeout_ns / 1e9)
+    # Without the lock: a callback of a future may use zray again.
+    waiting.end_futures(client.config.shutdown_timeout_ns / 1e9)
 
 
 def _start_local(started: dict[str, Any], job: tuple[str, str, bool]) -> Context:

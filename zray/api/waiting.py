@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from zray.errors import ObjectLostError
 from zray.ids import short
+from zray.runtime import own_client
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from zray.api.refs import ObjectRef
 
-_ready: SimpleQueue[tuple[Any, Future[Any]]] = SimpleQueue()
-_thread: threading.Thread | None = None
+_resolver: _Resolver | None = None
 _lock = threading.Lock()
 
 
 def _get(ref: ObjectRef[Any]) -> Any:
-    from zray.api.objects import get
+    from zray.api.objects import get_many
 
-    return get(ref)
+    _check_session(ref)
+    return get_many(ref._client, (ref,), None)[0]  # of this client: get() would start a cluster if it is gone
 
 
 def _check_session(ref: ObjectRef[Any]) -> None:
-    from zray.api import session
+    if ref._client is not own_client.get():
+        raise _session_ended(ref)
 
-    if ref._client is not session.current():
-        raise ObjectLostError(short(ref.id), "its session has ended")
+
+def _session_ended(ref: ObjectRef[Any]) -> ObjectLostError:
+    return ObjectLostError(short(ref.id), "its session has ended")
 
 
 async def value_of(ref: ObjectRef[Any]) -> Any:
@@ -56,31 +60,81 @@ def future_of(ref: ObjectRef[Any]) -> Future[Any]:
     """A future of the value. To cancel it does not cancel the task."""
     from concurrent.futures import Future
 
-    _start_thread()
     _check_session(ref)
+    resolver = _current_resolver()
     future: Future[Any] = Future()
-    ref._client.when_ready(ref.id, lambda: _ready.put((ref, future)))
+    ref._client.when_ready(ref.id, lambda: resolver.add(ref, future))
     return future
 
 
-def _start_thread() -> None:
-    global _thread
+def end_futures(timeout_s: float) -> None:
+    """The session has ended, and with it every value: resolve what is left, then end the thread for it.
+
+    Args:
+        timeout_s: how long to wait for callbacks of users that still run.
+    """
+    global _resolver
     with _lock:
-        if _thread is None or not _thread.is_alive():
-            _thread = threading.Thread(target=_resolve, name="zray-futures", daemon=True)
-            _thread.start()
+        resolver, _resolver = _resolver, None
+    if resolver is not None:
+        resolver.end(timeout_s)
 
 
-def _resolve() -> None:
-    """Look at each value in this thread, where its loading disturbs nobody."""
-    while True:
-        ref, future = _ready.get()
-        if not future.set_running_or_notify_cancel():
-            continue
-        try:
-            value = _get(ref)
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-        del ref, future  # nothing is kept alive until the next one comes
+def _current_resolver() -> _Resolver:
+    global _resolver
+    with _lock:
+        if _resolver is None:
+            _resolver = _Resolver()
+        return _resolver
+
+
+class _Resolver:
+    """Gives futures their values in a thread of its own, where loading them disturbs nobody."""
+
+    def __init__(self) -> None:
+        self._ready: SimpleQueue[tuple[Any, Future[Any]] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._has_ended = False
+        self._thread = threading.Thread(target=self._run, name="zray-futures", daemon=True)
+        self._thread.start()
+
+    def add(self, ref: ObjectRef[Any], future: Future[Any]) -> None:
+        """The value of ``ref`` can be fetched at once, or its session has ended."""
+        with self._lock:
+            if not self._has_ended:
+                self._ready.put((ref, future))
+                return
+        if future.set_running_or_notify_cancel():
+            future.set_exception(_session_ended(ref))
+
+    def end(self, timeout_s: float) -> None:
+        """End the thread once it has done what is there."""
+        with self._lock:
+            self._has_ended = True
+            self._ready.put(None)
+        if threading.current_thread() is not self._thread:  # a callback of a future may end the session
+            self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while True:
+            item = self._ready.get()
+            if item is None:
+                return
+            ref, future = item
+            if future.set_running_or_notify_cancel():
+                try:
+                    value = _get(ref)
+                except BaseException as error:
+                    future.set_exception(error)
+                else:
+                    future.set_result(value)
+            del item, ref, future  # nothing is kept alive until the next one comes
+
+
+def _after_fork_in_child() -> None:
+    global _resolver, _lock
+    _resolver = None  # its thread is the parent's
+    _lock = threading.Lock()  # another thread of the parent may have held it
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
