@@ -35,6 +35,7 @@ from sim.programs import (
     unpack,
 )
 from zray import ids
+from zray.core.actor_caller import ActorCaller
 from zray.core.actor_calls import ActorCalls
 from zray.core.client_objects import ClientObjects
 from zray.core.leased_tasks import LeasedTasks
@@ -103,6 +104,7 @@ class Process(ABC):
         self.out: list[Effect] = []
         self.objects = ClientObjects(self.out, node=self.node)
         self.calls = ActorCalls(self.out, node=self.node)
+        self.caller = ActorCaller(self.calls, self.objects)
         self.leased = LeasedTasks(self.out, node=self.node, objects=self.objects)
         self.alive = True
         self.welcome: Welcome | None = None
@@ -121,7 +123,6 @@ class Process(ABC):
         self._debt_ns = 0  # processor time used and not yet spent
         self._hearing_until_ns = 0  # processor time that frames take, beside what it waits for
         self._duty_planned = False
-        self._call_needs: dict[bytes, tuple[bytes, ...]] = {}
         self._tokens = 0
         self._replies: dict[Any, Any] = {}
         self._steps: Steps = self.main()
@@ -556,20 +557,14 @@ class Process(ABC):
         data, deps, stored = yield from self._args_as_sent(packed, deps)
         task_id = ids.task_id(self._next_prefix(), self._counter)
         returns = ids.return_ids(task_id, count)
-        needs = (handle.object_id, *deps, *packed.contained)
-        self.share(needs)
-        for object_id in needs:
-            self.objects.hold(object_id)
-        self.objects.expect_reply(returns)
-        for object_id in returns:
-            self._add_handle(object_id)
+        arguments = (*deps, *packed.contained)
+        self.share((handle.object_id, *arguments))
         sequence = self.calls.next_sequence(handle.actor_id)
         call = Call(task_id, handle.actor_id, sequence, method, count, data, deps)
-        self._call_needs[task_id] = needs
         self.cluster.judge.call_made(self.address, handle.actor_id, task_id)
-        fault = self.calls.call(call)
-        if fault is not None:
-            self._end_call(call, (fault,) * count)
+        self.caller.call(call, returns, arguments)
+        for object_id in returns:
+            self._add_handle(object_id)
         if stored:
             self.objects.drop(stored)
         yield from self._after_append()
@@ -581,12 +576,6 @@ class Process(ABC):
         self.cluster.judge.actor_killed(operation.actor.actor_id)
         yield from self._spend()
         self.send_all()
-
-    def _end_call(self, call: Call, values: Sequence[Value]) -> None:
-        for object_id, value in zip(ids.return_ids(call.task_id, call.num_returns), values, strict=True):
-            self.objects.on_reply(object_id, value, call.actor_id)
-        for object_id in self._call_needs.pop(call.task_id):
-            self.objects.drop(object_id)
 
     # --- what arrives ------------------------------------------------------------------------------
 
@@ -613,14 +602,11 @@ class Process(ABC):
 
     def on_reply(self, source: Address, message: Reply) -> None:
         """An actor answers."""
-        call = self.calls.on_reply(message)
-        if call is not None:
-            self._end_call(call, message.values)
+        self.caller.on_reply(message)
 
     def on_actor_state(self, source: Address, message: ActorState) -> None:
         """The node says where an actor is."""
-        for call, cause in self.calls.on_state(message):
-            self._end_call(call, (cause,) * call.num_returns)
+        self.caller.on_state(message)
 
     def on_object_answer(self, source: Address, message: Created | CreateFailed) -> None:
         """Room, or none."""

@@ -70,6 +70,19 @@ def test_what_may_not_ends(calls: ActorCalls) -> None:
     assert [message.task_id for _, message in calls.out] == [second.task_id]
 
 
+def test_a_reply_that_was_under_way_when_its_actor_died_counts(calls: ActorCalls) -> None:
+    first, second = make(calls, 1, repeats=1), make(calls, 2, repeats=1)
+    alive(calls, OLD)
+    assert restarting(calls) == []
+    ended = calls.on_reply(Reply(first.task_id, (DIED,)))
+    assert ended is not None
+    assert ended.task_id == first.task_id
+    calls.check()
+    calls.out.clear()
+    alive(calls, NEW)
+    assert calls.out == [(NEW, replace(second, attempt=1))]
+
+
 def test_repeats_are_counted(calls: ActorCalls) -> None:
     twice, always = make(calls, 1, repeats=2), make(calls, 2, repeats=-1)
     for address in (OLD, NEW):

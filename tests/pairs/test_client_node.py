@@ -16,6 +16,7 @@ import pytest
 
 from zray import ids
 from zray.config import Config
+from zray.core.actor_caller import ActorCaller
 from zray.core.actor_calls import ActorCalls
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.client_objects import ClientObjects
@@ -27,6 +28,8 @@ from zray.protocol.codec import decode_for_node, decode_for_process, encode_batc
 from zray.protocol.local_messages import DeleteFile, KillWorker, Spilled, StartWorker, WorkerExited
 from zray.protocol.messages import (
     ACTOR,
+    ACTOR_DEAD,
+    ACTOR_RESTARTING,
     DRIVER,
     EXTENT,
     FILE,
@@ -104,10 +107,10 @@ class Peer:
         self.out: list[Effect] = []
         self.objects = ClientObjects(self.out, node=NODE)
         self.calls = ActorCalls(self.out, node=NODE)
+        self.caller = ActorCaller(self.calls, self.objects)
         self.leased = LeasedTasks(self.out, node=NODE, objects=self.objects)
         self.handles: list[bytes] = []
         self.actors: list[bytes] = []  # handles of actors
-        self.needs: dict[bytes, tuple[bytes, ...]] = {}
         self.answers: dict[Any, Any] = {}
         self.described: dict[bytes, None] = {}
         self.token = 0
@@ -125,7 +128,7 @@ class Peer:
         self.leased.check()
         self.objects.settle()
         self.objects.check()
-        self.calls.check()
+        self.caller.check()
         for destination in dict.fromkeys(destination for destination, _ in self.out):
             messages = [message for to, message in self.out if to == destination]
             self.world.link(self.address, destination).send(messages)
@@ -151,21 +154,16 @@ class Peer:
         elif isinstance(message, LeaseGone):
             self.leased.on_gone(message)
         elif isinstance(message, Reply):
-            call = self.calls.on_reply(message)
-            assert call is not None
-            self.end_call(call, message.values)
+            assert message.task_id in self.calls.actor_of_call
+            self.caller.on_reply(message)
         elif isinstance(message, ActorState):
-            assert not self.calls.on_state(message), "no call fails: its handle keeps the actor"
+            if message.state in (ACTOR_DEAD, ACTOR_RESTARTING):
+                assert not self.calls.pending(message.actor_id), "a handle of its calls keeps the actor"
+            self.caller.on_state(message)
         elif isinstance(message, Created):
             self.answers[message.object_id] = message
         elif isinstance(message, Acked):
             self.answers[message.token] = message
-
-    def end_call(self, call: Call, values: tuple[Value, ...]) -> None:
-        for object_id, value in zip(ids.return_ids(call.task_id, call.num_returns), values, strict=True):
-            self.objects.on_reply(object_id, value, call.actor_id)
-        for object_id in self.needs.pop(call.task_id):
-            self.objects.drop(object_id)
 
     def answered(self, key: Any) -> Callable[[], bool]:
         return lambda: key in self.answers
@@ -237,15 +235,11 @@ class Peer:
         handle = self.random.choice(self.actors)
         actor_id = ids.producer_of(handle)
         task_id, deps, borrowed = self.next_task(), self.pick(), self.pick()
-        needs = self.needs[task_id] = (handle, *deps, *borrowed)
-        self.share(needs)
-        for object_id in needs:
-            self.objects.hold(object_id)
+        self.share((handle, *deps, *borrowed))
         returns = ids.return_ids(task_id, self.random.randrange(3))
-        self.objects.expect_reply(returns)
         sequence = self.calls.next_sequence(actor_id)
         call = Call(task_id, actor_id, sequence, "m", len(returns), b"".join(borrowed), deps)
-        assert self.calls.call(call) is None
+        self.caller.call(call, returns, (*deps, *borrowed))
         self.handles += returns
 
     def get(self, object_id: bytes) -> Program:

@@ -152,9 +152,13 @@ class ActorCalls:
             assert callee.state is not None
             self.out.append((callee.state.address, CancelCall(task_id, recursive)))
             return None
+        self._ended(task_id)
+        return self._withdraw(callee, task_id)
+
+    @staticmethod
+    def _withdraw(callee: _Callee, task_id: bytes) -> Call:
         call = next(call for call in callee.waiting if call.task_id == task_id)
         callee.waiting.remove(call)
-        self._ended(task_id)
         return call
 
     def _ended(self, task_id: bytes) -> bytes | None:
@@ -175,7 +179,10 @@ class ActorCalls:
         actor_id = self._ended(message.task_id)
         if actor_id is None:
             return None
-        return self.callees[actor_id].in_flight.pop(message.task_id, None)
+        callee = self.callees[actor_id]
+        call = callee.in_flight.pop(message.task_id, None)
+        # Or it waits to be repeated, and the reply of its former run was under way when its actor died.
+        return self._withdraw(callee, message.task_id) if call is None else call
 
     def forget(self, actor_id: bytes) -> Address | None:
         """No handle is left in this process; returns the address to disconnect from, if any.

@@ -69,7 +69,9 @@ class CallSlots:
 
     def may_start(self) -> bool:
         """Whether :meth:`next` has one."""
-        return self.queued > 0 and any(queue and self.free[group] > 0 for group, queue in self.queues.items())
+        if not self.queued:  # as a rule; the search costs as much as a call
+            return False
+        return any(queue and self.free[group] > 0 for group, queue in self.queues.items())
 
     def ended(self, task_id: bytes) -> None:
         """A call that :meth:`next` gave has ended."""

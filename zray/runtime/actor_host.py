@@ -21,15 +21,14 @@ from zray.core.cancellation import cancelled_value
 from zray.core.machine import Address
 from zray.errors import TaskCancelledError
 from zray.protocol import faults
-from zray.protocol.messages import INLINE, TASK, Call, Describe, Reply, Value
+from zray.protocol.messages import TASK, Call, Describe, Reply, Value
 from zray.protocol.user_messages import DYNAMIC, STREAM, Cancel, CancelCall, Leaving, ReplyItem
 from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import Client
-from zray.runtime.results import Results
+from zray.runtime.results import NOTHING, Results
 from zray.runtime.streaming import StreamCredits, StreamMaker
 from zray.runtime.task_context import TaskContext, here
-from zray.serialize.values import dump
 
 if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
     import asyncio
@@ -38,7 +37,8 @@ if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
 log = logging.getLogger("zray.worker")
 
 ATOMS = (type(None), bool, int, float)
-
+NAMES_MAX = 1_000
+"""Names of methods that are kept; callers may make up more."""
 
 Execute = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 LoadArguments = Callable[[Call], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -87,6 +87,7 @@ class ActorHost:
         self.leaving = False
         self.current = ids.NIL_ID  # the call that a plain actor runs
         self.contexts: dict[bytes, TaskContext] = {}
+        self._names: dict[str, str] = {}  # method -> what its calls are called
         self._spawned: dict[bytes, asyncio.Task[None]] = {}  # not begun yet: to cancel these would lose them
         self._coroutines: dict[bytes, asyncio.Task[None]] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -192,7 +193,7 @@ class ActorHost:
         client = self.client
         told = self._told()
         result = None
-        started_ns = time.perf_counter_ns()
+        started_ns = time.monotonic_ns()
         try:
             method: Callable[..., Any] = getattr(self.actor, call.method)
             args, kwargs = self.arguments(call)
@@ -201,7 +202,7 @@ class ActorHost:
             result, values = self._pack(source, call, result)
         except BaseException as error:
             values = self._errors(call, error)
-        client.spans.note(self._name_of(call), call.task_id, time.perf_counter_ns() - started_ns)
+        client.spans.note(self._name_of(call), call.task_id, started_ns, time.monotonic_ns())
         if self.checkpoints is not None and not self.leaving:
             values = self._record(self.checkpoints, call, values)
         elif self._told() != told:
@@ -265,7 +266,12 @@ class ActorHost:
             self.client.out.append((self.client.node, Leaving("exit_actor()")))
 
     def _name_of(self, call: Call) -> str:
-        return f"{self.name}.{call.method}"
+        name = self._names.get(call.method)
+        if name is None:
+            name = f"{self.name}.{call.method}"
+            if len(self._names) < NAMES_MAX:
+                self._names[call.method] = name
+        return name
 
     def _context_of(self, call: Call) -> TaskContext:
         return TaskContext(call.task_id, self._name_of(call), call.attempt, self.demand)
@@ -285,7 +291,7 @@ class ActorHost:
         here.set(context)
         told = self._told()
         result = None
-        started_ns = time.perf_counter_ns()
+        started_ns = time.monotonic_ns()
         try:
             with client.lock:  # from here on a cancellation finds it; one that came before left its mark
                 self._coroutines[call.task_id] = self._spawned.pop(call.task_id)
@@ -305,7 +311,7 @@ class ActorHost:
             values = self._errors(call, TaskCancelledError())
         except BaseException as error:
             values = self._errors(call, error)
-        client.spans.note(self._name_of(call), call.task_id, time.perf_counter_ns() - started_ns)
+        client.spans.note(self._name_of(call), call.task_id, started_ns, time.monotonic_ns())
         with client.lock:
             self._coroutines.pop(call.task_id, None)  # too late to cancel it
         if self._told() != told:
@@ -332,10 +338,6 @@ class ActorHost:
         import asyncio
 
         return await asyncio.to_thread(self._pack, source, call, result)
-
-
-NOTHING = (Value(INLINE, dump(None).to_bytes()),)
-"""The value of ``None``."""
 
 
 def _groups_of(cls: type) -> dict[str, str]:

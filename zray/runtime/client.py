@@ -22,7 +22,6 @@ from typing import Any
 
 from zray import ids
 from zray.config import Config
-from zray.core.cancellation import cancelled_value
 from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import Address
 from zray.errors import (
@@ -127,14 +126,13 @@ class Client(EventLink):
         self._exported: dict[bytes, None] = {}
         self._window = config.submit_window_max
         self._window_floor = 0  # how far below zero it may go for now
-        self._call_needs: dict[bytes, tuple[bytes, ...]] = {}
         self._tokens = 0
         self._replies: dict[Any, Any] = {}
         self.welcome: Welcome | None = None
         self._io: ObjectIO | None = None
         self.handlers = {
             ObjectReady: self._on_ready,
-            Reply: self._on_reply,
+            Reply: lambda _source, message: self.caller.on_reply(message),
             Lease: self._on_lease,
             LeasedReply: lambda _source, message: self.leased.on_reply(message),
             LeaseGone: self._on_lease_gone,
@@ -312,10 +310,9 @@ class Client(EventLink):
         with self.lock:
             task_id = ids.task_id(*self.context.next_id())
             returns = ids.return_ids(task_id, method.num_returns)
-            needs = (handle, *deps, *borrowed) if deps or borrowed else (handle,)
-            self._share(needs)
-            self.objects.hold_all(needs)
-            self.objects.expect_reply(returns)
+            arguments = (*deps, *borrowed) if deps or borrowed else ()
+            if arguments or self.leased.ended or not self.objects.is_shared(handle):
+                self._share((handle, *arguments))
             if method.returns == STREAM:
                 self.streams.open(task_id)
             sequence = self.calls.next_sequence(actor_id)
@@ -323,10 +320,7 @@ class Client(EventLink):
                 task_id, actor_id, sequence, method.name, method.num_returns, data, deps, method.returns,
                 method.group, method.unconsumed_max, 0, borrowed,
             )  # fmt: skip
-            self._call_needs[task_id] = needs
-            fault = self.calls.call(call, method.repeats)
-            if fault is not None:
-                self._end_call(call, (fault,) * method.num_returns)
+            self.caller.call(call, returns, arguments, method.repeats)
             if stored_args:
                 self.objects.drop(stored_args)
             self.after_append()
@@ -351,9 +345,7 @@ class Client(EventLink):
             elif force:
                 raise ValueError("force=True is for tasks; zray.kill() ends an actor")
             else:
-                call = self.calls.cancel(task_id, recursive)
-                if call is not None:
-                    self._end_call(call, (cancelled_value(task_id),) * call.num_returns)
+                self.caller.cancel(task_id, recursive)
             self._send_all()
 
     def ask(self, make: Callable[[int], Any], timeout_s: float | None) -> Any:
@@ -595,23 +587,10 @@ class Client(EventLink):
         if address is not None:
             self.transport.disconnect(address)
 
-    def _on_reply(self, source: Address, message: Reply) -> None:
-        call = self.calls.on_reply(message)
-        if call is not None:
-            self._end_call(call, message.values)
-
-    def _end_call(self, call: Call, values: Sequence[Value]) -> None:
-        objects = self.objects
-        for object_id, value in zip(ids.return_ids(call.task_id, call.num_returns), values, strict=True):
-            objects.on_reply(object_id, value, call.actor_id)
-        for object_id in self._call_needs.pop(call.task_id):
-            objects.drop(object_id)
-
     def _on_actor_state(self, source: Address, message: ActorState) -> None:
         if message.endpoint:
             self.transport.connect(message.address, message.endpoint)
-        for call, cause in self.calls.on_state(message):
-            self._end_call(call, (cause,) * call.num_returns)
+        self.caller.on_state(message)
         if message.state in (ACTOR_DEAD, ACTOR_RESTARTING) and message.address:
             self.transport.disconnect(message.address)
 

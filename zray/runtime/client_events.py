@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from zray.config import Config
+from zray.core.actor_caller import ActorCaller
 from zray.core.actor_calls import ActorCalls
 from zray.core.client_objects import ClientObjects, Want
 from zray.core.machine import Address
@@ -55,6 +56,7 @@ class EventLink(NodeLink):
         self.node = node
         self.objects = ClientObjects(self.out, node=node)
         self.calls = ActorCalls(self.out, node=node)
+        self.caller = ActorCaller(self.calls, self.objects)
         self.streams = StreamReader()
         self.stream_watchers: dict[bytes, list[Callable[[], None]]] = {}  # called at each item
         self.closed_streams: deque[bytes] = deque()  # of any thread, also inside the collector

@@ -16,6 +16,8 @@ from zray.protocol.messages import ACTOR, ERROR, EXTENT, INLINE, Abort, Seal, Va
 from zray.runtime.client import Client
 from zray.serialize.values import dump, dump_error, format_user_traceback
 
+NOTHING = (Value(INLINE, dump(None).to_bytes()),)
+"""The values of what returns ``None``."""
 RESULT_BYTES_MAX = 8 << 20
 """What the small results of one task, or copies of its error, take together in one message."""
 
@@ -56,6 +58,8 @@ class Results:
             SerializationError: for a value that cannot be pickled.
         """
         if num_returns == 1:
+            if result is None:
+                return NOTHING
             return (self.pack_one(ids.first_return_id(task_id), name, result, holder),)
         if num_returns == 0:
             return ()

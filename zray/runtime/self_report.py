@@ -27,15 +27,16 @@ class Spans:
     def __len__(self) -> int:
         return len(self._ring)
 
-    def note(self, name: str, task_id: bytes, duration_ns: int) -> None:
-        """A task or call has just ended."""
-        self._ring.append((name, task_id, time.time_ns(), duration_ns))
+    def note(self, name: str, task_id: bytes, started_ns: int, ended_ns: int) -> None:
+        """A task or call has run between these moments of the monotonic clock."""
+        self._ring.append((name, task_id, started_ns, ended_ns))
 
     def rows(self) -> list[tuple[str, str, int, int]]:
         """``(name, task id in hex, start, duration)``, times in nanoseconds, since 1970 and long."""
+        epoch_ns = time.time_ns() - time.monotonic_ns()
         return [
-            (name, task_id.hex(), end_ns - duration_ns, duration_ns)
-            for name, task_id, end_ns, duration_ns in self._ring.copy()
+            (name, task_id.hex(), epoch_ns + started_ns, ended_ns - started_ns)
+            for name, task_id, started_ns, ended_ns in self._ring.copy()
         ]
 
 

@@ -65,10 +65,10 @@ from zray.protocol.user_messages import (
     Yielded,
 )
 from zray.runtime import environment, output, own_client
-from zray.runtime.actor_host import NOTHING, ActorHost
+from zray.runtime.actor_host import ActorHost
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import ARGS_IN_LAST_DEP, Client
-from zray.runtime.results import InputFailedError, Results
+from zray.runtime.results import NOTHING, InputFailedError, Results
 from zray.runtime.streaming import StreamCredits, StreamMaker
 from zray.runtime.task_context import TaskContext
 from zray.serialize.functions import FunctionTable, load_args
@@ -156,13 +156,10 @@ class WorkerProcess:
         own_client.use(client, in_worker=True)
         output.redirect(client)
         while self._wait_for_work():
-            if self.runs:
-                self._run_task(self.runs.popleft())
-            elif self.calls:
-                self._serve(*self.calls.popleft())
-            elif self.actor is not None and not self.actor.is_concurrent:
-                self.actor.run_next()
-            self._send_if_due()
+            self._do_one()
+            while self._has_work():
+                self._send_if_due()
+                self._do_one()
         if self.actor is not None:
             client.wait_until(lambda: self.actor is None or self.actor.is_idle, None)
         atexit._run_exitfuncs()  # the process ends without the interpreter's own end
@@ -170,6 +167,14 @@ class WorkerProcess:
         client.tell_all()
         client.close()
         return 0
+
+    def _do_one(self) -> None:
+        if self.runs:
+            self._run_task(self.runs.popleft())
+        elif self.calls:
+            self._serve(*self.calls.popleft())
+        elif self.actor is not None and not self.actor.is_concurrent:
+            self.actor.run_next()
 
     def _has_work(self) -> bool:
         if self.runs or self.calls:
@@ -190,9 +195,7 @@ class WorkerProcess:
         return self._has_work()
 
     def _send_if_due(self) -> None:
-        """Results wait for company while there is more to run, but not for long."""
-        if not self._has_work():
-            return  # waiting for work sends everything
+        """Results wait for company while there is more to run, but not for long; waiting sends them all."""
         now_ns = time.monotonic_ns()
         if self.finished == 0:
             self.first_finished_ns = now_ns
@@ -332,7 +335,7 @@ class WorkerProcess:
         client.set_context(TaskContext(run.task_id, descriptor.name, run.attempt, descriptor.demand))
         with client.lock:  # who interrupts a task looks and signals under it: nothing meant for another comes
             self.current, self._to_interrupt = run.task_id, ids.NIL_ID
-        started_ns = time.perf_counter_ns()
+        started_ns = time.monotonic_ns()
         failed = False
         result = None
         try:
@@ -343,10 +346,10 @@ class WorkerProcess:
             self._interruptible = ids.NIL_ID
             failed = True
             values = self._failure(run, descriptor, error)
-        run_ns = time.perf_counter_ns() - started_ns
+        ended_ns = time.monotonic_ns()
         self.current = ids.NIL_ID
-        client.spans.note(descriptor.name, run.task_id, run_ns)
-        return result, values, run_ns, failed
+        client.spans.note(descriptor.name, run.task_id, started_ns, ended_ns)
+        return result, values, ended_ns - started_ns, failed
 
     def _failure(self, run: Run, descriptor: Describe, error: BaseException) -> tuple[Value, ...]:
         """The values of a task that raised; notes whether another attempt would be of use."""
@@ -429,10 +432,10 @@ class WorkerProcess:
         try:
             result = function(*args, **kwargs)
         except BaseException as error:
-            if os.getpid() != self.client.pid:
+            if own_client.was_forked():
                 _end_fork(error)
             raise
-        if os.getpid() != self.client.pid:
+        if own_client.was_forked():
             _end_fork(None)
         return result
 
