@@ -15,7 +15,7 @@ from zray.core.guests import Guests
 from zray.core.local_scheduler import LocalScheduler
 from zray.core.node import Node
 from zray.core.node_store import NodeStore
-from zray.core.object_directory import ObjectDirectory
+from zray.core.object_directory import ObjectDirectory, SharedRow
 from zray.core.peers import Peers
 from zray.core.references import References
 from zray.core.sharing import Sharing
@@ -103,6 +103,24 @@ def test_a_node_that_lives_on_after_its_death_is_noticed(monkeypatch: Patch) -> 
     kind, detail = first_failure(scenario, range(8))
     assert kind == LIVENESS
     assert "did not end in time" in detail
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_two_nodes_that_rebuild_one_loss_are_noticed(monkeypatch: Patch) -> None:
+    original = ObjectDirectory._lost
+
+    def lost(self: ObjectDirectory, row: SharedRow) -> None:
+        before = len(self.out)
+        original(self, row)
+        for chosen, message in self.out[before:]:
+            if isinstance(message, Rebuild):
+                others = [node for node in self.alive if node != chosen]
+                self.out += [(node, message) for node in others[:1]]
+
+    monkeypatch.setattr(ObjectDirectory, "_lost", lost)
+    kind, detail = first_failure(load("lost_objects"), range(12))
+    assert kind == CORRECTNESS
+    assert "attempt" in detail
 
 
 @pytest.mark.usefixtures("no_self_judgement")
