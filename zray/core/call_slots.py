@@ -69,8 +69,10 @@ class CallSlots:
 
     def may_start(self) -> bool:
         """Whether :meth:`next` has one."""
-        if not self.queued:  # as a rule; the search costs as much as a call
+        if not self.queued:
             return False
+        if len(self.queues) == 1:  # as a rule
+            return self.free[DEFAULT_GROUP] > 0
         return any(queue and self.free[group] > 0 for group, queue in self.queues.items())
 
     def ended(self, task_id: bytes) -> None:

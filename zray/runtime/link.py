@@ -16,7 +16,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zray.config import Config
@@ -66,6 +66,7 @@ class NodeLink:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self.transport.watch(self._wake_read)
+        self._sockets: dict[int, Transport] = {self.transport.fileno(): self.transport}  # by descriptor
         self._node_pid_fd = -1
         self.before_waiting: Callable[[], bool] | None = None  # worker: may lend its CPU
         self.after_waiting: Callable[[], None] | None = None
@@ -85,6 +86,7 @@ class NodeLink:
         with self.lock:
             self.transport.watch(server.fileno())
             self.servers.append(server)
+            self._sockets[server.fileno()] = server
 
     def close_sockets(self) -> None:
         """Let go of sockets and descriptors; nobody may sleep. Lock held."""
@@ -145,10 +147,18 @@ class NodeLink:
             self._receive()
 
     def _receive(self) -> bool:
-        """Handle what has arrived; whether anything had."""
+        """Handle what has arrived, as far as one turn goes; whether anything had."""
         batch = self.transport.receive(FRAMES_PER_TURN_MAX)
         for server in self.servers:
             batch += server.receive(FRAMES_PER_TURN_MAX)
+        return self._handle(batch)
+
+    def _receive_first(self, sockets: Sequence[Transport]) -> None:
+        """Handle one frame of each of these: after a sleep, as a rule all that there is."""
+        for socket in sockets:
+            self._handle(socket.receive(1))
+
+    def _handle(self, batch: list[tuple[Address, Any]]) -> bool:
         handlers = self.handlers
         for source, message in batch:
             handlers.get(type(message), self._on_unexpected)(source, message)
@@ -170,9 +180,13 @@ class NodeLink:
 
     # --- waiting ---------------------------------------------------------------------------------
 
-    def wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
+    def wait_until(self, done: Callable[[], bool], timeout_s: float | None, *, may_lend: bool = True) -> bool:
         """Wait until ``done()`` (called with the lock held), in turn with other threads.
 
+        Args:
+            done: whether the wait is over.
+            timeout_s: seconds; ``None``: without end.
+            may_lend: in a worker, give the CPU of the running task to others meanwhile.
         Returns:
             whether it is done; False once the time is over.
         Raises:
@@ -180,22 +194,24 @@ class NodeLink:
             KeyboardInterrupt: at once, in the main thread; nothing is lost by it.
         """
         try:
-            return self._wait_until(done, timeout_s)
+            return self._wait_until(done, timeout_s, may_lend)
         finally:
             self.show_output()
 
-    def _wait_until(self, done: Callable[[], bool], timeout_s: float | None) -> bool:
+    def _wait_until(self, done: Callable[[], bool], timeout_s: float | None, may_lend: bool) -> bool:
+        may_lend = may_lend and self.before_waiting is not None
         with self.lock:
             self._send_all()
             if done():
                 return True
-            self._receive()
-            if done():
-                self._send_all()
-                return True
+            if may_lend:  # not for what is there already
+                self._receive()
+                if done():
+                    self._send_all()
+                    return True
         self.interrupts.install()
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        lent = self.before_waiting is not None and self.before_waiting()
+        lent = may_lend and self.before_waiting is not None and self.before_waiting()
         try:
             while True:
                 if self._lead_or_follow(done, deadline):
@@ -233,32 +249,38 @@ class NodeLink:
 
     def _lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Poll and handle for everybody until ``done()`` or the time is over."""
+        woken: Sequence[Transport] = ()
         while True:
             with self.lock:
                 self._check_usable()
+                self._receive_first(woken)
+                woken = ()
                 while True:
                     self._send_all()
                     if done():
                         return True
                     if not self._receive():
                         break
-                if not self.may_sleep():
+                if not self.may_sleep(has_looked=True):
                     continue
             self.show_output()
             try:
                 nap_s = _nap_s(deadline)
                 if nap_s is not None and nap_s <= 0:
                     return False
-                self.sleep(None if nap_s is None else math.ceil(nap_s * 1000))
+                woken = self.sleep(None if nap_s is None else math.ceil(nap_s * 1000))
             finally:
                 self.end_sleep()
 
-    def may_sleep(self) -> bool:
-        """Whether nothing is to be done. Then :meth:`sleep` follows; who makes work wakes it. Lock held."""
+    def may_sleep(self, *, has_looked: bool = False) -> bool:
+        """Whether nothing is to be done. Then :meth:`sleep` follows; who makes work wakes it. Lock held.
+
+        ``has_looked``: no socket had anything, and none was used since.
+        """
         self._sleeper_woken = False
         self._leader_sleeps = True  # before the look: what comes after it wakes the sleeper
         ended = self._broken is not None or self._closed  # by what was just received, perhaps
-        if ended or self.out or self.has_gathered() or self._any_readable():
+        if ended or self.out or self.has_gathered() or (not has_looked and self._any_readable()):
             self._leader_sleeps = False
         return self._leader_sleeps
 
@@ -277,18 +299,25 @@ class NodeLink:
         if self._closed:
             raise LocalProtocolError("this connection is closed: zray was shut down")
 
-    def sleep(self, timeout_ms: int | None) -> None:
-        """Block until something may have arrived. For the thread that leads; the lock is free."""
+    def sleep(self, timeout_ms: int | None) -> list[Transport]:
+        """Block until something may have arrived; returns the sockets where.
+
+        For the thread that leads; the lock is free.
+        """
+        woken: list[Transport] = []
         for server in self.servers:
             timeout_ms = server.until_due(timeout_ms)
         for fd in self.transport.wait(timeout_ms):
-            if fd == self._wake_read:
+            if fd in self._sockets:
+                woken.append(self._sockets[fd])
+            elif fd == self._wake_read:
                 self._drain_wakes()
             elif fd == self._node_pid_fd:
                 with self.lock:
                     self._receive()
                     self.fail(ClusterUnavailableError("the node of this process is gone", 0.0))
                     self.transport.unwatch(fd)
+        return woken
 
     def _drain_wakes(self) -> None:
         with contextlib.suppress(BlockingIOError):

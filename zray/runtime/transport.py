@@ -253,7 +253,7 @@ class Transport:
                 source = receive(_NOBLOCK)
             except zmq.Again:
                 break
-            frame = receive() if option(_RCVMORE) else b""
+            frame = receive()  # a routing id never comes alone, and all frames of a message come at once
             if self._addresses:
                 source = self._addresses.get(source, source)
             try:

@@ -191,7 +191,7 @@ class WorkerProcess:
             return True
         if not self._is_over():
             self.finished = 0
-            self.client.wait_until(lambda: self._has_work() or self._is_over(), None)
+            self.client.wait_until(lambda: self._has_work() or self._is_over(), None, may_lend=False)
         return self._has_work()
 
     def _send_if_due(self) -> None:
