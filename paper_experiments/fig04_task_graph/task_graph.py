@@ -1,12 +1,13 @@
 """The task graph of a recorded run: data, control and stateful edges (section 4.1 and figure 4).
 
-It is read off what the node of the run was told: submissions, with who submitted them and what they take, and
-the calls that actors ran, in the order in which they ran them. Tasks and calls are named by what they run and by
-their place among those of their kind, so two runs of one program give the same names.
+It is read off what the node of the run was told: submissions, with who submitted them and what they take,
+and the calls that actors ran, in the order in which they ran them. Tasks and calls are named by what they run
+and by their place among those of their kind, so two runs of one program give the same names.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +102,7 @@ class LineageReader:
         for task_id, spec in self.submitted.items():
             if self.kinds[spec.descriptor_id].kind == ACTOR:  # the creation is the first of its chain
                 chain = [task_id, *self.calls.get(task_id, ())]
-                pairs = zip(chain, chain[1:], strict=False)
+                pairs = pairwise(chain)
                 found += [GraphEdge(STATEFUL, names[one], names[other]) for one, other in pairs]
         return found
 
