@@ -1,7 +1,7 @@
 """Figure 4: the task graph of the training loop of figure 3, as zray records it.
 
 The graph is read off the trace of a real run and compared with that of the paper, edge by edge: once
-undisturbed, once with an actor killed in the midst of a call, once with the task killed that submits the rest.
+undisturbed, once with an actor killed in the midst of a call, once with the task killed that submits all.
 """
 
 from __future__ import annotations
