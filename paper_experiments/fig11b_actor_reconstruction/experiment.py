@@ -90,13 +90,13 @@ class Recovery(NamedTuple):
 def live(run: ExperimentRun) -> None:
     """The actors of one node; their processes are killed."""
     count = run.pick("actors", tiny=5, small=20, paper=50)
-    after = run.pick("calls_after", tiny=10, small=25, paper=80)
-    run.parameter("calls_before", CALLS_BEFORE)
+    after = run.pick("calls_after", tiny=8, small=50, paper=80)
+    before = run.pick("calls_before", tiny=12, small=CALLS_BEFORE, paper=CALLS_BEFORE)
     run.parameter("checkpoint_interval", INTERVAL)
-    calls = CALLS_BEFORE + after
+    calls = before + after
     wrong, found = 0, {}
     for variant in run.steps(VARIANTS, "variant"):
-        one = found[variant] = _recover(count, calls, INTERVAL if variant == WITH else 0)
+        one = found[variant] = _recover(count, before, calls, INTERVAL if variant == WITH else 0)
         wrong += sum(state != state_alone(calls) for state in one.states)
         _draw(run, variant, one)
     run.quantity("wrong_states", wrong)
@@ -111,7 +111,7 @@ def state_alone(calls: int) -> int:
     return state
 
 
-def _recover(count: int, calls: int, interval: int) -> Recovery:
+def _recover(count: int, before: int, calls: int, interval: int) -> Recovery:
     """All actors at work; some lose their processes; all come to their ends."""
     lost = max(1, round(LOST_SHARE * count))
     with tempfile.TemporaryDirectory(prefix="zs") as folder, local_cluster(num_cpus=2):
@@ -123,7 +123,7 @@ def _recover(count: int, calls: int, interval: int) -> Recovery:
         pids = zray.get([actor.pid.remote() for actor in actors])
         began_s = time.monotonic()
         refs = [[actor.work.remote(number) for number in range(calls)] for actor in actors]
-        zray.get([mine[CALLS_BEFORE - 1] for mine in refs[:lost]])
+        zray.get([mine[before - 1] for mine in refs[:lost]])
         killed_s = time.monotonic()
         for pid in pids[:lost]:
             os.kill(pid, signal.SIGKILL)
@@ -163,17 +163,18 @@ def _conclude(run: ExperimentRun, saved: Recovery, repeated: Recovery) -> None:
         run.quantity(f"repeated_per_lost {name}", per_actor[name])
         run.quantity(f"most_repeated {name}", max(counts))
         run.quantity(f"repeated_of_others {name}", sum(counts[found.lost :]))
-    before = [sum(int((one.first_s < repeated.killed_s).sum()) for one in repeated.actors[: repeated.lost])]
-    run.quantity("repeated_share_without", per_actor[WITHOUT] * repeated.lost / sum(before))
+    before = sum(int((one.first_s < repeated.killed_s).sum()) for one in repeated.actors[: repeated.lost])
+    run.quantity("repeated_share_without", per_actor[WITHOUT] * repeated.lost / before)
     run.quantity("saved_by_checkpoints", per_actor[WITHOUT] / max(1 / saved.lost, per_actor[WITH]))
     run.quantity("rate_with_over_without", _rate(saved) / _rate(repeated))
     share = _share_of_others(saved)
     run.quantity("others_share_after_loss", share)
     if (steady := _rate(saved) * CALL_S / len(saved.actors)) < 0.97:
-        reason = (
-            f"on {os.cpu_count()} shared CPUs the actors reach {steady:.2f} of their rate even undisturbed"
+        run.beyond(
+            "others_share_after_loss",
+            f"on {os.cpu_count()} shared CPUs the actors reach {steady:.2f} of their rate even undisturbed, "
+            "and new processes start on the same CPUs",
         )
-        run.beyond("others_share_after_loss", reason)
     run.absent(
         "recovered_elsewhere",
         "actors stay on the node of their creator: here processes are killed and not nodes; an actor of a "
