@@ -49,7 +49,7 @@ class Peer:
         self._said: IO[bytes] = TemporaryFile()  # noqa: SIM115 - end() closes it
         child = [python, "-m", "paper_experiments.common.peer_child", system, str(cpus)]
         command = [*_mpirun(cpus), *child] if system == OPENMPI else child
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **QUIET}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **SETTINGS}
         self._process = subprocess.Popen(
             command, cwd=ROOT, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._said,
@@ -107,9 +107,11 @@ class Peer:
         self._said.close()
 
 
-QUIET = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0",
     "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    # Who computes at the same time is up to the systems, and not to a library inside each of their processes.
+    "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1",
 }  # fmt: skip
 
 

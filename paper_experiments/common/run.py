@@ -20,6 +20,11 @@ SCALES = ("tiny", "small", "paper")
 BAR_WIDTH = 24
 
 
+def paired_ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+    """The median ratio of samples that were taken in turn, so that a busy machine slows both of a pair."""
+    return float(median(one / other for one, other in zip(ours, others, strict=True)))
+
+
 class Progress:
     """A bar on a terminal, a line per step elsewhere."""
 
