@@ -13,6 +13,7 @@ from pathlib import Path
 from paper_experiments.common import catalogue, report, results, verdicts
 from paper_experiments.common.catalogue import Experiment, UnknownExperimentError
 from paper_experiments.common.expected import ExpectedError, Mode
+from paper_experiments.common.peers import SYSTEMS
 from paper_experiments.common.run import SCALES
 from zray.errors import ZrayError
 
@@ -48,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--sim", action="store_const", const="sim", dest="mode", help="only in virtual time")
     running.add_argument("--scale", choices=SCALES, default="small", help="default: %(default)s")
     running.add_argument("--dry", action="store_true", help="store nothing")
+    _add_python(running)
     running.set_defaults(function=_run)
 
     reporting = commands.add_parser("report", help="write one HTML page of everything that is stored")
@@ -57,6 +59,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     reporting.set_defaults(function=_report)
     return parser
+
+
+def _add_python(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--python", action="append", default=[], metavar="SYSTEM=PATH", type=_interpreter,
+        help=f"interpreter for a system out of {', '.join(SYSTEMS)}, may be repeated (default: this one)",
+    )  # fmt: skip
+
+
+def _interpreter(text: str) -> tuple[str, str]:
+    system, equals, path = text.partition("=")
+    if system not in SYSTEMS or not equals or not path:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SYSTEM=PATH with one of {', '.join(SYSTEMS)}")
+    return system, path
 
 
 # --- list ----------------------------------------------------------------------------------------
@@ -82,7 +98,7 @@ def _run(given: argparse.Namespace) -> int:
     failed = 0
     for experiment, modes in plan:
         for mode in modes:
-            failed += _run_one(experiment, mode, given.scale, dry=given.dry)
+            failed += _run_one(experiment, mode, given)
     return 1 if failed else 0
 
 
@@ -95,10 +111,10 @@ def _modes_of(experiment: Experiment, wanted: Mode | None, *, everything: bool) 
     return [wanted] if wanted in experiment.runners else []
 
 
-def _run_one(experiment: Experiment, mode: Mode, scale: str, *, dry: bool) -> int:
+def _run_one(experiment: Experiment, mode: Mode, given: argparse.Namespace) -> int:
     """Run, store, and say what came out; how many claims were not reproduced."""
-    result = catalogue.run(experiment, mode, scale)
-    print(f"{experiment.name}, {mode}, {scale}: {result.took_s:.1f} s")
+    result = catalogue.run(experiment, mode, given.scale, pythons=dict(given.python))
+    print(f"{experiment.name}, {mode}, {given.scale}: {result.took_s:.1f} s")
     failed = 0
     for claim in experiment.expected.claims:
         if mode not in claim.modes:
@@ -109,7 +125,7 @@ def _run_one(experiment: Experiment, mode: Mode, scale: str, *, dry: bool) -> in
         print(f"  {verdict.kind:20} {claim.name}: {value or '-'} ({claim.bounds})")
         if verdict.reason:
             print(f"  {'':20} {verdict.reason}")
-    if not dry:
+    if not given.dry:
         print(f"  stored in {results.save(result, experiment.folder)}")
     return failed
 

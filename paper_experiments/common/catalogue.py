@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,16 +65,22 @@ def runner_of(experiment: Experiment, mode: Mode) -> Callable[[ExperimentRun], N
     return runner
 
 
-def run(experiment: Experiment, mode: Mode, scale: str, progress: Progress | None = None) -> Result:
+def run(
+    experiment: Experiment, mode: Mode, scale: str, progress: Progress | None = None,
+    pythons: Mapping[str, str] | None = None,
+) -> Result:  # fmt: skip
     """Run an experiment once; nothing is stored.
 
+    Args:
+        pythons: interpreters of systems that it is compared with.
     Raises:
         UnknownExperimentError: if it has no such mode.
         ZrayError: whatever the run itself raises.
     """
     runner = runner_of(experiment, mode)
     provenance = results.provenance_of(experiment.folder)
-    doing = ExperimentRun(experiment.name, mode, scale, progress or Progress(f"{experiment.name} {mode}"))
+    progress = progress or Progress(f"{experiment.name} {mode}")
+    doing = ExperimentRun(experiment.name, mode, scale, progress, pythons)
     started = time.monotonic()
     runner(doing)
     return doing.result(experiment.folder, time.monotonic() - started, provenance)

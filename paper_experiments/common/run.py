@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import TextIO, TypeVar
 
+from paper_experiments.common import peers
 from paper_experiments.common.expected import Mode
+from paper_experiments.common.peers import Peer
 from paper_experiments.common.results import MeasuredSeries, Result
 
 T = TypeVar("T")
 
 SCALES = ("tiny", "small", "paper")
 BAR_WIDTH = 24
+
+
+def paired_ratio(ours: Sequence[float], others: Sequence[float]) -> float:
+    """The median ratio of samples that were taken in turn, so that a busy machine slows both of a pair."""
+    return float(median(one / other for one, other in zip(ours, others, strict=True)))
 
 
 class Progress:
@@ -46,10 +54,15 @@ class ExperimentRun:
 
     Args:
         scale: ``tiny`` shows that it works, ``small`` ends within minutes, ``paper`` takes the paper's sizes.
+        pythons: interpreters of systems that need one of their own.
     """
 
-    def __init__(self, experiment: str, mode: Mode, scale: str, progress: Progress) -> None:
+    def __init__(
+        self, experiment: str, mode: Mode, scale: str, progress: Progress,
+        pythons: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
         self.experiment, self.mode, self.scale = experiment, mode, scale
+        self.pythons = dict(pythons or {})
         self.progress = progress
         self.parameters: dict[str, str | int | float] = {}
         self.quantities: dict[str, float] = {}
@@ -78,6 +91,18 @@ class ExperimentRun:
             self.progress.show(number, len(todo), f"{what} {one}")
             yield one
         self.progress.clear()
+
+    @contextmanager
+    def peers(self, systems: Sequence[str], cpus: int) -> Iterator[dict[str, Peer]]:
+        """Those of the systems that can be started here; the report says why others are missing.
+
+        Raises:
+            PeerError: if zray itself does not start.
+        """
+        with peers.started(systems, self.pythons, cpus) as (running, missing):
+            for system, reason in missing.items():
+                self.note(f"Without {peers.SYSTEMS[system]}: {reason}")
+            yield running
 
     def point(self, chart: str, series: str, x: float, samples: float | Iterable[float]) -> float:
         """A point of a curve: the median of the samples, with their extremes; the median."""

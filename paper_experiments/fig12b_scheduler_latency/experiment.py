@@ -1,101 +1,24 @@
 """Figure 12b: what a slower scheduler costs a ring allreduce of many short rounds.
 
-One actor per participant holds a share of every chunk. In each of the 2(n-1) rounds every participant gets
-the chunk that its left neighbour has just made, adds its own share (first half) or keeps it (second half),
-and hands it on; the refs of one round are the arguments of the next. The added latency is spent in each call.
+The ring is that of figure 12a; the added latency is spent in each of its calls.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 import zray
 from paper_experiments.common.local import local_cluster
 from paper_experiments.common.run import ExperimentRun
+from paper_experiments.fig12a_allreduce.workload import RING, allreduce, start
 
 ADDED_MS = (0, 1, 5, 10)
 OBJECT_BYTES = 100_000_000
 LINK_BYTES_PER_S = 1.4e9
 """Effective transfer between two nodes of the paper, from figure 8a and not from the figure predicted."""
 PAPER_PARTICIPANTS = 16
-
-
-class RingParticipant:
-    """One of ``count`` participants, with its share of each chunk."""
-
-    def __init__(self, number: int, count: int, length: int) -> None:
-        self.number, self.count, self.length = number, count, length
-        self.shares: list[Any] = []
-        self.renew()
-
-    def renew(self) -> None:
-        """Forget all sums."""
-        self.shares = [np.full(self.length, share_of(self.number, chunk)) for chunk in range(self.count)]
-
-    def begin(self, chunk: int) -> Any:
-        """The first chunk that leaves this participant."""
-        return self.shares[chunk]
-
-    def step(self, chunk: int, incoming: Any, adds: bool, delay_s: float) -> Any:
-        """One round: take a chunk from the left neighbour, and give what goes to the right one."""
-        if delay_s:
-            time.sleep(delay_s)
-        total = incoming + self.shares[chunk] if adds else incoming
-        self.shares[chunk] = total
-        return total
-
-    def sums(self) -> list[float]:
-        """One number of every chunk."""
-        return [float(share[0]) for share in self.shares]
-
-
-def share_of(number: int, chunk: int) -> float:
-    """What a participant contributes to a chunk: the sums of chunks differ."""
-    return float((number + 1) * (chunk + 1))
-
-
-def allreduce(
-    participants: list[Any], delay_s: float, clock_s: Callable[[], float] = time.monotonic
-) -> float:
-    """One allreduce; how long it took, in seconds.
-
-    Raises:
-        AssertionError: if a participant ends with anything but the sum.
-    """
-    count = len(participants)
-    zray.get([actor.renew.remote() for actor in participants])
-    started = clock_s()
-    chunks = [actor.begin.remote(number) for number, actor in enumerate(participants)]
-    for number in range(2 * (count - 1)):
-        chunks = [
-            actor.step.remote((place - number - 1) % count, chunks[place - 1], number < count - 1, delay_s)
-            for place, actor in enumerate(participants)
-        ]
-    zray.get(chunks)
-    taken_s = clock_s() - started
-    check(participants)
-    return taken_s
-
-
-def check(participants: list[Any]) -> None:
-    """Every participant has the sum of every chunk."""
-    count = len(participants)
-    wanted = [sum(share_of(number, chunk) for number in range(count)) for chunk in range(count)]
-    for found in zray.get([actor.sums.remote() for actor in participants]):
-        assert found == wanted, f"the ring gives {found} and not {wanted}"
-
-
-def start(count: int, length: int) -> list[Any]:
-    """The participants, ready."""
-    actor = zray.remote(RingParticipant)
-    participants = [actor.remote(number, count, length) for number in range(count)]
-    zray.get([participant.begin.remote(0) for participant in participants])
-    return participants
 
 
 # --- live ----------------------------------------------------------------------------------------
@@ -109,11 +32,11 @@ def live(run: ExperimentRun) -> None:
     length = max(1, object_bytes // count // 8)
     taken: dict[int, list[float]] = {added: [] for added in ADDED_MS}
     with local_cluster(object_store_memory=max(256 << 20, 8 * object_bytes)):
-        participants = start(count, length)
-        allreduce(participants, 0.0)
+        participants = start(zray, count)
+        allreduce(zray, participants, length)
         for _ in run.steps(range(repetitions), "repetition"):
             for added in ADDED_MS:
-                taken[added].append(1000 * allreduce(participants, added / 1000))
+                taken[added].append(1000 * allreduce(zray, participants, length, RING, added / 1000))
     medians = {
         added: run.point("latency", f"{count} participants on one node", added, samples)
         for added, samples in taken.items()
@@ -160,7 +83,7 @@ def _simulate(count: int, transfer_s: float, added_s: float, latency_s: float | 
     with zray.simulate(
         cpus=count, latency_s=latency_s, durations=lambda name, _: step_s.get(name, 0.0)
     ) as cluster:
-        return 1000 * allreduce(start(count, 1), added_s, lambda: cluster.now_s)
+        return 1000 * allreduce(zray, start(zray, count), 1, RING, added_s, lambda: cluster.now_s)
 
 
 def _slope(taken: dict[int, float]) -> float:

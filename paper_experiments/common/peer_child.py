@@ -1,0 +1,91 @@
+"""One system in a process of its own: ``python -m paper_experiments.common.peer_child SYSTEM CPUS``.
+
+Starts the system, then answers one line of JSON with one line of JSON: ``{"call": "module:function", "with":
+{...}}`` calls the function with the system's API and these arguments, and ``{"value": ...}`` or ``{"error":
+"..."}`` is the answer. The functions are the same for every system, so a ratio of two of them is about the
+systems alone. Needs nothing of zray where the system is not zray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+OPENMPI = "openmpi"
+
+
+@contextlib.contextmanager
+def zray_like(system: str, cpus: int) -> Iterator[Any]:
+    """zray or Ray, started on this machine; its module."""
+    api: Any = importlib.import_module(system)
+    if system == "ray":
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        api.init(num_cpus=cpus, object_store_memory=1 << 30, **options)
+    else:
+        api.init(address="local", num_cpus=cpus, object_store_memory=1 << 30)
+    try:
+        yield api
+    finally:
+        api.shutdown()
+
+
+@contextlib.contextmanager
+def openmpi() -> Iterator[Any]:
+    """The communicator of all ranks."""
+    yield importlib.import_module("mpi4py.MPI").COMM_WORLD
+
+
+def answer(api: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """What a request gives."""
+    module, _, function = request["call"].partition(":")
+    try:
+        return {"value": getattr(importlib.import_module(module), function)(api, **request["with"])}
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
+def serve(api: Any, requests: TextIO, answers: TextIO) -> None:
+    """Until the requests end."""
+    answers.write("{}\n")
+    answers.flush()
+    for line in requests:
+        answers.write(json.dumps(answer(api, json.loads(line))) + "\n")
+        answers.flush()
+
+
+def serve_together(api: Any, requests: TextIO, answers: TextIO) -> None:
+    """The same for a system whose processes all take part: the first hears and answers for all."""
+    is_first = api.Get_rank() == 0
+    if is_first:
+        answers.write("{}\n")
+        answers.flush()
+    while line := api.bcast(requests.readline() if is_first else None):
+        found = answer(api, json.loads(line))
+        if is_first:
+            answers.write(json.dumps(found) + "\n")
+            answers.flush()
+
+
+def main() -> None:
+    """Answers go where the output went; what the system itself prints goes to the errors."""
+    system, cpus = sys.argv[1], int(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    if system == OPENMPI:
+        with openmpi() as api:
+            serve_together(api, sys.stdin, answers)
+        return
+    with zray_like(system, cpus) as api:
+        serve(api, sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
