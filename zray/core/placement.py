@@ -115,6 +115,9 @@ class NodeLoad:
         self.queue_ns = (self.backlog + 1) * self.run_ns // self.slots
 
 
+Inputs = tuple[tuple[bytes, int, tuple[bytes, ...]], ...]
+"""``(object id, bytes, nodes that hold it)`` of each input of a task, as ``Forward`` has them."""
+
 Policy = Callable[[Sequence[NodeLoad], Forward, "Random | None"], NodeLoad]
 """``(nodes, task, random) -> node``: ``nodes`` is not empty, sorted by node id, and all are feasible."""
 
@@ -124,18 +127,24 @@ def queue_ns(node: NodeLoad, demand: Demand) -> int:
     return 0 if node.pool.fits(demand) else node.queue_ns
 
 
-def held_bytes(task: Forward) -> tuple[int, dict[bytes, int]]:
+def held_bytes(inputs: Inputs) -> tuple[int, dict[bytes, int]]:
     """Bytes of all inputs of a task, and of those that each node holds: ``(total, {node_id: bytes})``.
 
     An input that is not made yet has no holders; it costs every node the same, whatever its size.
     """
     total = 0
     held: dict[bytes, int] = {}
-    for _, size, holders in dict.fromkeys(task.inputs):  # an argument that is passed twice is pulled once
+    for _, size, holders in dict.fromkeys(inputs):  # an argument that is passed twice is pulled once
         total += size
         for node_id in holders:
             held[node_id] = held.get(node_id, 0) + size
     return total, held
+
+
+def is_better_elsewhere(node_id: bytes, inputs: Inputs) -> bool:
+    """Whether another node holds more bytes of a task's inputs than ``node_id`` does."""
+    _, held = held_bytes(inputs)
+    return max(held.values(), default=0) > held.get(node_id, 0)
 
 
 def least_wait(nodes: Sequence[NodeLoad], task: Forward, random: Random | None = None) -> NodeLoad:
@@ -149,7 +158,7 @@ def least_wait(nodes: Sequence[NodeLoad], task: Forward, random: Random | None =
     if not task.inputs:
         return least_queue(nodes, task)
     demand = task.descriptor.demand
-    total_bytes, held = held_bytes(task)
+    total_bytes, held = held_bytes(task.inputs)
     best = nodes[0]
     best_wait_ns = -1
     for node in nodes:

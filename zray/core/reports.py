@@ -110,6 +110,7 @@ def tasks_of(node: Node) -> list[dict[str, Any]]:
         for position, task_id in enumerate(worker.queue):
             places[task_id] = "queued on its worker" if position else "running"
     places.update(dict.fromkeys(node.scheduler.forwarded, "forwarded"))
+    places.update(dict.fromkeys(node.cluster.away.tasks, "on another node"))
     rows = []
     for task_id, task in list(node.scheduler.tasks.items())[:ROWS_MAX]:
         objects = node.store.objects
@@ -119,7 +120,7 @@ def tasks_of(node: Node) -> list[dict[str, Any]]:
                 "task_id": task_id.hex(),
                 "name": task.task_class.descriptor.name,
                 "attempt": task.attempt,
-                "state": "waiting for inputs" if missing else places.get(task_id, "ready"),
+                "state": places.get(task_id) or ("waiting for inputs" if missing else "ready"),
                 "missing": missing,
                 "demand": amounts_of(task.task_class.demand),
             }
