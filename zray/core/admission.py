@@ -92,7 +92,7 @@ class TaskAdmission:
     # --- deciding ----------------------------------------------------------------------------------
 
     def decide(self, task: TaskEntry) -> None:
-        """All inputs were made: queue the task, fetch what it lacks, send it away, or end it with an error."""
+        """All inputs exist: queue the task, fetch what it lacks, send it away, or end it with its error."""
         objects, is_here = self.store.objects, True
         for object_id in task.spec.deps:
             entry = objects[object_id]
@@ -167,7 +167,10 @@ class TaskAdmission:
     def forward(self, task: TaskEntry) -> None:
         """Ask the global scheduler for a node."""
         self.forwarded[task.spec.task_id] = task
-        forward = Forward(task.spec, task.task_class.descriptor, task.hops, self._inputs(task))
+        task_class = task.task_class
+        forward = Forward(
+            task.spec, task_class.descriptor, task.hops, self._inputs(task), run_ns=task_class.run_ns
+        )
         self.scheduler.out.append((self.scheduler.global_scheduler, forward))
 
     def _inputs(self, task: TaskEntry) -> Inputs:
