@@ -57,6 +57,7 @@ class Store:
             extents=Extents(CAPACITY),
             is_alive=lambda address: address not in self.dead,
             on_sealed=self.woken.extend,
+            on_found=lambda tasks: tasks,
         )
 
     def entry(self, key: bytes) -> ObjectEntry:

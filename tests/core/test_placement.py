@@ -6,14 +6,17 @@ from collections import Counter
 from random import Random
 
 import pytest
+from msgspec.structs import replace
 
 from zray.core.placement import (
     BANDWIDTH_PRIOR,
     POLICIES,
     RUN_NS_PRIOR,
     ClusterAverages,
+    Inputs,
     NodeLoad,
     any_node,
+    is_better_elsewhere,
     least_queue,
     least_wait,
     most_room,
@@ -22,8 +25,6 @@ from zray.core.placement import (
 )
 from zray.core.resources import demand_from
 from zray.protocol.messages import Describe, Forward, NodeReport, Submit
-
-Inputs = tuple[tuple[bytes, int, tuple[bytes, ...]], ...]
 
 MS = 1_000_000
 MB = 1_000_000
@@ -138,17 +139,58 @@ def test_a_node_without_measurements_is_taken_for_average() -> None:
 
 def test_a_debit_holds_resources_first_and_queues_then() -> None:
     debited = node(A, total={"CPU": 2})
-    one_cpu = demand_from(ONE_CPU)
     for _ in range(3):
-        debited.debit(one_cpu)
+        debited.debit(task(ONE_CPU))
     assert (debited.pool.free, debited.backlog, debited.load) == ({"CPU": 0}, 1, 1.5)
     assert debited.queue_ns == 2 * 10 * MS // 2
 
 
+def test_a_debit_knows_how_short_a_task_is() -> None:
+    debited = node(A, total={"CPU": 2})
+    short = replace(task(ONE_CPU), run_ns=MS)
+    for _ in range(4):
+        debited.debit(short)
+    assert debited.queue_ns == (2 * MS + MS) // 2, "two wait, behind one that ends soon"
+
+
+def test_bytes_queue_too() -> None:
+    pulled = node(A, total={"CPU": 8})
+    holder = node(B, total={"CPU": 8}, free={}, run_ns=80 * MS)
+    input_of = ((b"x" * 16, 4 * MB, (B,)),)
+    placed = []
+    for _ in range(4):
+        chosen = least_wait([pulled, holder], task(ONE_CPU, input_of))
+        chosen.debit(task(ONE_CPU, input_of))
+        placed.append(chosen.node_id)
+    assert placed == [A, A, B, A], "4 and 8 ms of copies, then 10 of queue, then 12 of copies behind 20"
+    assert pulled.pull_ns(0) == 0, "who has all waits for no copies of others"
+
+
+def test_what_is_on_its_way_is_in_the_report() -> None:
+    report = NodeReport(A, 1, (), (), 0, MS, 1_000 * MB, pulling=3 * MB)
+    assert NodeLoad(0, A, report, ClusterAverages(0.2)).pull_ns(MB) == 4 * MS
+
+
+@pytest.mark.parametrize(
+    ("inputs", "better"),
+    [
+        ((), False),
+        (((b"x" * 16, 5, (A,)),), False),
+        (((b"x" * 16, 5, (B,)),), True),
+        (((b"x" * 16, 5, (A, B)),), False),
+        (((b"x" * 16, 5, (A,)), (b"y" * 16, 4, (B,)), (b"z" * 16, 4, (C,))), False),
+        (((b"x" * 16, 5, (A,)), (b"y" * 16, 4, (B,)), (b"z" * 16, 4, (B,))), True),
+        (((b"x" * 16, 5, (A,)), (b"y" * 16, 4, (B,)), (b"y" * 16, 4, (B,))), False),
+    ],
+)
+def test_a_task_looks_around_if_one_other_node_has_more(inputs: Inputs, better: bool) -> None:
+    assert is_better_elsewhere(A, inputs) is better
+
+
 def test_a_report_forgets_the_debits() -> None:
     debited = node(A)
-    debited.debit(demand_from(ONE_CPU))
-    debited.debit(demand_from(ONE_CPU))
+    debited.debit(task(ONE_CPU))
+    debited.debit(task(ONE_CPU))
     one_cpu = demand_from(ONE_CPU)
     debited.absorb(5, b"new", NodeReport(A, 1, one_cpu, one_cpu, 0, MS, MB), ClusterAverages(0.2))
     assert (debited.backlog, debited.load, debited.heard_ns, debited.address) == (0, 0.0, 5, b"new")

@@ -43,6 +43,7 @@ class Counts:
             extents=Extents(0),
             is_alive=lambda address: True,
             on_sealed=lambda tasks: None,
+            on_found=lambda tasks: tasks,
         )
         self.machine = References(
             self.store,

@@ -77,7 +77,7 @@ def test_a_task_that_is_forgotten_is_noticed(monkeypatch: Patch) -> None:
 def test_an_attempt_number_that_is_used_twice_is_noticed(monkeypatch: Patch) -> None:
     def run_anew(self: LocalScheduler, task: Any) -> None:
         task.alone = True
-        self._queue(task)
+        self.queue(task)
 
     monkeypatch.setattr(LocalScheduler, "_run_anew", run_anew)
     assert CORRECTNESS in judged("crashes")

@@ -156,7 +156,7 @@ def test_a_task_that_is_granted_twice_is_noticed(monkeypatch: Patch) -> None:
     def report(self: Node, now_ns: int) -> None:  # forwards are repeated all the time
         original(self, now_ns)
         for task, _ in self.cluster.away.tasks.values():
-            self.scheduler.forward(task)
+            self.scheduler.admission.forward(task)
         for task_id in self.cluster.away.tasks:
             self.scheduler.forwarded.pop(task_id, None)
 

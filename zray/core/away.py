@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from zray.core.jobs import Job
 from zray.core.machine import Address, Effect, invariant
-from zray.core.node_store import REMOTE, ObjectEntry
+from zray.core.node_store import REMOTE, SEALED, ObjectEntry
 from zray.core.sharing import Sharing
 from zray.core.worker_pool import TaskEntry
 from zray.ids import return_ids, short
@@ -71,7 +71,7 @@ class Away:
     def _grant(self, task: TaskEntry, host: Address) -> None:
         spec, task_class = task.spec, task.task_class
         self.sharing.expose(spec.borrowed)
-        inputs = tuple([self._input(object_id) for object_id in spec.deps])
+        inputs = tuple([given for object_id in spec.deps if (given := self._input(object_id))])
         self._introduce(task, host)
         job = self.scheduler.jobs.get(task_class.job_id)
         home = job.home if job is not None and job.home else self.node_id
@@ -79,10 +79,16 @@ class Away:
         grant = Grant(spec, task.attempt, task_class.job_id, inputs, home, number)
         self.sharing.depart(host, grant)
 
-    def _input(self, object_id: bytes) -> Input:
-        """What the host is told of an input: a small one itself, of a large one where it is."""
+    def _input(self, object_id: bytes) -> Input | None:
+        """What the host is told of an input: a small one itself, of a large one where it is.
+
+        One that was lost meanwhile it looks for itself; this node goes on holding it until the task ends.
+        """
         entry = self.scheduler.store.objects[object_id]
         value = entry.value
+        if entry.state < SEALED:
+            self.sharing.expose((object_id,))
+            return None
         if entry.state == REMOTE:
             shared = self.sharing.shared[object_id]
             return Input(object_id, Value(AT_NODE, b"", 0, entry.size, shared.contained), shared.nodes)

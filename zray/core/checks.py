@@ -62,8 +62,9 @@ def problem_of_report(message: NodeReport) -> str:
     names = [name for name, _ in message.free]
     if any(later <= earlier for earlier, later in pairwise(names)):
         return f"nothing free is like {message.free}"
-    if min(message.backlog, message.run_ns, message.bandwidth) < 0:
-        return f"a negative load: {message.backlog}, {message.run_ns}, {message.bandwidth}"
+    load = message.backlog, message.run_ns, message.bandwidth, message.pulling
+    if min(load) < 0:
+        return f"a negative load: {load}"
     return problem_of_demand(message.total)
 
 

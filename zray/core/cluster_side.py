@@ -174,7 +174,7 @@ class ClusterSide:
             self.guests.end_job(self.now_ns, job.job_id)
         self.guests.node_dead(node)
         self.away.node_dead(self.now_ns, node)
-        self.scheduler.resend_forwards()
+        self.scheduler.admission.resend()
 
     def shard_is_back(self, shard: Address) -> None:
         """A shard greets: it may have missed, or forgotten, anything."""
@@ -204,7 +204,7 @@ class ClusterSide:
         self.guests.on_tick(now_ns)
         if self.resend_at_ns is not None and self.resend_at_ns <= now_ns:
             self.resend_at_ns = now_ns + RESEND_FORWARDS_NS
-            self.scheduler.resend_forwards()
+            self.scheduler.admission.resend()
 
     def flush(self, now_ns: int) -> None:
         """Once per batch, after tasks were dispatched."""

@@ -220,7 +220,7 @@ class GlobalScheduler:
             node = policy(others or nodes, forward, self._random)
         else:
             node = most_room(nodes, forward)
-        node.debit(forward.descriptor.demand)
+        node.debit(forward)
         origin = forward.origin or source
         place = Place(forward.spec, forward.descriptor, hops + 1, b"" if origin == node.address else origin)
         self.out.append((node.address, place))

@@ -12,13 +12,13 @@ in exactly one place: waiting for inputs, in its class's ``ready`` queue, in one
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from zray.config import Config
 from zray.core import task_places
 from zray.core.actor_lives import ActorLives
 from zray.core.actors import Actors
+from zray.core.admission import TaskAdmission
 from zray.core.cancellation import Cancellation, cancelled_value
 from zray.core.jobs import Job
 from zray.core.leases import LONE_TASKS_MIN, Leases
@@ -33,18 +33,14 @@ from zray.protocol import faults
 from zray.protocol.local_messages import WorkerExited
 from zray.protocol.messages import (
     ACTOR,
-    ERROR,
-    FAULT,
     RESOURCE_UNIT,
     TASK_FAILED,
     TASK_FINISHED,
     TASK_PENDING,
     Describe,
     ExportFunction,
-    Forward,
     JobContext,
     LeasedDone,
-    Place,
     Recall,
     Returned,
     Run,
@@ -53,7 +49,6 @@ from zray.protocol.messages import (
     Value,
     Withdraw,
 )
-from zray.protocol.user_messages import VALUES
 
 if TYPE_CHECKING:
     from zray.core.away import Away
@@ -97,15 +92,15 @@ class LocalScheduler:
         self.leases = leases
         self.lives = ActorLives(self)
         self.cancellation = Cancellation(self)
+        self.admission = TaskAdmission(self)
+        self.forwarded = self.admission.forwarded
         self.streams: Streams | None = None  # set by the node, which can seal
         self.tasks: dict[bytes, TaskEntry] = {}
-        self.woken: deque[TaskEntry] = deque()  # their last input was sealed in this batch
         self.ready: dict[int, TaskClass] = {}  # classes with ready tasks, by number
         self.classes: dict[tuple[bytes, bytes], TaskClass] = {}  # (job, descriptor)
         self.classes_made = 0
         self.functions: dict[bytes, bytes] = {}
         self.jobs: dict[bytes, Job] = {}
-        self.forwarded: dict[bytes, TaskEntry] = {}
         self.peers = 0  # other nodes of the cluster
         self.stall_check_at_ns: int | None = None
         self.reap_at_ns: int | None = None
@@ -174,29 +169,13 @@ class LocalScheduler:
         if task_class.descriptor.kind == ACTOR:
             returns[0].is_actor = True
             self.lives.submitted(task)
-        self._await_inputs(now_ns, task)
+        self.admission.take_in(now_ns, task)
 
     def admit(self, now_ns: int, task: TaskEntry) -> None:
         """Take a task of another node, whose return objects are announced here."""
         self.now_ns = now_ns
         self.tasks[task.spec.task_id] = task
-        self._await_inputs(now_ns, task)
-
-    def _await_inputs(self, now_ns: int, task: TaskEntry) -> None:
-        spec = task.spec
-        for object_id in spec.borrowed:
-            self._need(now_ns, object_id)
-        for object_id in spec.deps:
-            entry = self._need(now_ns, object_id)
-            if entry.state != SEALED:
-                task.unmet += 1
-                if entry.dependents is None:
-                    entry.dependents = [task]
-                else:
-                    entry.dependents.append(task)
-                self.store.want_copy(entry)
-        if not task.unmet:
-            self._make_ready(task)
+        self.admission.take_in(now_ns, task)
 
     def _disown(self, known: TaskEntry, returns: list[ObjectEntry]) -> None:
         """A parent that ran again submitted something else under a known id: what is not to come is lost."""
@@ -210,45 +189,11 @@ class LocalScheduler:
             return [self.references.expect(source, first_return_id(spec.task_id))]
         return [self.references.expect(source, object_id) for object_id in return_ids(spec.task_id, count)]
 
-    def _need(self, now_ns: int, object_id: bytes) -> ObjectEntry:
-        entry = self.store.entry(object_id)
-        if entry.state != SEALED:
-            self.store.watch_stranger(now_ns, entry)
-        entry.pins += 1
-        return entry
-
     def dependencies_sealed(self, tasks: list[TaskEntry]) -> None:
-        """An object was sealed that these tasks waited for (once per dependency).
+        """An object was sealed that these tasks waited for (once per dependency)."""
+        self.admission.sealed(tasks)
 
-        They are looked at in ``flush``: at once, an error would run down a long chain of tasks in as
-        many nested calls.
-        """
-        for task in tasks:
-            task.unmet -= 1
-            if not task.unmet:
-                self.woken.append(task)
-
-    def _wake(self) -> None:
-        woken, tasks = self.woken, self.tasks
-        while woken:
-            task = woken.popleft()
-            if tasks.get(task.spec.task_id) is task:  # else it was dropped meanwhile
-                self._make_ready(task)
-
-    def _make_ready(self, task: TaskEntry) -> None:
-        """All inputs are here: queue the task, or end it if an input is an error."""
-        for object_id in task.spec.deps:
-            value = self.store.objects[object_id].value
-            if value is not None and value.kind in (ERROR, FAULT):
-                self.finish_all(task, value, TASK_FAILED)
-                return
-        task_class = task.task_class
-        if not self.pool.resources.feasible(task_class.demand) or self._overloaded(task):
-            self.forward(task)
-            return
-        self._queue(task)
-
-    def _queue(self, task: TaskEntry, *, first: bool = False) -> None:
+    def queue(self, task: TaskEntry, *, first: bool = False) -> None:
         """Put a task into its class's queue, unless its job is over."""
         task_class = task.task_class
         if task_class.ended:
@@ -264,48 +209,13 @@ class LocalScheduler:
         if task_class.number not in self.ready:
             self.ready[task_class.number] = task_class
 
-    # --- forwarding ------------------------------------------------------------------------------
-
-    def _overloaded(self, task: TaskEntry) -> bool:
-        """Whether others could take the task, and it is to spread or the backlog above the threshold."""
-        descriptor = task.task_class.descriptor
-        if not self.peers or task.hops or descriptor.kind == ACTOR or descriptor.returns != VALUES:
-            return False
-        slots = max(1, len(self.pool.workers))
-        if not descriptor.spread and len(task.task_class.ready) <= self.config.backlog_per_slot_max * slots:
-            return False
-        objects, spec = self.store.objects, task.spec  # the actors of this node are called from this node
-        return not any(objects[object_id].is_actor for object_id in (*spec.borrowed, *spec.deps))
-
-    def forward(self, task: TaskEntry) -> None:
-        """Ask the global scheduler for a node."""
-        self.forwarded[task.spec.task_id] = task
-        objects, here = self.store.objects, (self.node_id,)
-        inputs = tuple((object_id, objects[object_id].size, here) for object_id in task.spec.deps)
-        forward = Forward(task.spec, task.task_class.descriptor, task.hops, inputs)
-        self.out.append((self.global_scheduler, forward))
-
-    def place(self, message: Place) -> bool:
-        """A global scheduler chose this node; False if the task is not ours (any more)."""
-        task = self.forwarded.pop(message.spec.task_id, None)
-        if task is None:
-            return False
-        task.hops = message.hops
-        self._queue(task)
-        return True
-
-    def resend_forwards(self) -> None:
-        """The global scheduler is new or was away: tell it again what waits for it."""
-        for task in list(self.forwarded.values()):
-            self.forward(task)
-
     # --- dispatch --------------------------------------------------------------------------------
 
     def flush(self, now_ns: int) -> None:
         """Dispatch what fits, once per batch."""
         self.now_ns = now_ns
-        if self.woken:
-            self._wake()
+        if self.admission.woken:
+            self.admission.wake()
         if self.ready:
             self._dispatch(now_ns)
 
@@ -461,7 +371,7 @@ class LocalScheduler:
         for task_id in reversed(message.task_ids):
             task = worker.queue.pop(task_id, None)
             if task is not None:
-                self._queue(task, first=True)
+                self.queue(task, first=True)
         if not worker.queue and worker.worker_id in self.pool.busy:
             self.pool.vacate(self.now_ns, worker)
 
@@ -501,6 +411,8 @@ class LocalScheduler:
         """Seal the return values and let go of what the task needed; ``recorded`` on the node that ran it."""
         spec = task.spec
         del self.tasks[spec.task_id]
+        if task.unmet:
+            self.admission.dropped(task)
         self.finished += 1
         objects, references = self.store.objects, self.references
         ids = (first_return_id(spec.task_id),) if len(values) == 1 else return_ids(spec.task_id, len(values))
@@ -578,10 +490,7 @@ class LocalScheduler:
         task.attempt += 1
         task.alone = True
         self.retried += 1
-        if self.pool.resources.feasible(task.task_class.demand):
-            self._queue(task)
-        else:
-            self.forward(task)
+        self.admission.decide(task)
 
     def worker_exited(self, now_ns: int, worker: Worker, message: WorkerExited) -> None:
         """A worker process is gone: run what it had somewhere else, or say why not.
@@ -604,7 +513,7 @@ class LocalScheduler:
         """Run the tasks of a lost worker again, or say why not."""
         running = next((i for i, task in enumerate(queue) if task.spec.task_id == message.running), 0)
         for task in reversed(queue[running + 1 :]):
-            self._queue(task, first=True)
+            self.queue(task, first=True)
         for task in queue[:running]:
             self._run_anew(task)
         task = queue[running]
@@ -635,7 +544,7 @@ class LocalScheduler:
         """Queue a creation task whose process is gone."""
         task.alone = True
         self.retried += 1
-        self._queue(task)
+        self.queue(task)
 
     def add_job(self, context: JobContext) -> None:
         """A job begins."""

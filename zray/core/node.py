@@ -124,6 +124,7 @@ class Node:
             extents=Extents(identity.arena_bytes),
             is_alive=self.clients.__contains__,
             on_sealed=lambda tasks: self.scheduler.dependencies_sealed(tasks),
+            on_found=lambda tasks: self.scheduler.admission.found(tasks),
         )
         self.lineage = Lineage(self.out, shards=shards, config=config)
         self.tables = TableWriter(self.out, shards=self.shards, unacked_max=config.table_writes_max)
@@ -578,7 +579,7 @@ class Node:
         if source == self.shards[0]:
             self.reported = None
             self._report(now_ns)
-            self.scheduler.resend_forwards()
+            self.scheduler.admission.resend()
 
     def on_chain_epoch(self, now_ns: int, source: Address, message: ChainEpoch) -> None:
         """A chain has other members: speak to its head from now on."""
@@ -612,7 +613,7 @@ class Node:
             return
         self.now_ns = self.scheduler.now_ns = now_ns
         if message.origin in (b"", self.identity.node_id):
-            self.scheduler.place(message)
+            self.scheduler.admission.place(message)
         elif message.origin in self.cluster.peers.alive:
             self.cluster.guests.on_place(now_ns, message)
         else:

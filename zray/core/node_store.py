@@ -102,6 +102,7 @@ class NodeStore:
         extents: the allocator of the arena.
         is_alive: whether an address is a process that may be sent extents.
         on_sealed: called with the tasks that waited for an object once it is sealed.
+        on_found: called with them if it is sealed on another node; returns those that wait for a copy.
     """
 
     def __init__(
@@ -112,12 +113,14 @@ class NodeStore:
         extents: Extents,
         is_alive: Callable[[Address], bool],
         on_sealed: Callable[[list[Any]], None],
+        on_found: Callable[[list[Any]], list[Any]],
     ) -> None:
         self.out = out
         self.config = config
         self.extents = extents
         self.is_alive = is_alive
         self.on_sealed = on_sealed
+        self.on_found = on_found
         self.objects: dict[bytes, ObjectEntry] = {}
         self.evictable: dict[bytes, ObjectEntry] = {}  # sealed in the arena, least recently used first
         self.mapped: dict[Address, dict[bytes, list[ObjectEntry]]] = {}
@@ -226,6 +229,8 @@ class NodeStore:
         entry.state = REMOTE
         entry.size = size
         self._tell_subscribers(entry)
+        if entry.dependents:
+            entry.dependents = self.on_found(entry.dependents)
         if entry.waiters or entry.dependents:
             self.want_copy(entry)
 

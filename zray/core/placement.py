@@ -63,14 +63,17 @@ class NodeLoad:
         pool: resources; ``free`` is debited by each placement until the next report.
         slots: int >= 1, CPUs: how many ordinary tasks run at once.
         backlog: int, tasks kept and not started, and those placed since that did not fit.
+        queued_ns: int, run time of those tasks.
+        slot_ns: int, run time of the task that gives the next slot.
+        pulling: int, bytes that are on their way here, or will be for tasks placed since.
         queue_ns: int, how long a task waits here that does not fit now.
         load: float, tasks held or waiting per slot; breaks ties between equal waits.
         heard_ns: int, when the last report came.
     """
 
     __slots__ = (
-        "address", "backlog", "bandwidth", "heard_ns", "incarnation", "load", "node_id", "pool", "queue_ns",
-        "run_ns", "slots",
+        "address", "backlog", "bandwidth", "heard_ns", "incarnation", "load", "node_id", "pool", "pulling",
+        "queue_ns", "queued_ns", "run_ns", "slot_ns", "slots",
     )  # fmt: skip
 
     def __init__(self, now_ns: int, address: Address, report: NodeReport, averages: ClusterAverages) -> None:
@@ -89,18 +92,32 @@ class NodeLoad:
         self.backlog = max(0, report.backlog)
         self.run_ns = report.run_ns if report.run_ns > 0 else averages.run_ns
         self.bandwidth = report.bandwidth if report.bandwidth > 0 else averages.bandwidth
+        self.queued_ns = self.backlog * self.run_ns
+        self.slot_ns = self.run_ns
+        self.pulling = max(0, report.pulling)
         held = max(0, cpus - self.pool.free.get("CPU", 0)) / RESOURCE_UNIT
         self.load = (held + self.backlog) / self.slots
         self._set_queue_ns()
 
-    def debit(self, demand: Demand) -> None:
-        """Count a task that was just placed here: it holds resources at once, or it queues."""
+    def debit(self, task: Forward) -> None:
+        """Count a task that was just placed here: it holds resources or queues, and so do its bytes."""
+        demand = task.descriptor.demand
+        run_ns = task.run_ns if task.run_ns > 0 else self.run_ns
         if self.pool.fits(demand):
             self.pool.take(demand)
+            self.slot_ns = min(self.slot_ns, run_ns)
         else:
             self.backlog += 1
-            self._set_queue_ns()
+            self.queued_ns += run_ns
+        self._set_queue_ns()
         self.load += 1 / self.slots
+        if task.inputs:
+            total_bytes, held = held_bytes(task.inputs)
+            self.pulling += total_bytes - held.get(self.node_id, 0)
+
+    def pull_ns(self, pull_bytes: int) -> int:
+        """How long it takes to copy so many bytes here, behind those that are on their way."""
+        return (self.pulling + pull_bytes) * _NS_PER_S // self.bandwidth if pull_bytes else 0
 
     def copies(self, demand: Demand) -> int:
         """How many tasks of this demand an empty node runs at once."""
@@ -112,8 +129,11 @@ class NodeLoad:
     def _set_queue_ns(self) -> None:
         # The paper multiplies queue and run time. A node drains its queue through all of its slots, and
         # the task itself waits for one more of them, even behind an empty queue.
-        self.queue_ns = (self.backlog + 1) * self.run_ns // self.slots
+        self.queue_ns = (self.queued_ns + self.slot_ns) // self.slots
 
+
+Inputs = tuple[tuple[bytes, int, tuple[bytes, ...]], ...]
+"""``(object id, bytes, nodes that hold it)`` of each input of a task, as ``Forward`` has them."""
 
 Policy = Callable[[Sequence[NodeLoad], Forward, "Random | None"], NodeLoad]
 """``(nodes, task, random) -> node``: ``nodes`` is not empty, sorted by node id, and all are feasible."""
@@ -124,18 +144,24 @@ def queue_ns(node: NodeLoad, demand: Demand) -> int:
     return 0 if node.pool.fits(demand) else node.queue_ns
 
 
-def held_bytes(task: Forward) -> tuple[int, dict[bytes, int]]:
+def held_bytes(inputs: Inputs) -> tuple[int, dict[bytes, int]]:
     """Bytes of all inputs of a task, and of those that each node holds: ``(total, {node_id: bytes})``.
 
     An input that is not made yet has no holders; it costs every node the same, whatever its size.
     """
     total = 0
     held: dict[bytes, int] = {}
-    for _, size, holders in dict.fromkeys(task.inputs):  # an argument that is passed twice is pulled once
+    for _, size, holders in dict.fromkeys(inputs):  # an argument that is passed twice is pulled once
         total += size
         for node_id in holders:
             held[node_id] = held.get(node_id, 0) + size
     return total, held
+
+
+def is_better_elsewhere(node_id: bytes, inputs: Inputs) -> bool:
+    """Whether another node holds more bytes of a task's inputs than ``node_id`` does."""
+    _, held = held_bytes(inputs)
+    return max(held.values(), default=0) > held.get(node_id, 0)
 
 
 def least_wait(nodes: Sequence[NodeLoad], task: Forward, random: Random | None = None) -> NodeLoad:
@@ -149,12 +175,12 @@ def least_wait(nodes: Sequence[NodeLoad], task: Forward, random: Random | None =
     if not task.inputs:
         return least_queue(nodes, task)
     demand = task.descriptor.demand
-    total_bytes, held = held_bytes(task)
+    total_bytes, held = held_bytes(task.inputs)
     best = nodes[0]
     best_wait_ns = -1
     for node in nodes:
         pull_bytes = total_bytes - held.get(node.node_id, 0)
-        wait_ns = queue_ns(node, demand) + pull_bytes * _NS_PER_S // node.bandwidth
+        wait_ns = queue_ns(node, demand) + node.pull_ns(pull_bytes)
         if best_wait_ns < 0 or wait_ns < best_wait_ns or (wait_ns == best_wait_ns and node.load < best.load):
             best, best_wait_ns = node, wait_ns
     return best

@@ -11,6 +11,7 @@ from zray.protocol.documents import encode_report
 from zray.protocol.messages import ACTOR, Infeasible, NodeReport
 
 if TYPE_CHECKING:
+    from zray.core.local_scheduler import LocalScheduler
     from zray.core.node import Node
 
 
@@ -42,12 +43,20 @@ def abandoned(node: Node, job_id: bytes) -> bytes:
 def load_of(node: Node) -> NodeReport:
     """What a node tells the global scheduler of its load."""
     scheduler, resources = node.scheduler, node.pool.resources
-    run_times = [each.run_ns for each in scheduler.classes.values() if each.run_ns]
-    average_ns = sum(run_times) // len(run_times) if run_times else 0
+    transfers = node.cluster.transfers
     return NodeReport(
         node.identity.node_id, node.identity.incarnation, resources.as_demand(), resources.free_demand(),
-        scheduler.backlog(), average_ns, 0, node.cluster.peers.epoch,
+        scheduler.backlog(), _run_ns(scheduler), transfers.bandwidth, node.cluster.peers.epoch,
+        transfers.wanted_bytes(),
     )  # fmt: skip
+
+
+def _run_ns(scheduler: LocalScheduler) -> int:
+    """Run time of the tasks that wait; without any, of those that ran."""
+    waiting = [(len(each.ready), each.run_ns) for each in scheduler.ready.values() if each.run_ns]
+    known = waiting or [(1, each.run_ns) for each in scheduler.classes.values() if each.run_ns]
+    tasks = sum(count for count, _ in known)
+    return sum(count * run_ns for count, run_ns in known) // tasks if tasks else 0
 
 
 def _resources(node: Node) -> dict[str, Any]:
@@ -110,6 +119,7 @@ def tasks_of(node: Node) -> list[dict[str, Any]]:
         for position, task_id in enumerate(worker.queue):
             places[task_id] = "queued on its worker" if position else "running"
     places.update(dict.fromkeys(node.scheduler.forwarded, "forwarded"))
+    places.update(dict.fromkeys(node.cluster.away.tasks, "on another node"))
     rows = []
     for task_id, task in list(node.scheduler.tasks.items())[:ROWS_MAX]:
         objects = node.store.objects
@@ -119,7 +129,7 @@ def tasks_of(node: Node) -> list[dict[str, Any]]:
                 "task_id": task_id.hex(),
                 "name": task.task_class.descriptor.name,
                 "attempt": task.attempt,
-                "state": "waiting for inputs" if missing else places.get(task_id, "ready"),
+                "state": places.get(task_id) or ("waiting for inputs" if missing else "ready"),
                 "missing": missing,
                 "demand": amounts_of(task.task_class.demand),
             }

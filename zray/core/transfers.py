@@ -21,11 +21,13 @@ from zray.ids import short
 from zray.protocol.cluster import ChunkArrived, Pull, PullFailed, ReceiveInto, SendChunk
 from zray.protocol.messages import EXTENT, FILE, Value
 
+_NS_PER_S = 1_000_000_000
+
 
 class Transfer:
     """One object on its way here."""
 
-    __slots__ = ("asked", "entry", "kind", "missing", "progress_ns", "started", "turn")
+    __slots__ = ("asked", "began_ns", "entry", "kind", "missing", "progress_ns", "started", "turn")
 
     def __init__(self, entry: ObjectEntry, chunk_bytes: int) -> None:
         self.entry = entry
@@ -35,6 +37,7 @@ class Transfer:
         self.asked: dict[int, Address] = {}  # start of a chunk -> who was asked
         self.started = False
         self.turn = 0
+        self.began_ns = 0
         self.progress_ns = 0
 
 
@@ -58,6 +61,7 @@ class Transfers:
         self.active: dict[bytes, Transfer] = {}
         self.copied = 0  # objects that came
         self.copied_bytes = 0
+        self.bandwidth = 0  # exponential average, bytes per second; 0: nothing came yet
         self.now_ns = 0
 
     @property
@@ -93,7 +97,8 @@ class Transfers:
     def has_room(self, entry: ObjectEntry, kind: int) -> None:
         """There is room for it: ask for the first chunks."""
         transfer = self.active[entry.object_id]
-        transfer.kind, transfer.started, transfer.progress_ns = kind, True, self.now_ns
+        transfer.kind, transfer.started = kind, True
+        transfer.began_ns = transfer.progress_ns = self.now_ns
         room = ReceiveInto(entry.object_id, kind, max(entry.offset, 0), entry.size)
         self.out.append((TRANSFER, room))
         self._ask(transfer)
@@ -140,12 +145,30 @@ class Transfers:
         self._end(entry.object_id)
         self.copied += 1
         self.copied_bytes += entry.size
+        self._learn_bandwidth(now_ns, transfer)
         contained = self.sharing.shared[entry.object_id].contained
         self.references.contain(now_ns, contained)
         if transfer.kind == EXTENT:  # before it is sealed, which may free it
             self.store.copies[entry.object_id] = entry
         self.store.seal(entry, Value(EXTENT, contained=contained))
         self.references.free_if_unneeded(entry)
+
+    def _learn_bandwidth(self, now_ns: int, transfer: Transfer) -> None:
+        """Exponential average of what transfers get, together (paper, section 4.2.2).
+
+        Small objects say more of the latency than of the bandwidth, and are left out.
+        """
+        took_ns, size = now_ns - transfer.began_ns, transfer.entry.size
+        if took_ns <= 0 or size < self.config.chunk_bytes:
+            return
+        sample = size * _NS_PER_S * (len(self.active) + 1) // took_ns
+        alpha = self.config.run_average_alpha if self.bandwidth else 1.0
+        self.bandwidth = max(1, self.bandwidth + round(alpha * (sample - self.bandwidth)))
+
+    def wanted_bytes(self) -> int:
+        """Bytes of all copies that are wanted and have not come."""
+        queued = sum(entry.size for entry in self.queued.values())
+        return queued + sum(transfer.entry.size for transfer in self.active.values())
 
     def on_pull_failed(self, now_ns: int, source: Address, message: PullFailed) -> None:
         """A node does not have what it was asked for."""

@@ -26,8 +26,8 @@ class TaskClass:
     """The tasks of one job with one descriptor: same code, same demand, same expected run time."""
 
     __slots__ = (
-        "cpus", "demand", "descriptor", "ended", "job_id", "leasable", "may_run_ahead", "number", "ready",
-        "run_ns",
+        "cpus", "demand", "descriptor", "ended", "fetching", "job_id", "leasable", "may_run_ahead", "number",
+        "ready", "run_ns",
     )  # fmt: skip
 
     def __init__(self, descriptor: Describe, job_id: bytes, number: int) -> None:
@@ -37,6 +37,7 @@ class TaskClass:
         self.demand = descriptor.demand
         self.cpus = tuple(part for part in descriptor.demand if part[0] == "CPU")
         self.ready: deque[TaskEntry] = deque()
+        self.fetching = 0  # tasks that are to be ready once copies of their inputs came
         self.run_ns = 0  # exponential average; 0: nothing ran yet
         self.ended = False  # its job is over: nothing of it runs any more
         # Behind a task that must not run twice nobody queues: if the worker dies, what was not
@@ -68,7 +69,7 @@ class TaskEntry:
     """One unfinished task; found in ``LocalScheduler.tasks``."""
 
     __slots__ = (
-        "alone", "attempt", "cancelled", "consumed", "hops", "retries_left", "spec", "streamed",
+        "alone", "attempt", "cancelled", "consumed", "hops", "retries_left", "spec", "stays", "streamed",
         "submitter", "task_class", "unmet",
     )  # fmt: skip
 
@@ -79,7 +80,8 @@ class TaskEntry:
         self.attempt = spec.attempt
         retries = task_class.descriptor.max_retries
         self.retries_left = retries if retries < 0 else max(0, retries - spec.attempt)
-        self.unmet = 0  # dependencies that are not sealed yet
+        self.unmet = 0  # dependencies that it waits for: see core/admission.py
+        self.stays = False  # it was decided that it runs here
         self.alone = False  # its worker died: no run-ahead with it, so that blame is exact
         self.hops = 0
         self.cancelled = False

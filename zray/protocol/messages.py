@@ -622,6 +622,7 @@ class NodeReport(Message, frozen=True, tag=130):
     run_ns: int  # exponential average of recent run times
     bandwidth: int  # exponential average of transfers, bytes per second; 0: unknown
     epoch: int = 0  # of the newest ``Members`` it heard
+    pulling: int = 0  # bytes of copies that it wants and has not got
 
 
 class Forward(Message, frozen=True, tag=131):
@@ -632,6 +633,7 @@ class Forward(Message, frozen=True, tag=131):
     hops: int
     inputs: tuple[tuple[bytes, int, tuple[bytes, ...]], ...] = ()  # (object, size, nodes that hold it)
     origin: bytes = b""  # where it was submitted, if that is not the sender
+    run_ns: int = 0  # what such a task takes, where it ran before
 
 
 class Withdraw(Message, frozen=True, tag=132):

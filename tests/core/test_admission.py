@@ -1,0 +1,164 @@
+"""Where a task goes that takes large objects of other nodes, and when its inputs are copied."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.core.test_local_scheduler import DRIVER_ADDRESS, GLOBAL, MS, Bench
+from zray import ids
+from zray.core.machine import RUNTIME
+from zray.core.node_store import PENDING, REMOTE
+from zray.protocol.cluster import Claim, Grant, LinkPeer, Members, ObjectFound, Pull, ShareAcked, UnlinkPeer
+from zray.protocol.messages import AT_NODE, INLINE, Forward, Place, Run, Value
+from zray.protocol.user_messages import Cancel
+
+HERE, PEER, OTHER = b"n" * 16, b"p" * 16, b"o" * 16
+SIZE = 3_000_000
+
+
+class ClusterBench(Bench):
+    """A node with two peers; pulls are looked at by the tests, links are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.members(PEER, OTHER)
+
+    def members(self, *peers: bytes) -> None:
+        epoch = self.node.cluster.peers.epoch + 1
+        self.say(GLOBAL, Members(epoch, tuple((node, "") for node in (HERE, *peers))))
+        for kind in (LinkPeer, UnlinkPeer):
+            self.take(kind)
+
+    def found(self, object_id: bytes, *nodes: bytes, size: int = SIZE) -> None:
+        """The directory says where an object is."""
+        self.say(GLOBAL, ObjectFound(object_id, Value(AT_NODE, b"", 0, size), nodes))
+
+    def pulls(self) -> list[tuple[bytes, bytes]]:
+        found = {(node, pull.object_id): None for node, pull in self.take(Pull)}
+        self.effects = [each for each in self.effects if each[0] not in (b"@transfer", RUNTIME)]
+        return list(found)
+
+    def forwards(self) -> list[Any]:
+        return [forward for _, forward in self.take(Forward)]
+
+
+@pytest.fixture
+def bench() -> ClusterBench:
+    made = ClusterBench()
+    made.submit(made.kind("warm"))  # a worker is started, which no test looks at
+    made.effects.clear()
+    return made
+
+
+def an_object(number: int) -> bytes:
+    return ids.put_id(b"elsewher", number)
+
+
+A, B = an_object(1), an_object(2)
+
+
+def test_a_task_is_placed_before_its_inputs_are_copied(bench: ClusterBench) -> None:
+    (task,) = bench.submit(bench.kind(), deps=(A,))
+    assert bench.forwards() == []
+    bench.found(A, PEER)
+    (forward,) = bench.forwards()
+    assert (forward.spec.task_id, forward.inputs) == (task, ((A, SIZE, (PEER,)),))
+    assert bench.pulls() == []
+
+
+def test_what_another_reader_found_is_known_at_once(bench: ClusterBench) -> None:
+    kind = bench.kind()
+    bench.submit(kind, deps=(A,))
+    bench.found(A, PEER, OTHER)
+    bench.forwards()
+    bench.submit(kind, deps=(A,))
+    (forward,) = bench.forwards()
+    assert forward.inputs == ((A, SIZE, (PEER, OTHER)),)
+
+
+def test_a_task_that_comes_back_pulls(bench: ClusterBench) -> None:
+    bench.submit(bench.kind(), deps=(A,))
+    bench.found(A, PEER)
+    (forward,) = bench.forwards()
+    bench.say(GLOBAL, Place(forward.spec, forward.descriptor, 1))
+    assert (PEER, A) in bench.pulls()
+    assert not bench.forwards()
+
+
+def test_small_inputs_travel_and_draw_nobody(bench: ClusterBench) -> None:
+    bench.submit(bench.kind(), deps=(A,))
+    bench.say(GLOBAL, ObjectFound(A, Value(INLINE, b"N.")))
+    assert not bench.forwards()
+    assert bench.node.scheduler.backlog() == 2
+
+
+def test_a_task_waits_for_what_is_not_made_yet(bench: ClusterBench) -> None:
+    bench.submit(bench.kind(), deps=(A, B))
+    bench.found(A, PEER)
+    assert not bench.forwards()
+    bench.found(B, OTHER, size=1)
+    (forward,) = bench.forwards()
+    assert forward.inputs == ((A, SIZE, (PEER,)), (B, 1, (OTHER,)))
+
+
+def test_an_input_that_is_lost_before_the_others_are_made_is_waited_for_again(bench: ClusterBench) -> None:
+    bench.submit(bench.kind(), deps=(A, B))
+    bench.found(A, PEER)
+    bench.members(OTHER)
+    assert bench.node.store.objects[A].state == PENDING
+    bench.found(B, OTHER)
+    assert not bench.forwards()
+    bench.found(A, OTHER)
+    (forward,) = bench.forwards()
+    assert forward.inputs == ((A, SIZE, (OTHER,)), (B, SIZE, (OTHER,)))
+
+
+def test_an_input_that_is_lost_while_its_task_is_placed_is_looked_for_by_the_host(
+    bench: ClusterBench,
+) -> None:
+    (task,) = bench.submit(bench.kind(), deps=(A, B))
+    bench.found(A, PEER)
+    bench.found(B, OTHER)
+    bench.forwards()
+    bench.members(OTHER)
+    bench.forwards()  # the death of a node repeats them
+    bench.say(OTHER, Claim(task))
+    grant = _granted(bench)
+    assert [one.object_id for one in grant.inputs] == [B]
+    assert bench.node.store.objects[A].pins == 1, "it is kept until the task has ended"
+
+
+def _granted(bench: ClusterBench) -> Any:
+    """The one grant that leaves through the gate once the shard acknowledges what was said before."""
+    grants: list[Any] = []
+    link = bench.node.cluster.sharing.links[0]
+    for _ in range(3):
+        grants += [grant for _, grant in bench.take(Grant)]
+        bench.effects.clear()  # what the host is told of the job
+        bench.now_ns += 100 * MS
+        bench.say(GLOBAL, ShareAcked(link.number, link.sequence))
+    (grant,) = grants
+    return grant
+
+
+def test_a_task_that_is_cancelled_while_it_fetches_leaves_nothing(bench: ClusterBench) -> None:
+    (task,) = bench.submit(bench.kind(), deps=(A,))
+    bench.found(A, PEER)
+    (forward,) = bench.forwards()
+    bench.say(GLOBAL, Place(forward.spec, forward.descriptor, 1))
+    bench.pulls()
+    task_class = bench.node.scheduler.tasks[task].task_class
+    assert task_class.fetching == 1
+    bench.say(DRIVER_ADDRESS, Cancel(task))
+    assert task_class.fetching == 0
+    assert task not in bench.node.scheduler.tasks
+    assert bench.node.store.objects[A].state == REMOTE or not bench.node.store.objects[A].pins
+
+
+def test_a_node_alone_forwards_nothing() -> None:
+    bench = Bench()
+    bench.submit(bench.kind(), deps=(A,))
+    assert not bench.take(Forward)
+    assert not bench.take(Run)
