@@ -9,12 +9,14 @@ judges itself (``memory.py``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sim.oracle import Outcome
 from sim.programs import error_in, unpack_error
 from zray.core.machine import Address
-from zray.ids import shard_of, short
+from zray.core.object_directory import ObjectDirectory
+from zray.ids import short
 from zray.protocol.messages import ACTOR_ALIVE, RecordTasks, ReleaseLineage, Value
 
 if TYPE_CHECKING:
@@ -192,11 +194,16 @@ class Judge:
         for number in [number for number in batches if number <= sequence]:
             self.confirmed[shard].update(batches.pop(number))
 
-    def result_leaves(self, node: Address, task_id: bytes, shards: list[SimShard]) -> None:
-        """The values of a task go to another node: the shard must know how to make them again."""
-        if self.strict:
-            shard = shards[shard_of(task_id, len(shards))]
-            if task_id not in shard.shard.tasks.records:
+    def result_leaves(self, node: Address, task_id: bytes, hosts: Sequence[SimShard | SimReplica]) -> None:
+        """The values of a task go to another node: its shard must know how to make them again.
+
+        Args:
+            hosts: those who serve the shard; of a chain all members of the newest epoch.
+        """
+        if not self.strict:
+            return
+        for host in hosts:
+            if task_id not in host.shard.tasks.records:
                 self.fail(f"results of {short(task_id)} leave {node.hex()} before its lineage is durable")
 
     def recovered(self, shard: SimShard, before: tuple[dict[int, Any], dict[bytes, Any]]) -> None:
@@ -224,6 +231,7 @@ class Judge:
             self.fail(f"the chain of {hosts[0].address.decode()} is {members}, not whole")
         for host in hosts:
             self.check_confirmed(host)
+            self.check_directory(host)
             if list(host.shard.snapshot()) != list(hosts[0].shard.snapshot()):
                 self.fail(f"I7: {host.address.decode()} has other tables than {hosts[0].address.decode()}")
 
@@ -238,11 +246,12 @@ class Judge:
                 if applied != len(made):
                     self.fail(f"I3: {applied} of {len(made)} calls to {short(actor_id)} were applied")
 
-    def check_directory(self, shard: SimShard) -> None:
+    def check_directory(self, host: SimShard | SimReplica) -> None:
         """No node holds anything: no row may be left."""
-        rows = [short(object_id) for object_id in shard.directory.rows]
-        if rows:
-            self.fail(f"I14: shard {shard.number} has rows of {len(rows)} shared objects: {rows[:20]}")
+        for machine in host.beside:
+            if isinstance(machine, ObjectDirectory) and machine.rows:
+                rows = [short(object_id) for object_id in machine.rows]
+                self.fail(f"I14: shard {host.number} has rows of {len(rows)} shared objects: {rows[:20]}")
 
     def check_at_rest(self, host: SimNode) -> None:
         """All programs let go of everything: nothing of it may be left on a node."""
