@@ -152,7 +152,7 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     options = options_of(given.subparser, given, log_level="INFO", detached=True)
     options = with_network(given.subparser, given, options)
     if options.listen and options.gcs:
-        _look_at_control_store(options.gcs[0].split(",")[0])
+        _look_at_control_store(options.gcs[0])
     # The node itself waits for a control store for so long; then it has something to say.
     timeout_s = Config.from_environment().init_timeout_ns / 1e9 + START_MARGIN_S
     spawned = spawn(command(msgspec.structs.asdict(options)), timeout_s, name="the node")
@@ -169,21 +169,18 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _look_at_control_store(endpoint: str) -> None:
-    """Hear, before a node starts, whether the one that listens there speaks with us.
+def _look_at_control_store(endpoints: str) -> None:
+    """Hear, before a node starts, whether who listens there (replicas with commas between) speaks with us.
 
     Raises:
         ClusterUnavailableError: if it does not, with what may be the reason. If nobody does, the node waits.
     """
     from zray.config import Config
-    from zray.runtime.endpoints import knock
+    from zray.runtime.endpoints import listens
     from zray.runtime.joining import living_nodes
 
-    try:
-        knock(endpoint)
-    except OSError:
-        return
-    living_nodes(endpoint, Config.from_environment())
+    if any(listens(endpoint) for endpoint in endpoints.split(",")):
+        living_nodes(endpoints, Config.from_environment())
 
 
 # --- stop ----------------------------------------------------------------------------------------

@@ -156,6 +156,15 @@ def knock(endpoint: str, timeout_s: float = CONNECT_TIMEOUT_S) -> int:
     return 0
 
 
+def listens(endpoint: str) -> bool:
+    """Whether somebody takes a connection there."""
+    try:
+        knock(endpoint)
+    except OSError:
+        return False
+    return True
+
+
 def why(error: OSError) -> str:
     """The reason without the number: ``Connection refused``."""
     return os.strerror(error.errno) if error.errno else str(error)
