@@ -145,12 +145,13 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     import msgspec
 
     from zray.config import Config
+    from zray.runtime.endpoints import ports_from
     from zray.runtime.node_options import command
     from zray.runtime.spawning import spawn
     from zray.services.node_arguments import options_of, with_network
 
     options = options_of(given.subparser, given, log_level="INFO", detached=True)
-    options = with_network(given.subparser, given, options)
+    options = with_network(given, options)
     if options.listen and options.gcs:
         _look_at_control_store(options.gcs[0])
     # The node itself waits for a control store for so long; then it has something to say.
@@ -160,7 +161,9 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     print(f"node {spawned.ready['node_id']} runs at {address} (process {spawned.pid})")
     if options.gcs_listen:
         key_file = os.environ["ZRAY_KEY_FILE"]
-        print(f"  join it with a node    zray start --address {options.gcs_listen} --key-file {key_file}")
+        chains = ports_from(options.gcs_listen, options.gcs_shards, options.gcs_replicas)
+        where = " ".join(f"--address {chain}" for chain in chains)
+        print(f"  join it with a node    zray start {where} --key-file {key_file}")
     print(f"  join it from Python    zray.init(address={address!r}), or address='auto'")
     print(f"  run a script in it     zray run --address {address} SCRIPT")
     print("  look at it             zray status")

@@ -1,4 +1,4 @@
-"""Several nodes on shards that are chains, as real processes: every part of the control store dies meanwhile."""
+"""Several nodes on shards that are chains, as real processes: any part of the control store may die."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def total(*made: tuple[int, np.ndarray]) -> float:
 
 
 def run_while(strike: Callable[[], None]) -> int:
-    """A program with values, borrowed references and inputs on other nodes; how many nodes ran a part of it."""
+    """A program with values, references and inputs on other nodes; how many nodes ran a part of it."""
     made = [filled.remote(number) for number in range(ITEMS)]
     zray.wait(made, num_returns=ITEMS // 4)
     strike()

@@ -1,7 +1,7 @@
 """A cluster of several real nodes on this machine, to test programs with: nodes come, leave and are killed.
 
 The control store has processes of its own, so every node may die, the first one too; with several replicas
-of each shard any of these processes may, as well. All of them end with the process that made the cluster, also
+of each shard any of these processes may, as well. All processes end with the one that made the cluster, also
 if that is killed.
 """
 
