@@ -62,6 +62,11 @@ class Judge:
     def __init__(self, faults: FaultsPart, *, strict: bool) -> None:
         self.strict = strict
         self.allowed = allowed_origins(faults)
+        self.may_be_silent = bool(
+            faults.node_freeze or faults.node_silence or faults.partition or faults.clog
+        )
+        crashes = faults.worker_crash or faults.worker_crash_creating or faults.node_crash
+        self.may_retry = bool(crashes or faults.worker_start_hang or self.may_be_silent)
         self.oracle: dict[bytes, Outcome] = {}
         self.values: dict[bytes, Outcome] = {}
         self.submitted: dict[bytes, int] = {}  # task -> times
@@ -132,6 +137,8 @@ class Judge:
         """A worker starts an attempt."""
         if not self.strict:
             return
+        if attempt and not self.may_retry:
+            self.fail(f"I8: attempt {attempt} of {short(task_id)} starts on {worker.hex()}, and nothing died")
         times = self.started[task_id, attempt] = self.started.get((task_id, attempt), 0) + 1
         if times > self.submitted.get(task_id, 0):
             self.fail(f"I8: attempt {attempt} of {short(task_id)} starts again, on {worker.hex()}")
@@ -164,6 +171,13 @@ class Judge:
         self.gone[address] = None
         if actor_id:
             self.gone[actor_id] = None
+
+    # --- nodes ---------------------------------------------------------------------------------------
+
+    def buried_alive(self, node: Address) -> None:
+        """A node hears that it was declared dead: something must have kept it from being heard."""
+        if not self.may_be_silent:
+            self.fail(f"{node.hex()} lives, could be heard all the time, and was declared dead")
 
     # --- what a shard acknowledged -------------------------------------------------------------------
 

@@ -279,6 +279,7 @@ class SimNode(MachineHost):
                 case ReceiveInto(object_id):
                     self._prepare(object_id, message)
                 case BuriedAlive():
+                    self.cluster.judge.buried_alive(self.address)
                     self.kernel.after(0, lambda _: self.cluster.restart_node(self))
                 case ClientJoined() | ClientGone() | ChainEpoch() | LinkPeer() | UnlinkPeer():
                     pass
