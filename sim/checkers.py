@@ -9,12 +9,14 @@ judges itself (``memory.py``).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sim.oracle import Outcome
 from sim.programs import error_in, unpack_error
 from zray.core.machine import Address
-from zray.ids import shard_of, short
+from zray.core.object_directory import ObjectDirectory
+from zray.ids import short
 from zray.protocol.messages import ACTOR_ALIVE, RecordTasks, ReleaseLineage, Value
 
 if TYPE_CHECKING:
@@ -60,6 +62,11 @@ class Judge:
     def __init__(self, faults: FaultsPart, *, strict: bool) -> None:
         self.strict = strict
         self.allowed = allowed_origins(faults)
+        self.may_be_silent = bool(
+            faults.node_freeze or faults.node_silence or faults.partition or faults.clog
+        )
+        crashes = faults.worker_crash or faults.worker_crash_creating or faults.node_crash
+        self.may_retry = bool(crashes or faults.worker_start_hang or self.may_be_silent)
         self.oracle: dict[bytes, Outcome] = {}
         self.values: dict[bytes, Outcome] = {}
         self.submitted: dict[bytes, int] = {}  # task -> times
@@ -130,6 +137,8 @@ class Judge:
         """A worker starts an attempt."""
         if not self.strict:
             return
+        if attempt and not self.may_retry:
+            self.fail(f"I8: attempt {attempt} of {short(task_id)} starts on {worker.hex()}, and nothing died")
         times = self.started[task_id, attempt] = self.started.get((task_id, attempt), 0) + 1
         if times > self.submitted.get(task_id, 0):
             self.fail(f"I8: attempt {attempt} of {short(task_id)} starts again, on {worker.hex()}")
@@ -163,6 +172,13 @@ class Judge:
         if actor_id:
             self.gone[actor_id] = None
 
+    # --- nodes ---------------------------------------------------------------------------------------
+
+    def buried_alive(self, node: Address) -> None:
+        """A node hears that it was declared dead: something must have kept it from being heard."""
+        if not self.may_be_silent:
+            self.fail(f"{node.hex()} lives, could be heard all the time, and was declared dead")
+
     # --- what a shard acknowledged -------------------------------------------------------------------
 
     def recorded(self, node: Address, shard: Address, message: Any) -> None:
@@ -192,11 +208,16 @@ class Judge:
         for number in [number for number in batches if number <= sequence]:
             self.confirmed[shard].update(batches.pop(number))
 
-    def result_leaves(self, node: Address, task_id: bytes, shards: list[SimShard]) -> None:
-        """The values of a task go to another node: the shard must know how to make them again."""
-        if self.strict:
-            shard = shards[shard_of(task_id, len(shards))]
-            if task_id not in shard.shard.tasks.records:
+    def result_leaves(self, node: Address, task_id: bytes, hosts: Sequence[SimShard | SimReplica]) -> None:
+        """The values of a task go to another node: its shard must know how to make them again.
+
+        Args:
+            hosts: those who serve the shard; of a chain all members of the newest epoch.
+        """
+        if not self.strict:
+            return
+        for host in hosts:
+            if task_id not in host.shard.tasks.records:
                 self.fail(f"results of {short(task_id)} leave {node.hex()} before its lineage is durable")
 
     def recovered(self, shard: SimShard, before: tuple[dict[int, Any], dict[bytes, Any]]) -> None:
@@ -224,6 +245,7 @@ class Judge:
             self.fail(f"the chain of {hosts[0].address.decode()} is {members}, not whole")
         for host in hosts:
             self.check_confirmed(host)
+            self.check_directory(host)
             if list(host.shard.snapshot()) != list(hosts[0].shard.snapshot()):
                 self.fail(f"I7: {host.address.decode()} has other tables than {hosts[0].address.decode()}")
 
@@ -238,11 +260,12 @@ class Judge:
                 if applied != len(made):
                     self.fail(f"I3: {applied} of {len(made)} calls to {short(actor_id)} were applied")
 
-    def check_directory(self, shard: SimShard) -> None:
+    def check_directory(self, host: SimShard | SimReplica) -> None:
         """No node holds anything: no row may be left."""
-        rows = [short(object_id) for object_id in shard.directory.rows]
-        if rows:
-            self.fail(f"I14: shard {shard.number} has rows of {len(rows)} shared objects: {rows[:20]}")
+        for machine in host.beside:
+            if isinstance(machine, ObjectDirectory) and machine.rows:
+                rows = [short(object_id) for object_id in machine.rows]
+                self.fail(f"I14: shard {host.number} has rows of {len(rows)} shared objects: {rows[:20]}")
 
     def check_at_rest(self, host: SimNode) -> None:
         """All programs let go of everything: nothing of it may be left on a node."""

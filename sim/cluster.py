@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sim.checkers import Judge
@@ -15,7 +15,7 @@ from sim.kernel import MS, US, Kernel, S
 from sim.network import LinkQuality, Network
 from sim.oracle import Oracle
 from sim.programs import FUNCTIONS, Program
-from sim.replicas import CHAIN_CONFIG, SimChain, SimMaster
+from sim.replicas import CHAIN_CONFIG, SimChain, SimMaster, SimReplica
 from sim.scenario import Scenario
 from sim.worker import SimDriver
 from zray.config import Config
@@ -139,6 +139,19 @@ class Cluster:
         """Every process that serves a shard, replicas included."""
         hosts = [host for chain in self.chains for host in chain.hosts]
         return [shard.address for shard in self.shards] + [host.address for host in hosts]
+
+    def hosts_of(self, shard: int) -> Sequence[SimShard | SimReplica]:
+        """The processes that serve a shard."""
+        return self.chains[shard].hosts if self.chains else self.shards[shard : shard + 1]
+
+    def serving(self, shard: int) -> Sequence[SimShard | SimReplica]:
+        """Those of them that have what the shard acknowledged: all, or the members of the newest epoch."""
+        return self.chains[shard].seated() if self.chains else self.hosts_of(shard)
+
+    def tell_first_shard(self, message: Any) -> None:
+        """Those who serve it notice something themselves."""
+        for host in self.hosts_of(0):
+            host.post(message)
 
     def lives_at(self, address: Address) -> bool:
         """Whether the process there is up; nodes always are."""

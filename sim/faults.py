@@ -235,7 +235,7 @@ class Faults:
         if random.random() < 0.7:  # else only its silence tells
             notice_ns = int(random.expovariate(1.0) * 20 * MS)
             notice = LinkLost(victim.address)
-            self.cluster.kernel.after(notice_ns, lambda _: self.cluster.shards[0].post(notice))
+            self.cluster.kernel.after(notice_ns, lambda _: self.cluster.tell_first_shard(notice))
         back_ns = min(self.faulty_ns, self.cluster.kernel.now_ns + self._outage_ns(random))
         self.cluster.kernel.at(back_ns, lambda _: self._revive(victim))
         return True
@@ -243,9 +243,9 @@ class Faults:
     def _lose_link(self, random: Random) -> bool:
         """A node's link to the control store breaks for a moment: nothing may come of it."""
         nodes = [node for node in self.cluster.nodes if node.alive]
-        if not nodes or not self.cluster.shards:
+        if not nodes:
             return False
-        self.cluster.shards[0].post(LinkLost(random.choice(nodes).address))
+        self.cluster.tell_first_shard(LinkLost(random.choice(nodes).address))
         return True
 
     def _revive(self, node: SimNode) -> None:
@@ -267,10 +267,11 @@ class Faults:
         If it is declared dead it goes on without knowing, and all others hear it: they have to know better.
         """
         victim = self._node_victim(random)
-        if victim is None or not self.cluster.shards:
+        if victim is None:
             return False
-        network, shard = self.cluster.network, self.cluster.shards[0].address
-        links = [network.link(victim.address, shard), network.link(shard, victim.address)]
+        network, judges = self.cluster.network, self.cluster.hosts_of(0)
+        links = [network.link(victim.address, judge.address) for judge in judges]
+        links += [network.link(judge.address, victim.address) for judge in judges]
         for link in links:
             network.partition(link)
 

@@ -16,14 +16,11 @@ from sim.programs import Packed
 from sim.worker import SimWorker
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
+from zray.core.beside_shard import machines_beside
 from zray.core.control_shard import ControlShard
-from zray.core.global_scheduler import GlobalScheduler
 from zray.core.identity import NodeIdentity
 from zray.core.machine import DISK, LOG, RUNTIME, TRANSFER, WORKER_POOL, Address, pump
-from zray.core.membership import Membership
 from zray.core.node import Node
-from zray.core.object_directory import ObjectDirectory
-from zray.core.placement import placement_of
 from zray.core.resources import demand_from
 from zray.protocol.chain import Logged, ShardOpened
 from zray.protocol.cluster import (
@@ -251,7 +248,8 @@ class SimNode(MachineHost):
                 self.cluster.forwards += 1
                 self.cluster.spillbacks += message.hops > 0
             elif type(message) is Ended and not message.crashed:
-                self.cluster.judge.result_leaves(self.address, message.task_id, self.cluster.shards)
+                shard = ids.shard_of(message.task_id, self.cluster.scenario.cluster.shards)
+                self.cluster.judge.result_leaves(self.address, message.task_id, self.cluster.serving(shard))
         if self.cluster.spans is not None:
             self._note_queue(self.node.scheduler.backlog())
         super()._act()
@@ -281,6 +279,7 @@ class SimNode(MachineHost):
                 case ReceiveInto(object_id):
                     self._prepare(object_id, message)
                 case BuriedAlive():
+                    self.cluster.judge.buried_alive(self.address)
                     self.kernel.after(0, lambda _: self.cluster.restart_node(self))
                 case ClientJoined() | ClientGone() | ChainEpoch() | LinkPeer() | UnlinkPeer():
                     pass
@@ -404,20 +403,8 @@ class SimShard(MachineHost):
         for record in self.log:
             pump(self.shard, [(command.source, command.message) for command in _decode_log(record)], 0)
             self.shard.out.clear()
-        shard, config = self.shard, self.cluster.config
-        self.directory = ObjectDirectory(
-            config=config, record_of=shard.tasks.records.get, nodes=shard.peers.keys
-        )
-        self.machines = [shard, self.directory]
-        if self.number == 0:
-            self.membership = Membership(store=self.address, life=lambda: shard.life, config=config)
-            self.machines += [self._global_scheduler(), self.membership]
-
-    def _global_scheduler(self) -> GlobalScheduler:
-        config = self.cluster.config
-        return GlobalScheduler(
-            config=config, policy=placement_of(config), random=self.kernel.stream("placement")
-        )
+        self.beside = machines_beside(self.shard, self.address, self.kernel.stream("placement"))
+        self.machines = [self.shard, *self.beside]
 
     def serve(self, name: Address, messages: list[Any]) -> None:
         """The log, before anything else of this turn leaves."""

@@ -183,7 +183,7 @@ def _machine_of(start: MachineStart, config: Config, before: list[Any]) -> Any:
             return GlobalScheduler(config=config, policy=start.policy, random=Random(start.seed))
         case DirectoryStart():
             shard = before[0]
-            return ObjectDirectory(config=config, record_of=shard.tasks.records.get, nodes=shard.peers.keys)
+            return ObjectDirectory(config=config, record_of=shard.tasks.records.get)
         case MembershipStart():
             return Membership(store=start.store, life=lambda: before[0].life, config=config)
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from sim.hosts import MachineHost
 from sim.kernel import MS
 from sim.network import Link
+from zray.core.beside_shard import machines_beside
 from zray.core.chain import ChainReplica
 from zray.core.chain_master import ChainMaster
 from zray.core.control_shard import ControlShard
-from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import LOG, Address
 from zray.protocol.chain import Logged, ReplicaLost, RewriteLog
 from zray.protocol.codec import batch_decoder, encode_batch
@@ -77,7 +77,7 @@ class RestartingHost(MachineHost):
 
 
 class SimReplica(RestartingHost):
-    """A replica of a shard, with a log; those of the first shard also host the global scheduler."""
+    """A replica of a shard, with a log."""
 
     def __init__(self, cluster: Cluster, number: int, replica: int) -> None:
         super().__init__(cluster, b"gcs-%04d.%d" % (number, replica))
@@ -92,6 +92,11 @@ class SimReplica(RestartingHost):
         """The tables."""
         return self.replica.shard
 
+    @property
+    def beside(self) -> list[Any]:
+        """What lives beside them, if this is the head."""
+        return self.replica.beside
+
     def begin(self) -> None:
         """A new life, from the log if there is one."""
         shape = self.cluster.scenario.cluster
@@ -100,13 +105,15 @@ class SimReplica(RestartingHost):
             config=self.cluster.config,
         )  # fmt: skip
         me = ChainMember(self.address, self.cluster.next_life())
-        self.replica = ChainReplica(shard, me=me, master=MASTER, config=self.cluster.config)
+        random = self.kernel.stream("placement")
+        self.replica = ChainReplica(
+            shard, me=me, master=MASTER, config=self.cluster.config,
+            beside=lambda found: machines_beside(found, self.address, random),
+        )  # fmt: skip
         for record in self.log:
             self.replica.restore(_decode_log(record))
         self._rewrite_log()
         self.machines = [self.replica]
-        if self.number == 0:
-            self.machines.append(GlobalScheduler(config=self.cluster.config))
 
     def serve(self, name: Address, messages: list[Any]) -> None:
         """The log, before anything else of this turn leaves; what a new head has is judged."""
@@ -198,6 +205,11 @@ class SimChain:
             return ()
         newest = max(heads, key=lambda replica: replica.epoch).newest
         return tuple(member.address for member in newest.members)
+
+    def seated(self) -> list[SimReplica]:
+        """The living members of the newest epoch that any of them has heard of."""
+        newest = max((host.replica.newest for host in self.hosts), key=lambda newest: newest.epoch)
+        return [host for host in self.hosts if host.alive and host.replica.me in newest.members]
 
     def is_whole(self) -> bool:
         """Whether nothing is amiss: all live and are seated, and can speak with each other."""

@@ -40,6 +40,10 @@ LATER_NODE_RATES = {"node_silence": 8.0, "link_loss": 10.0}
 """The same, each drawn apart so that what was drawn before there were these stays what it was."""
 CLUSTER_SEEDS = 500_000
 """All seeds from here on draw clusters of several nodes, which exchange tasks and objects."""
+CHAINED_SEEDS = 700_000
+"""All seeds from here on draw such clusters on shards that are replicated."""
+REPLICATED_SHARE = 1 / 3
+"""Of the seeds below this share draws replicated shards."""
 CLUSTER_SHARE = 0.5
 """Of this many seeds below it, too, unless their shards are replicated; drawn apart like ``LONE_SHARE``."""
 LONE_SHARE = 0.15
@@ -60,11 +64,12 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= CHAINED_SEEDS:
+        return _replicated(_clustered(seed, plain), **_draw_replicas(seed))
     if seed >= CLUSTER_SEEDS:
         return _clustered(seed, plain)
-    replicated = _draw_replicas(seed)
-    if replicated:
-        return _replicated(plain, **replicated)
+    if stream(seed, "swarm/replicas").random() <= REPLICATED_SHARE:
+        return _replicated(plain, **_draw_replicas(seed))
     is_clustered = stream(seed, "swarm/clusters").random() < CLUSTER_SHARE
     return _clustered(seed, plain) if is_clustered else plain
 
@@ -140,13 +145,12 @@ def _replicated(plain: Scenario, replicas: int, **rates: float) -> Scenario:
 
 
 def _draw_replicas(seed: int) -> dict[str, Any]:
-    """Of every third seed: how many replicas each shard has, and what strikes them.
+    """How many replicas each shard has, and what strikes them.
 
     From a stream of its own, so that all other draws are as they were before there were replicas.
     """
     random = stream(seed, "swarm/replicas")
-    if random.random() > 1 / 3:
-        return {}
+    random.random()  # whether there are any, in the lowest seeds
     drawn: dict[str, Any] = {"replicas": random.choice((2, 2, 3))}
     for name, most in CHAIN_RATES.items():
         drawn[name] = round(most * random.random(), 4)

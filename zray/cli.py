@@ -145,14 +145,15 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     import msgspec
 
     from zray.config import Config
+    from zray.runtime.endpoints import ports_from
     from zray.runtime.node_options import command
     from zray.runtime.spawning import spawn
     from zray.services.node_arguments import options_of, with_network
 
     options = options_of(given.subparser, given, log_level="INFO", detached=True)
-    options = with_network(given.subparser, given, options)
+    options = with_network(given, options)
     if options.listen and options.gcs:
-        _look_at_control_store(options.gcs[0].split(",")[0])
+        _look_at_control_store(options.gcs[0])
     # The node itself waits for a control store for so long; then it has something to say.
     timeout_s = Config.from_environment().init_timeout_ns / 1e9 + START_MARGIN_S
     spawned = spawn(command(msgspec.structs.asdict(options)), timeout_s, name="the node")
@@ -160,7 +161,9 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     print(f"node {spawned.ready['node_id']} runs at {address} (process {spawned.pid})")
     if options.gcs_listen:
         key_file = os.environ["ZRAY_KEY_FILE"]
-        print(f"  join it with a node    zray start --address {options.gcs_listen} --key-file {key_file}")
+        chains = ports_from(options.gcs_listen, options.gcs_shards, options.gcs_replicas)
+        where = " ".join(f"--address {chain}" for chain in chains)
+        print(f"  join it with a node    zray start {where} --key-file {key_file}")
     print(f"  join it from Python    zray.init(address={address!r}), or address='auto'")
     print(f"  run a script in it     zray run --address {address} SCRIPT")
     print("  look at it             zray status")
@@ -169,21 +172,18 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _look_at_control_store(endpoint: str) -> None:
-    """Hear, before a node starts, whether the one that listens there speaks with us.
+def _look_at_control_store(endpoints: str) -> None:
+    """Hear, before a node starts, whether who listens there (replicas with commas between) speaks with us.
 
     Raises:
         ClusterUnavailableError: if it does not, with what may be the reason. If nobody does, the node waits.
     """
     from zray.config import Config
-    from zray.runtime.endpoints import knock
+    from zray.runtime.endpoints import listens
     from zray.runtime.joining import living_nodes
 
-    try:
-        knock(endpoint)
-    except OSError:
-        return
-    living_nodes(endpoint, Config.from_environment())
+    if any(listens(endpoint) for endpoint in endpoints.split(",")):
+        living_nodes(endpoints, Config.from_environment())
 
 
 # --- stop ----------------------------------------------------------------------------------------

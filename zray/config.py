@@ -82,6 +82,8 @@ class Config(NamedTuple):
     """A node of a cluster that was silent for this long is dead, and begins anew if it is not."""
     node_link_loss_ns: int = 250_000_000
     """The same for a node whose link to the control store was lost."""
+    node_return_ns: int = 2_500_000_000
+    """The same for a node that was not heard yet since who decides on life and death began anew."""
 
     chunk_bytes: int = 1 * MIB
     """Large objects travel between nodes in chunks of this size."""

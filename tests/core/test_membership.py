@@ -28,6 +28,7 @@ STORE = b"gcs-0000"
 A, B = b"a" * 16, b"b" * 16
 S = 1_000_000_000
 DEATH_NS = Config().node_death_ns
+RETURN_NS = Config().node_return_ns
 LINK_NS = Config().node_link_loss_ns
 LOOK_NS = Config().heartbeat_interval_ns
 
@@ -45,12 +46,14 @@ class Bench:
 
     def __init__(self, life: int = 0, graves: tuple[bytes, ...] = (), nodes: tuple[bytes, ...] = ()) -> None:
         self.machine = Membership(store=STORE, life=lambda: life, config=Config())
-        assert self.feed(now_ns=0) == [(STORE, TableScan(TABLE_KV, TABLE_KV, GRAVES, 1000))]
+        token = (life << 32) + 1
+        assert self.feed(now_ns=0) == [(STORE, TableScan(token, TABLE_KV, GRAVES, 1000))]
         keys = tuple((GRAVES + node, b"") for node in graves)
-        [(_, scan)] = self.feed((STORE, TablePage(TABLE_KV, keys)))
-        assert scan == TableScan(TABLE_NODE, TABLE_NODE, b"", 1000)
+        [(_, scan)] = self.feed((STORE, TablePage(token, keys)))
+        assert scan == TableScan(token + 1, TABLE_NODE, b"", 1000)
         rows = tuple((node, encode_value(hello(node)[1])) for node in nodes)
-        self.first = self.feed((STORE, TablePage(TABLE_NODE, rows)))
+        assert self.feed((STORE, TablePage(token, rows))) == []  # an answer that came twice
+        self.first = self.feed((STORE, TablePage(token + 1, rows)))
 
     def feed(self, *batch: tuple[bytes, Any], now_ns: int = 0) -> list[tuple[bytes, Any]]:
         pump(self.machine, batch, now_ns)
@@ -171,3 +174,16 @@ def test_a_new_life_knows_the_dead_and_forgets_no_living_node() -> None:
     bench = Bench(life=3, graves=(B,), nodes=(A, B))
     assert bench.first == [(A, Members((3 << 32) + 1, ((A, "ipc://" + A.decode()),)))]
     assert bench.feed(hello(B)) == [(B, bench.table(A))]
+
+
+def test_a_new_life_is_patient_with_nodes_that_it_has_not_heard_yet() -> None:
+    """After a fail-over the way of their first word is long, and silence no sign of death."""
+    bench = Bench(life=3, nodes=(A, B))
+    bench.feed(report(A, bench.machine.epoch), now_ns=DEATH_NS // 2)
+    assert RETURN_NS > 2 * DEATH_NS
+    for now_ns in range(DEATH_NS // 2, RETURN_NS - LOOK_NS, LOOK_NS):
+        assert bench.feed(report(A, bench.machine.epoch), now_ns=now_ns) == []
+    late_ns = RETURN_NS - LOOK_NS
+    assert bench.feed(report(B, bench.machine.epoch), now_ns=late_ns) == []
+    graves = bench.wait(late_ns, late_ns + DEATH_NS - LOOK_NS // 4)  # once heard, each has as long as ever
+    assert {message.key for _, message in graves} == {GRAVES + A}

@@ -46,9 +46,7 @@ class Bench:
     def __init__(self, *records: TaskRecord) -> None:
         self.records = {record.task_id: record for record in records}
         self.nodes = [A, B, C]
-        self.machine = ObjectDirectory(
-            config=Config(), record_of=self.records.get, nodes=lambda: list(self.nodes)
-        )
+        self.machine = ObjectDirectory(config=Config(), record_of=self.records.get)
         self.sequences: dict[bytes, int] = {}
         self.tell(A, Members(1, ((A, ""), (B, ""), (C, ""))))
 
@@ -177,14 +175,34 @@ def test_a_new_life_frees_and_rebuilds_nothing_before_all_have_restated() -> Non
     assert MADE in bench.machine.rows
     assert bench.say(A, (HOLD, MADE)) == []
     assert bench.machine.rows[MADE].holders == {A: None}
+
+
+def test_a_new_life_does_not_wait_for_the_dead() -> None:
+    bench = Bench(RECORD)
     bench.feed(RUNTIME, ShardOpened())
-    assert bench.die(C) == []  # nor does it wait for the dead
+    bench.say(A, (HOLD, MADE))
+    assert bench.say(B, (COPY, MADE, LARGE)) == []
+    assert list(bench.machine.silent) == [C]
+    assert bench.die(C) == []
+    assert bench.say(A, (DROP, MADE)) == [(B, FreeObjects((MADE,)))]
+
+
+def test_a_new_life_waits_for_a_node_of_which_the_shard_knows_nothing_else() -> None:
+    """Its introduction to this shard was lost, and what it told the former head of a chain was not."""
+    bench = Bench(RECORD)
+    bench.feed(RUNTIME, ShardOpened())
+    new = b"n" * 16
+    bench.tell(A, Members(2, ((A, ""), (B, ""), (C, ""), (new, ""))))
+    for node in (A, B, C):
+        assert bench.say(node, (COPY, MADE, LARGE)) == []
+    assert bench.say(new, (HOLD, MADE)) == []
+    assert bench.machine.rows[MADE].holders == {new: None}
 
 
 def test_a_table_older_than_a_node_does_not_bury_it() -> None:
     """A shard restarts, and a node that has not heard yet of a new one is the first to say who is alive."""
     bench = Bench(RECORD)
-    bench.machine = ObjectDirectory(config=Config(), record_of=bench.records.get, nodes=lambda: [A, B, C])
+    bench.machine = ObjectDirectory(config=Config(), record_of=bench.records.get)
     bench.feed(RUNTIME, ShardOpened())
     bench.tell(A, Members(7, ((A, ""), (B, ""))))
     bench.tell(C, Members(8, ((A, ""), (B, ""), (C, ""))))

@@ -102,6 +102,44 @@ def test_a_cluster_over_tcp_of_one_machine(here: Place) -> None:
     os.unlink(key_file[1])
 
 
+def test_replicated_shards_listen_for_other_machines_and_come_back(here: Place) -> None:
+    head, other = Host(here), Host(here)
+    port = free_ports("127.0.0.1")
+    key = str(here.folder / "key")
+    chains = ("--gcs-shards", "2", "--gcs-replicas", "2")
+    said = head.start("--head", "--port", str(port), "--key-file", key, *chains)
+    told = re.search(r"zray start ((?:--address \S+ )+)--key-file", said)
+    assert told is not None, said
+    endpoints = [chain.split(",") for chain in told[1].split()[1::2]]
+    assert [len(chain) for chain in endpoints] == [2, 2]
+    other.start(*told[1].split(), "--key-file", key)
+    more = "for _ in range(3):\n    input()\n    print(*all_right(40), flush=True)\n"
+    driver = head.driver(PROGRAM + more)
+    assert line_of(driver) == "True 2"
+    for chain in (endpoints[0], endpoints[1], endpoints[0]):
+        _kill_listener(head.pid, chain[0])
+        tell(driver)
+        assert line_of(driver).startswith("True")
+    finish(driver)
+    here.zray("stop")
+
+
+def _kill_listener(node_pid: int, endpoint: str) -> None:
+    """Kill the process of a node that listens at a tcp endpoint, once there is one."""
+    import psutil
+
+    port = int(endpoint.rpartition(":")[2])
+
+    def listener() -> psutil.Process | None:
+        for child in psutil.Process(node_pid).children():
+            ports = [each.laddr.port for each in child.net_connections("tcp") if each.status == "LISTEN"]
+            if port in ports:
+                return child
+        return None
+
+    eventually(listener, 10.0).kill()
+
+
 def test_without_the_key_nobody_joins(here: Place) -> None:
     head, stranger = Host(here), Host(here)
     port = free_ports("127.0.0.1")

@@ -90,7 +90,7 @@ def test_no_nonsense_breaks_a_shard_or_the_global_scheduler(seed: int) -> None:
     types = types_of(ToGcs | ToDirectory)
     config = Config()
     shard = ControlShard(cluster_id=b"c" * 16, shard=0, shard_count=1, config=config)
-    directory = ObjectDirectory(config=config, record_of=shard.tasks.records.get, nodes=shard.peers.keys)
+    directory = ObjectDirectory(config=config, record_of=shard.tasks.records.get)
     membership = Membership(store=b"gcs-0000", life=lambda: 0, config=config)
     machines: list[Any] = [shard, GlobalScheduler(config=config), directory, membership]
     for now_ns in range(2, 300 * 10**8, 10**8):

@@ -8,7 +8,7 @@ import pytest
 from msgspec.structs import replace
 
 from sim.run import CORRECTNESS, LIVENESS, PASSED, run_scenario
-from sim.scenario import ClusterPart, NetworkPart, PhasesPart, Scenario, WorkloadPart, load
+from sim.scenario import ClusterPart, FaultsPart, NetworkPart, PhasesPart, Scenario, WorkloadPart, load
 from zray.core.away import Away
 from zray.core.cluster_side import ClusterSide
 from zray.core.guests import Guests
@@ -20,6 +20,7 @@ from zray.core.peers import Peers
 from zray.core.references import References
 from zray.core.sharing import Sharing
 from zray.core.worker_pool import WorkerPool
+from zray.protocol.chain import ShardOpened
 from zray.protocol.cluster import Rebuild
 
 Patch = pytest.MonkeyPatch
@@ -168,3 +169,29 @@ def test_a_task_that_is_granted_twice_is_noticed(monkeypatch: Patch) -> None:
 def test_an_end_that_is_not_repeated_is_noticed(monkeypatch: Patch) -> None:
     monkeypatch.setattr(Guests, "finished", lambda self, task, *, failed: None)
     assert any(kind != PASSED for kind in judged(load("node_deaths"), seeds=range(1)))
+
+
+# --- fail-overs ------------------------------------------------------------------------------------
+
+FAIL_OVERS = replace(
+    load("lost_objects"),
+    check_every=50,
+    cluster=replace(REFERENCES.cluster, replicas=2),
+    network=NetworkPart(latency_us=200, jitter_us=3000),
+    faults=FaultsPart(replica_crash=80.0, outage_ms=5),
+    phases=PhasesPart(faulty_s=0.4, liveness_s=20.0, quiet_s=4.0),
+)
+"""Nothing dies but replicas, so nothing may be made twice."""
+
+
+def test_without_a_canary_fail_overs_pass() -> None:
+    assert judged(FAIL_OVERS, seeds=range(4)) == [PASSED] * 4
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_new_head_that_decides_before_all_have_restated_is_noticed(monkeypatch: Patch) -> None:
+    handlers = {**ObjectDirectory.HANDLERS, ShardOpened: lambda *_: None}
+    monkeypatch.setattr(ObjectDirectory, "HANDLERS", handlers)
+    kind, detail = first_failure(FAIL_OVERS, range(12))
+    assert kind == CORRECTNESS
+    assert "and nothing died" in detail

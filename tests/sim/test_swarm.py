@@ -11,13 +11,27 @@ import pytest
 from sim import command
 from sim.run import CORRECTNESS, CRASH, LIVENESS, PASSED, run_scenario
 from sim.scenario import ScenarioError, load, shipped
-from sim.swarm import CLUSTER_SEEDS, Regression, difference, regressions, run_seed, run_seeds, shrink, worst
+from sim.swarm import (
+    CHAINED_SEEDS,
+    CLUSTER_SEEDS,
+    Regression,
+    difference,
+    regressions,
+    run_seed,
+    run_seeds,
+    shrink,
+    worst,
+)
 from zray.core.local_scheduler import LocalScheduler
 from zray.errors import InvariantError
 
 REGRESSIONS = Path(__file__).with_name("regressions.toml")
 OPEN = [entry["name"] for entry in tomllib.loads(REGRESSIONS.read_text())["run"] if entry.get("open")]
-SMOKE_SEEDS = [*range(100), *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40)]
+SMOKE_SEEDS = [
+    *range(100),
+    *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40),
+    *range(CHAINED_SEEDS, CHAINED_SEEDS + 15),
+]
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 """A cluster of several real nodes on this machine, to test programs with: nodes come, leave and are killed.
 
-The control store is a process of its own, so every node may die, the first one too. All processes end with
-the one that made the cluster, also if that is killed.
+The control store has processes of its own, so every node may die, the first one too; with several replicas
+of each shard any of these processes may, as well. All processes end with the one that made the cluster, also
+if that is killed.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from zray.api import session
+from zray.api.local_control_store import LocalControlStore
 from zray.config import Config
 from zray.errors import ClusterUnavailableError
 from zray.runtime import node_options, session_dir
-from zray.runtime.endpoints import knock
 from zray.runtime.joining import living_nodes
 from zray.runtime.processes import end_process, wait_for_exit
-from zray.runtime.spawning import Spawned, launch, python_command, spawn
+from zray.runtime.spawning import Spawned, spawn
 
 POLL_INTERVAL_S = 0.02
 START_MARGIN_S = 10.0
@@ -69,9 +70,12 @@ class LocalCluster:
         initialize_head: start a first node.
         connect: join it as a driver.
         head_node_args: what :meth:`add_node` takes, for the first node.
+        gcs_shards: shards of the control store.
+        gcs_replicas: processes of each shard; with 2 or more any one of them may die.
         environment: more environment variables of all processes, such as ``ZRAY_NODE_DEATH_NS``.
+
     Raises:
-        ValueError: for options without a node that they are for.
+        ValueError: for options without a node that they are for, or no shards.
         ClusterUnavailableError: if something does not start.
     """
 
@@ -81,6 +85,8 @@ class LocalCluster:
         connect: bool = False,
         head_node_args: Mapping[str, Any] | None = None,
         *,
+        gcs_shards: int = 1,
+        gcs_replicas: int = 1,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         if not initialize_head and (connect or head_node_args):
@@ -90,12 +96,13 @@ class LocalCluster:
         self._session = session_dir.create("cluster")
         self.head_node: ClusterNode | None = None
         self.worker_nodes: list[ClusterNode] = []
-        self.gcs_address = f"ipc://{self._session.socket_path('gcs')}"
-        """Where the control store is: what a node joins."""
-        self._gcs_pid = 0
+        self._control_store: LocalControlStore | None = None
         atexit.register(self.shutdown)
         try:
-            self._start_control_store()
+            self._control_store = LocalControlStore(
+                self._session, self._environment, self._config, shards=gcs_shards, replicas=gcs_replicas
+            )
+            self._control_store.open()
             if initialize_head:
                 self.add_node(**dict(head_node_args or {}))
             if connect:
@@ -104,24 +111,16 @@ class LocalCluster:
             self.shutdown()
             raise
 
-    def _start_control_store(self) -> None:
-        self._gcs_pid = launch(
-            python_command(
-                "zray.services.gcs", "--listen", self.gcs_address, "--parent-pid", str(os.getpid()),
-                "--log-level", "WARNING", "--data-dir", os.path.join(self._session.path, "gcs.log"),
-            ),
-            self._environment,
-        )  # fmt: skip
-        self._session.add_process(self._gcs_pid)
-        deadline = time.monotonic() + self._config.init_timeout_ns / 1e9
-        while True:
-            with contextlib.suppress(OSError):
-                knock(self.gcs_address)
-                return
-            if time.monotonic() > deadline or wait_for_exit(self._gcs_pid, 0.0) is not None:
-                what = "the control store of the cluster does not start; its error is on standard error"
-                raise ClusterUnavailableError(what, self._config.init_timeout_ns / 1e9)
-            time.sleep(POLL_INTERVAL_S)
+    @property
+    def control_store(self) -> LocalControlStore:
+        """The processes of the control store; they are there from the beginning."""
+        assert self._control_store is not None
+        return self._control_store
+
+    @property
+    def gcs_address(self) -> str:
+        """Where the first shard of the control store is: what a node joins."""
+        return self.control_store.endpoints[0]
 
     @property
     def address(self) -> str:
@@ -166,7 +165,7 @@ class LocalCluster:
             resources=resources,
             object_store_memory=object_store_memory,
         )
-        options |= {"gcs": (self.gcs_address,), "parent_pid": os.getpid(), "detached": True}
+        options |= {"gcs": self.control_store.endpoints, "parent_pid": os.getpid(), "detached": True}
         timeout_s = self._config.init_timeout_ns / 1e9 + START_MARGIN_S
         command = node_options.command(options)
         node = ClusterNode(spawn(command, timeout_s, name="the node", environment=self._environment))
@@ -228,9 +227,8 @@ class LocalCluster:
                 os.kill(node.pid, signal.SIGTERM)  # all at once; each is waited for below
         for node in nodes:
             end_process(node.pid, self._patience_s, None)
-        if self._gcs_pid:
-            end_process(self._gcs_pid, self._patience_s)
-            self._gcs_pid = 0
+        if self._control_store is not None:
+            self._control_store.close()
         session_dir.remove(self._session.path)
         session_dir.sweep()  # what killed nodes left
 

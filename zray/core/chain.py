@@ -9,16 +9,21 @@ The invariant (I7): every member of an epoch holds a prefix of what its predeces
 was told is held by all of them. So any one member of the newest epoch can go on alone. An epoch is a list of
 members made by the master (``chain_master.py``); who hears an older number answers with the newer list (I9).
 
+What lives beside a shard, its directory for one, lives beside the head. It is not replicated: a new head
+begins with nothing and the nodes say everything again. What it says is numbered like the words of the shard
+itself, so nobody hears two heads at once.
+
 A joiner is fed by the tail: its tables in pieces, as they were at one moment, then what came since. The tail
 waits for it like for a successor *before* it tells the master, so the epoch that seats it finds it complete.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 from zray.config import Config
+from zray.core.beside_shard import KINDS
 from zray.core.chain_feed import Admission, Downstream, parts_of
 from zray.core.control_shard import ControlShard
 from zray.core.machine import LOG, RUNTIME, Address, Effect, Handler, invariant
@@ -50,6 +55,7 @@ class ChainReplica:
         shard: empty, or filled by :meth:`restore` afterwards.
         me: this life of the replica.
         master: where the chain's master is.
+        beside: makes the machines that live beside the shard while this replica is the head.
         host, pid: how the master may watch this process.
     """
 
@@ -62,6 +68,7 @@ class ChainReplica:
         me: ChainMember,
         master: Address,
         config: Config,
+        beside: Callable[[ControlShard], list[Any]] = lambda shard: [],
         host: str = "",
         pid: int = 0,
     ) -> None:
@@ -69,6 +76,8 @@ class ChainReplica:
         self.shard = shard
         self.me, self.master, self.config = me, master, config
         self.host, self.pid = host, pid
+        self.make_beside = beside
+        self.beside: list[Any] = []  # head: directory, and so on
         self.newest = ChainEpoch(shard.shard, 0, (), 0)  # the newest epoch that was heard of
         self.has_state = False  # the tables are those of a member
         self.have = 0  # the newest number in the tables
@@ -108,17 +117,24 @@ class ChainReplica:
         if self.is_head:
             if len(self.window) >= self.config.chain_window_max:
                 return  # whoever needs an answer asks again
-            self.shard.HANDLERS[type(message)](self.shard, now_ns, source, message)
-        elif source != RUNTIME:
+            self._hand_over(now_ns, source, message)
+        elif source not in (RUNTIME, self.me.address):
             self.misled[source] = None
             if type(message) is NodeHello and len(self.askers) < ASKERS_MAX:
                 self.askers[source] = None
 
+    def _hand_over(self, now_ns: int, source: Address, message: Any) -> None:
+        """Let everybody have it who takes such messages: the shard and what lives beside it."""
+        for machine in (self.shard, *self.beside):
+            handler = machine.HANDLERS.get(type(message))
+            if handler is not None:
+                handler(machine, now_ns, source, message)
+
     def flush(self, now_ns: int) -> None:
         """Number what the batch changed, pass on what is known, say what is committed."""
-        self.shard.flush(now_ns)
-        if self.shard.out:
-            self._number()
+        for machine in (self.shard, *self.beside):
+            machine.flush(now_ns)
+        self._number()
         if self.successor is not None:
             self._forward(self.successor)
         if self.admission is not None:
@@ -130,17 +146,18 @@ class ChainReplica:
             self._lead()
 
     def _number(self) -> None:
-        """Give the effects of the shard numbers: changes go down the chain, words wait for their return."""
+        """Give all effects numbers: changes go down the chain, words wait for their return."""
         commands: list[Command] = []
         words: list[Effect] = []
-        for destination, message in self.shard.out:
-            if destination == LOG:
-                commands.append(Command(message.source, message.message))
-            elif destination == RUNTIME:
-                self.out.append((destination, message))
-            else:
-                words.append((destination, message))
-        self.shard.out.clear()
+        for machine in (self.shard, *self.beside):
+            for destination, message in machine.out:
+                if destination == LOG:
+                    commands.append(Command(message.source, message.message))
+                elif destination == RUNTIME:
+                    self.out.append((destination, message))
+                else:
+                    words.append((destination, message))
+            machine.out.clear()
         if not commands and not words:
             return
         for part in parts_of(commands) or ((),):
@@ -303,8 +320,13 @@ class ChainReplica:
             self.upstream = members[place - 1].address
             self.owes_ack = True
         elif not was_head:
-            self.shard.HANDLERS[ShardOpened](self.shard, now_ns, RUNTIME, ShardOpened())
+            self._reign(now_ns)
         self._log_position()
+
+    def _reign(self, now_ns: int) -> None:
+        """Be the head from now on: a new life of the shard, and of what lives beside it."""
+        self.beside = self.make_beside(self.shard)
+        self._hand_over(now_ns, RUNTIME, ShardOpened())
 
     def _step_out(self) -> None:
         """The chain goes on without this replica: what only it has was never acknowledged."""
@@ -316,6 +338,7 @@ class ChainReplica:
         self.shard = ControlShard(
             cluster_id=old.cluster_id, shard=old.shard, shard_count=old.shard_count, config=old.config
         )
+        self.beside = []
         self.has_state = False
         self.have = self.committed = 0
         self.window.clear()
@@ -387,14 +410,22 @@ class ChainReplica:
 
     @property
     def wake_at_ns(self) -> int | None:
-        """The next heartbeat, or what the shard wants."""
-        wish = self.shard.wake_at_ns
-        return self.heartbeat_at_ns if wish is None else min(wish, self.heartbeat_at_ns)
+        """The next heartbeat, or what the shard wants, or what lives beside it."""
+        earliest_ns = self.heartbeat_at_ns
+        for machine in (self.shard, *self.beside):
+            wish_ns = machine.wake_at_ns
+            if wish_ns is not None and wish_ns < earliest_ns:
+                earliest_ns = wish_ns
+        return earliest_ns
 
     def on_tick(self, now_ns: int) -> None:
         """Show the master that this replica lives, and repeat what got no answer."""
         if self.shard.wake_at_ns is not None and self.shard.wake_at_ns <= now_ns:
+            self.out.extend((address, self.newest) for address in self.shard.unannounced)
             self.shard.on_tick(now_ns)
+        for machine in self.beside:
+            if machine.wake_at_ns is not None and machine.wake_at_ns <= now_ns:
+                machine.on_tick(now_ns)
         if self.heartbeat_at_ns > now_ns:
             return
         self.heartbeat_at_ns = now_ns + self.config.chain_heartbeat_ns
@@ -461,7 +492,9 @@ class ChainReplica:
 
     def check(self) -> None:
         """The window has no gap, only a head holds words back, the successor has a prefix of what is here."""
-        self.shard.check()
+        for machine in (self.shard, *self.beside):
+            machine.check()
+        invariant(self.is_head or not self.beside, "only a head has something beside its tables")
         numbers = list(self.window)
         invariant(numbers == sorted(numbers), "the window is out of order", numbers[:3])
         if numbers:
@@ -480,7 +513,8 @@ class ChainReplica:
 ChainReplica.HANDLERS = {
     **{
         kind: ChainReplica.on_request
-        for kind in ControlShard.HANDLERS
+        for machine in (ControlShard, *KINDS)
+        for kind in machine.HANDLERS
         if kind.__name__ not in ("ShardOpened", "ShardState")
     },
     Replicate: ChainReplica.on_replicate,

@@ -6,7 +6,7 @@ peer is there. This file routes messages and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from zray.core.away import Away
@@ -48,14 +48,21 @@ RESEND_FORWARDS_NS = 5_000_000_000
 
 
 class ClusterSide:
-    """Everything that a node does with other nodes. Pure; shares its node's outbox."""
+    """Everything that a node does with other nodes. Pure; shares its node's outbox.
+
+    Args:
+        out: the node's outbox.
+        scheduler: of the same node, with all that it works with.
+        shards: the address that serves each shard now, by number; the node puts another one in when the head
+            of a chain changes, and calls :meth:`shard_moved`.
+    """
 
     def __init__(
         self,
         out: list[Effect],
         *,
         scheduler: LocalScheduler,
-        shards: tuple[Address, ...],
+        shards: Sequence[Address],
     ) -> None:
         node_id, store, references = scheduler.node_id, scheduler.store, scheduler.references
         self.shards = shards
@@ -175,6 +182,10 @@ class ClusterSide:
         self.guests.node_dead(node)
         self.away.node_dead(self.now_ns, node)
         self.scheduler.admission.resend()
+
+    def shard_moved(self, number: int, address: Address) -> None:
+        """A shard is served by another of its replicas from now on; that one will greet."""
+        self.sharing.shard_moved(number, address)
 
     def shard_is_back(self, shard: Address) -> None:
         """A shard greets: it may have missed, or forgotten, anything."""

@@ -7,7 +7,9 @@ compare-and-set against nothing, before anybody is told, so it holds across live
 names one life (incarnation) of a node: an id that is dead never comes back, and a node that was only cut off
 begins anew under another (I9).
 
-Hosted beside the first shard. The table of the living is soft: reports rebuild it.
+Hosted beside the first shard. The table of the living is soft: reports rebuild it. A new life begins with the
+nodes that the shard knows and gives each of them longer for its first word: after a fail-over it is not in a
+node's power to be heard at once.
 """
 
 from __future__ import annotations
@@ -45,13 +47,14 @@ ALIVE, SUSPECTED, DYING = 0, 1, 2
 class Member:
     """One node that is not known to be dead."""
 
-    __slots__ = ("address", "endpoint", "epoch", "heard_ns", "lost_ns", "node_id", "state")
+    __slots__ = ("address", "endpoint", "epoch", "heard_ns", "is_heard", "lost_ns", "node_id", "state")
 
     def __init__(self, now_ns: int, address: Address, node_id: bytes, endpoint: str) -> None:
         self.address = address
         self.node_id = node_id
         self.endpoint = endpoint
         self.heard_ns = now_ns
+        self.is_heard = False  # in this life of the judge
         self.lost_ns: int | None = None  # when its link was lost, if it was not heard since
         self.epoch = 0  # of the newest table that it is known to have
         self.state = ALIVE
@@ -75,9 +78,10 @@ class Membership:
         self.members: dict[bytes, Member] = {}
         self.dead: dict[bytes, None] = {}
         self.burials: dict[int, bytes] = {}  # token of a write that is under way -> node
-        self.tokens = 0
+        self.tokens = life() << LIFE_SHIFT  # no answer to a former life is taken for one to this
         self.opened = False  # whether the graves and the node table were read
         self.reading: tuple[int, bytes] = (TABLE_KV, GRAVES)  # table, and the last key that was read
+        self.asked = 0  # token of the newest question for a page
         self.look_at_ns: int | None = 0
         self.changed = False
 
@@ -97,6 +101,7 @@ class Membership:
             self._tell(source)
         elif member is None:
             member = Member(now_ns, source, message.node_id, message.endpoint)
+            member.is_heard = True
             self.members[message.node_id] = member
             self.changed = True
         else:
@@ -118,6 +123,7 @@ class Membership:
 
     def _hear(self, now_ns: int, member: Member) -> None:
         member.heard_ns = now_ns
+        member.is_heard = True
         member.lost_ns = None
         if member.state == SUSPECTED:
             member.state = ALIVE
@@ -151,7 +157,7 @@ class Membership:
                 self._write_grave(member)
             elif self._is_over(now_ns, member) and len(self.members) > 1:
                 self._bury(member)  # a node alone is missed by nobody, and may go on after a pause
-            elif silence_ns >= config.node_death_ns // 2:
+            elif silence_ns >= self._patience_ns(member) // 2:
                 member.state = SUSPECTED
         self.look_at_ns = now_ns + config.heartbeat_interval_ns
 
@@ -159,7 +165,12 @@ class Membership:
         """Whether a node was silent for as long as one may be, given what is known of its link."""
         if member.lost_ns is not None and now_ns - member.lost_ns >= self.config.node_link_loss_ns:
             return True
-        return now_ns - member.heard_ns >= self.config.node_death_ns
+        return now_ns - member.heard_ns >= self._patience_ns(member)
+
+    def _patience_ns(self, member: Member) -> int:
+        """How long a node may be silent: longer before its first word, which may have far to go."""
+        config = self.config
+        return config.node_death_ns if member.is_heard else max(config.node_return_ns, config.node_death_ns)
 
     def _bury(self, member: Member) -> None:
         if member.state != DYING:
@@ -185,11 +196,13 @@ class Membership:
 
     def _read_on(self) -> None:
         table, after = self.reading
-        self.out.append((self.store, TableScan(table, table, after, PAGE)))
+        self.tokens += 1
+        self.asked = self.tokens
+        self.out.append((self.store, TableScan(self.asked, table, after, PAGE)))
 
     def on_table_page(self, now_ns: int, source: Address, message: TablePage) -> None:
         """What former lives left: the graves, then the nodes, which count as alive until they are silent."""
-        if source != self.store or self.opened or message.token != self.reading[0]:
+        if source != self.store or self.opened or message.token != self.asked:
             return
         table, _ = self.reading
         entries = message.entries

@@ -149,7 +149,7 @@ class Node:
             leases=self.leases,
         )
         self.names, self.streams = user_requests.rooms_of(self)
-        self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=shards)
+        self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=self.shards)
         self.inquiries = Inquiries(self.out, self.clients)
         self.now_ns = 0
         self.report_at_ns: int | None = 0
@@ -589,6 +589,7 @@ class Node:
             if head != former:
                 self.welcomed.pop(former, None)
                 self.lineage.shard_moved(message.shard, head)
+                self.cluster.shard_moved(message.shard, head)
                 self.scheduler.global_scheduler = self.shards[0]
             if head not in self.welcomed:
                 self.out.append((head, self._introduction()))

@@ -5,13 +5,13 @@ processes and say only ``HOLD`` and ``DROP`` here; when no node holds an object 
 its row goes with them. A row whose last copy is lost is rebuilt by one node, chosen here: that is why there
 is one reconstruction per loss (I8). Paper, sections 4.2.1 and 4.2.3.
 
-All of it is soft: after a new life of the shard every node says again what it shares (``ShareReset``), and
-nothing is freed or rebuilt before all of them have. So sharing costs the shard's log nothing.
+All of it is soft: in a new life of the shard, or at a new head of its chain, every node says again what it
+shares, and nothing is freed or rebuilt before all that live have. So sharing costs the shard's log nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import ClassVar
 
 from zray.config import Config
@@ -84,7 +84,6 @@ class ObjectDirectory:
     Args:
         config: bounds, and how long an object may be wanted before anybody announces it.
         record_of: the lineage of a task, from the task table of the same shard.
-        nodes: the nodes that the shard knows, all of which must restate after a new life.
     """
 
     def __init__(
@@ -92,19 +91,17 @@ class ObjectDirectory:
         *,
         config: Config,
         record_of: Callable[[bytes], TaskRecord | None],
-        nodes: Callable[[], Iterable[Address]],
     ) -> None:
         self.out: list[Effect] = []
         self.config = config
         self.record_of = record_of
-        self.nodes = nodes
         self.rows: dict[bytes, SharedRow] = {}
         self.streams: dict[Address, _Stream] = {}
         self.dead: dict[Address, None] = {}
         self.alive: dict[Address, None] = {}  # only they are heard
         self.epoch = 0  # of the table of the living; 0: none was heard of in this life
-        self.unheard: dict[Address, None] = {}  # knew this shard before this life and did not restate
-        self.silent: dict[Address, None] = {}  # those of them that may be alive: nothing is decided yet
+        self.reopened = False  # whether nodes may have told a former life what this one does not know
+        self.silent: dict[Address, None] = {}  # the living that did not restate: nothing is decided yet
         self.touched: dict[bytes, SharedRow] = {}
         self.orphans: dict[bytes, int] = {}  # wanted, and nobody has or makes it -> when it is lost
         self.rebuilding: dict[bytes, tuple[Address, int]] = {}  # task -> who runs it again, which attempt
@@ -142,9 +139,8 @@ class ObjectDirectory:
         for row in self.rows.values():
             if row.forget(source):
                 self.touched[row.object_id] = row
-        self.unheard.pop(source, None)
-        self._await_silent()
         stream = self.streams[source] = _Stream(message.stream, message.sequence - 1)
+        self._await_silent()
         return stream
 
     def _absorb(self, node: Address, update: ShareUpdate) -> None:
@@ -195,7 +191,6 @@ class ObjectDirectory:
         if len(self.dead) > DEAD_NODES_MAX:
             del self.dead[next(iter(self.dead))]
         self.streams.pop(node, None)
-        self.unheard.pop(node, None)
         for row in self.rows.values():
             if row.forget(node):
                 self.touched[row.object_id] = row
@@ -204,7 +199,7 @@ class ObjectDirectory:
 
     def on_shard_opened(self, now_ns: int, source: Address, message: ShardOpened) -> None:
         """A new life: nothing is known until every node has restated."""
-        self.unheard = dict.fromkeys(self.nodes())
+        self.reopened = True
         self._await_silent()
 
     def _await_silent(self) -> None:
@@ -215,7 +210,7 @@ class ObjectDirectory:
         anything else.
         """
         waited = self.silent
-        self.silent = {node: None for node in self.unheard if node in self.alive or not self.epoch}
+        self.silent = {node: None for node in self.alive if self.reopened and node not in self.streams}
         if waited and not self.silent:
             self.touched.update(self.rows)
 

@@ -7,7 +7,7 @@ word. A node id names one life of a node, so the dead do not come back: their la
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from zray.core.machine import RUNTIME, Address, Effect, invariant
 from zray.protocol.cluster import BuriedAlive, LinkPeer, Members, UnlinkPeer
@@ -19,7 +19,7 @@ class Peers:
     Args:
         out: the node's outbox.
         node_id: of this node.
-        shards: addresses of the GCS shards; the first says who is alive, all of them are told.
+        shards: the address that serves each shard now; the first says who is alive, all of them are told.
         on_change: called once the other nodes are other than before.
         on_dead: called with each node that died.
     """
@@ -29,7 +29,7 @@ class Peers:
         out: list[Effect],
         *,
         node_id: bytes,
-        shards: tuple[Address, ...],
+        shards: Sequence[Address],
         on_change: Callable[[], None],
         on_dead: Callable[[Address], None],
     ) -> None:

@@ -8,6 +8,7 @@ found missing by the same path, one level further up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from zray.core.jobs import remember
@@ -44,7 +45,7 @@ class Reconstruction:
     """Tasks that are to run again here. Pure; shares its node's outbox."""
 
     def __init__(
-        self, out: list[Effect], *, shards: tuple[Address, ...], scheduler: LocalScheduler, sharing: Sharing
+        self, out: list[Effect], *, shards: Sequence[Address], scheduler: LocalScheduler, sharing: Sharing
     ) -> None:
         self.out = out
         self.shards = shards

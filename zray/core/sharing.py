@@ -17,7 +17,7 @@ that is away stops what goes to other nodes, and nothing of what stays on this o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from zray.core.lineage import Lineage
@@ -96,7 +96,7 @@ class Sharing:
 
     Args:
         out: the node's outbox.
-        shards: addresses of the GCS shards, by number.
+        shards: the address that serves each shard now, by number; see :meth:`shard_moved`.
         record_pending: writes the record of an unfinished task, given its return object.
         remind: tells a shard once more who is alive.
         store, references, lineage: the machines of the same node.
@@ -106,7 +106,7 @@ class Sharing:
         self,
         out: list[Effect],
         *,
-        shards: tuple[Address, ...],
+        shards: Sequence[Address],
         store: NodeStore,
         references: References,
         lineage: Lineage,
@@ -321,6 +321,13 @@ class Sharing:
         link = self.by_address.get(source)
         if link is not None and link.number == message.stream:
             self.restate(source)
+
+    def shard_moved(self, number: int, address: Address) -> None:
+        """Another replica serves a shard from now on; what was not acknowledged is said to it, restated."""
+        link = self.links[number]
+        del self.by_address[link.address]
+        link.address = address
+        self.by_address[address] = link
 
     def restate(self, shard: Address) -> None:
         """Begin a new stream with all that is shared."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_S = 5.0
 PORT_TRIES_MAX = 64
+PORT_MAX = 65_535
 
 _TCP, _IPC = "tcp://", "ipc://"
 
@@ -70,6 +71,22 @@ def endpoint_of(text: str, *, may_be_wild: bool = False) -> str:
         if port.isascii() and port.isdigit() and 0 < int(port) < 65_536:
             return endpoint
     raise ValueError(f"{text!r} is neither HOST:PORT nor tcp://HOST:PORT nor ipc://PATH")
+
+
+def ports_from(first: str, shards: int, replicas: int) -> tuple[str, ...]:
+    """Where shards listen whose processes take the ports from that of ``first`` on, one each.
+
+    Returns:
+        One text for each shard, with commas between its replicas.
+    Raises:
+        ValueError: if there are not so many ports.
+    """
+    host, _, port = first.rpartition(":")
+    last = int(port) + shards * replicas - 1
+    if last > PORT_MAX:
+        raise ValueError(f"{shards} shards of {replicas} need the ports {port} to {last}, beyond {PORT_MAX}")
+    ports = iter(range(int(port), last + 1))
+    return tuple(",".join(f"{host}:{next(ports)}" for _ in range(replicas)) for _ in range(shards))
 
 
 def is_local(endpoint: str) -> bool:
@@ -154,6 +171,15 @@ def knock(endpoint: str, timeout_s: float = CONNECT_TIMEOUT_S) -> int:
     host, _, port = endpoint.removeprefix(_TCP).rpartition(":")
     socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
     return 0
+
+
+def listens(endpoint: str) -> bool:
+    """Whether somebody takes a connection there."""
+    try:
+        knock(endpoint)
+    except OSError:
+        return False
+    return True
 
 
 def why(error: OSError) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from zray.config import Config
+from zray.core.machine import Address
 from zray.core.membership import GRAVES
 from zray.errors import ClusterUnavailableError
 from zray.ids import random_id
@@ -19,15 +22,19 @@ from zray.protocol.messages import (
     FromGlobal,
     FromShard,
     NodeHello,
+    TableGet,
     TablePage,
+    TableReply,
     TableScan,
 )
-from zray.runtime.endpoints import knock, local_part
+from zray.runtime.endpoints import knock, local_part, replica_address
 from zray.runtime.transport import Transport
 
 NODES_MAX = 10_000
 KEY_DOUBT = " (is ZRAY_KEY_FILE, or --key-file, the key of that cluster?)"
-_PEER = b"peer"
+ANSWERS_S = 0.5
+"""How long replicas may take to answer; those that are dead never do."""
+RETRY_MS = 20
 
 
 def node_of_control_store(endpoint: str, config: Config) -> NodeHello | None:
@@ -61,6 +68,8 @@ def node_of_control_store(endpoint: str, config: Config) -> NodeHello | None:
 def living_nodes(endpoint: str, config: Config) -> list[NodeHello]:
     """The nodes that the control store at ``endpoint`` knows and does not count as dead.
 
+    Args:
+        endpoint: of the first shard; those of its replicas with commas between them.
     Raises:
         ClusterUnavailableError: if no control store answers there.
     """
@@ -95,23 +104,72 @@ def _is_here(node: NodeHello) -> bool:
         return False
 
 
-def _ask(endpoint: str, question: TableScan, config: Config) -> Any:
-    """The first message that comes back."""
-    timeout_s = config.init_timeout_ns / 1e9
-    deadline = time.monotonic() + timeout_s
+def members_of_chain(shard: int, endpoints: str, config: Config) -> list[int]:
+    """The numbers of the replicas that are in the chain of a shard, the head first.
+
+    Replicas that are not the head tell; a head that nobody else speaks of is alone.
+
+    Args:
+        endpoints: of all replicas by number, with commas between them.
+    Raises:
+        ClusterUnavailableError: if none of them answers.
+    """
+    numbers = {replica_address(shard, number): number for number in range(len(endpoints.split(",")))}
+    newest: ChainEpoch | None = None
+    heads: list[int] = []
+    with _asking(shard, endpoints, config) as transport:
+        for source, message in _answers(transport, list(numbers), TableGet(1, TABLE_KV, b""), ANSWERS_S):
+            if isinstance(message, TableReply):
+                heads.append(numbers[source])
+            elif isinstance(message, ChainEpoch) and (newest is None or message.epoch > newest.epoch):
+                newest = message
+    if newest is not None:
+        return [numbers[member.address] for member in newest.members]
+    if not heads:
+        raise ClusterUnavailableError(f"no replica of shard {shard} answers at {endpoints}", ANSWERS_S)
+    return heads[:1]
+
+
+@contextlib.contextmanager
+def _asking(shard: int, endpoints: str, config: Config) -> Iterator[Transport]:
+    """A transport with links to all replicas of a shard."""
     transport = Transport(random_id(), batch_decoder(FromShard | FromGlobal), config)
     try:
-        transport.connect(_PEER, endpoint)
-        transport.send(_PEER, [question])
-        while True:
-            for _, message in transport.receive(1):
-                return message
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                doubt = "" if endpoint.startswith("ipc://") else KEY_DOUBT
-                what = f"something listens at {endpoint}{doubt}, but it does not answer like zray"
-                raise ClusterUnavailableError(what, timeout_s)
-            if not transport.readable():
-                transport.wait(max(1, int(left_s * 1000)))
+        for number, endpoint in enumerate(endpoints.split(",")):
+            transport.connect(replica_address(shard, number), endpoint)
+        yield transport
     finally:
         transport.close(linger_ms=0)
+
+
+def _answers(
+    transport: Transport, asked: list[Address], question: Any, timeout_s: float
+) -> Iterator[tuple[Address, Any]]:
+    """What comes back from those who are asked, until each has answered or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    for address in asked:
+        transport.send(address, [question])
+    open_questions = dict.fromkeys(asked)
+    while open_questions and (left_s := deadline - time.monotonic()) > 0:
+        if not transport.readable():
+            transport.wait(max(1, int(left_s * 1000)))
+        for source, message in transport.receive(len(asked)):
+            open_questions.pop(source, None)
+            yield source, message
+
+
+def _ask(endpoints: str, question: TableScan, config: Config) -> Any:
+    """The first answer; of replicas that of the head, which is asked for until there is one."""
+    timeout_s = config.init_timeout_ns / 1e9
+    deadline = time.monotonic() + timeout_s
+    several = "," in endpoints
+    with _asking(0, endpoints, config) as transport:
+        asked = [replica_address(0, number) for number in range(endpoints.count(",") + 1)]
+        while (left_s := deadline - time.monotonic()) > 0:
+            for _, message in _answers(transport, asked, question, ANSWERS_S if several else left_s):
+                if not several or not isinstance(message, ChainEpoch):
+                    return message
+            transport.wait(RETRY_MS)
+    doubt = "" if endpoints.startswith("ipc://") else KEY_DOUBT
+    what = f"something listens at {endpoints}{doubt}, but it does not answer like zray"
+    raise ClusterUnavailableError(what, timeout_s)

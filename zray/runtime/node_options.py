@@ -30,7 +30,8 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     listen: str = ""
     """``tcp://HOST:PORT`` where other nodes reach it, and at the next port; empty: only on this machine."""
     gcs_listen: str = ""
-    """``tcp://HOST:PORT`` of the only shard that the node starts itself; empty: only on this machine."""
+    """``tcp://HOST:PORT`` of the first shard process that the node starts itself, and the next ports for the
+    others; empty: only on this machine."""
     parent_pid: int | None = None
     """End when this process does."""
     detached: bool = False

@@ -12,14 +12,16 @@ import logging
 import os
 import socket
 import time
+from random import Random
 from typing import Any
 
 from zray.config import Config
+from zray.core.beside_shard import machines_beside
 from zray.core.chain import ChainReplica
 from zray.core.chain_master import ChainMaster
-from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import LOG, RUNTIME, Address
 from zray.protocol.chain import Admit, ReplicaHello, ReplicaLost, ToMaster, ToReplica
+from zray.protocol.cluster import ToDirectory
 from zray.protocol.codec import batch_decoder
 from zray.protocol.messages import ChainEpoch, ChainMember, Refused, Warn
 from zray.runtime.append_log import AppendLog
@@ -49,20 +51,23 @@ class ReplicaProcess:
     def __init__(self, options: gcs.GcsOptions, config: Config, stack: contextlib.ExitStack) -> None:
         assert options.replica is not None
         self.address = replica_address(options.shard, options.replica)
-        decode = batch_decoder(ToReplica)
-        self.transport, endpoint = gcs.bind(options, self.address, decode, config, stack)
+        decode = batch_decoder(ToReplica | ToDirectory)
+        watches = options.shard == 0  # the head decides who is alive
+        self.transport, endpoint = gcs.bind(options, self.address, decode, config, stack, watches=watches)
         self.transport.connect(CHAIN_MASTER, options.master, may_drop=True)
         me = ChainMember(self.address, time.time_ns(), endpoint)
+        random = Random(config.scheduling_seed)
         self.replica = ChainReplica(
             gcs.new_shard(options, config), me=me, master=CHAIN_MASTER, config=config,
+            beside=lambda shard: machines_beside(shard, self.address, random),
             host=socket.gethostname(), pid=os.getpid(),
         )  # fmt: skip
         journal = _open_log(options, config, self.replica, stack)
-        machines: list[Any] = [self.replica]
-        if options.shard == 0:
-            machines.append(GlobalScheduler(config=config))
         services = {LOG: journal or gcs.forget, RUNTIME: self._note}
-        self.loop = Loop(machines, self.transport, services)
+        self.loop = Loop([self.replica], self.transport, services)
+        if self.transport.links is not None:
+            gcs.watch_links(self.transport.links, self.loop)
+        self.loop.services[self.address] = lambda messages: self.loop.post_all(self.address, messages)
         stack.callback(self.loop.close)
         log.info(
             "replica %d of shard %d/%d listens on %s (%s)",

@@ -22,11 +22,9 @@ import msgspec
 import zmq
 
 from zray.config import Config
+from zray.core.beside_shard import machines_beside
 from zray.core.control_shard import ControlShard
-from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import LOG, RUNTIME, Address, pump
-from zray.core.membership import Membership
-from zray.core.object_directory import ObjectDirectory
 from zray.core.placement import configured, placement_of
 from zray.errors import ZrayError
 from zray.ids import ID_BYTES, random_id
@@ -259,17 +257,10 @@ def _listen(
     recorder: Recorder | None,
 ) -> Loop:
     """A loop that serves the shard and its directory, and on the first one what decides for the cluster."""
-    machines: list[Any] = [machine]
-    decode = batch_decoder(ToShard | ToDirectory)
+    decode = decode_for_gcs if options.shard == 0 else batch_decoder(ToShard | ToDirectory)
     address = shard_address(options.shard)
-    machines.append(
-        ObjectDirectory(config=config, record_of=machine.tasks.records.get, nodes=machine.peers.keys)
-    )
-    if options.shard == 0:
-        random = Random(config.scheduling_seed)
-        machines.append(GlobalScheduler(config=config, policy=placement_of(config), random=random))
-        machines.append(Membership(store=address, life=lambda: machine.life, config=config))
-        decode = decode_for_gcs
+    machines: list[Any] = [machine]
+    machines += machines_beside(machine, address, Random(config.scheduling_seed))
     transport, endpoint = bind(options, address, decode, config, stack, watches=options.shard == 0)
     loop = Loop(machines, transport, {LOG: journal or forget, RUNTIME: tell_operator}, recorder)
     if transport.links is not None:

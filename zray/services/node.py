@@ -493,23 +493,26 @@ def _start(options: NodeOptions, stack: contextlib.ExitStack, early_signals: Ear
         open_output(log_path, log_path)
     _log_to_stderr(options.log_level)
     config = Config.from_environment()
-    for endpoint in (endpoint for chain in options.gcs for endpoint in chain.split(",")[:1]):
-        _await_shard(endpoint, config.init_timeout_ns / 1e9, early_signals)
+    for chain in options.gcs:
+        _await_shard(chain, config.init_timeout_ns / 1e9, early_signals)
     return NodeProcess(options, session, config, stack)
 
 
-def _await_shard(endpoint: str, timeout_s: float, early_signals: EarlySignals) -> None:
+def _await_shard(endpoints: str, timeout_s: float, early_signals: EarlySignals) -> None:
+    """Wait until one of the replicas of a shard, with commas between them, listens."""
     deadline = time.monotonic() + timeout_s
     while True:
-        if early_signals.came:
-            raise StartInterruptedError
-        try:
-            knock(endpoint, KNOCK_TIMEOUT_S)
-            return
-        except OSError as error:
-            if time.monotonic() > deadline:
-                what = f"no control store listens at {endpoint}: {why(error)}"
-                raise ClusterUnavailableError(what, timeout_s) from None
+        for endpoint in endpoints.split(","):
+            if early_signals.came:
+                raise StartInterruptedError
+            try:
+                knock(endpoint, KNOCK_TIMEOUT_S)
+                return
+            except OSError as error:
+                reason = why(error)
+        if time.monotonic() > deadline:
+            what = f"no control store listens at {endpoints}: {reason}"
+            raise ClusterUnavailableError(what, timeout_s) from None
         time.sleep(RETRY_INTERVAL_S)
 
 

@@ -7,7 +7,7 @@ import json
 import os
 
 from zray.runtime import session_dir
-from zray.runtime.endpoints import endpoint_of, free_ports, own_host_towards
+from zray.runtime.endpoints import endpoint_of, free_ports, own_host_towards, ports_from
 from zray.runtime.node_options import NodeOptions
 
 
@@ -43,7 +43,8 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--port", type=_port, metavar="P",
-        help="with --head: let nodes join at this tcp port (default: only those of this machine can)",
+        help="with --head: let nodes join at this tcp port, and the next ones if the control store has "
+        "several processes (default: only nodes of this machine can)",
     )  # fmt: skip
     add(
         "--node-ip-address", metavar="HOST",
@@ -60,21 +61,19 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def with_network(
-    parser: argparse.ArgumentParser, given: argparse.Namespace, options: NodeOptions
-) -> NodeOptions:
+def with_network(given: argparse.Namespace, options: NodeOptions) -> NodeOptions:
     """Add where the node listens for nodes of other machines, if it does; sets ``ZRAY_KEY_FILE`` for it.
 
     Raises:
-        OSError, ValueError: if there is no way to the control store, or the key is of no use.
+        OSError, ValueError: if there is no way to the control store, not enough ports for it, or the key is
+            of no use.
     """
     if given.head:
         if given.port is None:
             return options
-        if options.gcs_shards > 1 or options.gcs_replicas > 1:
-            parser.error("--port goes with one shard of one replica; start zray-gcs processes for more")
         host = given.node_ip_address or "127.0.0.1"
         options.gcs_listen = f"tcp://{host}:{given.port}"
+        ports_from(options.gcs_listen, options.gcs_shards, options.gcs_replicas)
         _use_key(given.key_file or os.environ.get("ZRAY_KEY_FILE") or _default_key_file(), may_make=True)
     elif options.gcs and options.gcs[0].startswith("tcp://"):
         host = given.node_ip_address or own_host_towards(options.gcs[0].split(",")[0])

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from zray.errors import ClusterUnavailableError
 from zray.ids import random_id
+from zray.runtime.endpoints import ports_from
 from zray.runtime.loop import Loop
 from zray.runtime.processes import end_process, watch_pid
 from zray.runtime.session_dir import Session
@@ -57,7 +58,7 @@ class LocalShards:
         count: how many shards.
         replicas: of each; with several a chain master is started, too.
         log_level: of processes that are started later; a forked one has the node's.
-        listen: where the only shard listens, if not in the session.
+        listen: where the first process listens, the others at the next ports; empty: in the session.
         trace: the file of the node; each life of a shard that is not replicated has one beside it.
     """
 
@@ -66,7 +67,7 @@ class LocalShards:
         listen: str = "",
     ) -> None:  # fmt: skip
         self._session = session
-        self._listen = listen
+        self._public = [each.split(",") for each in ports_from(listen, count, replicas)] if listen else []
         self._trace = trace
         self._count, self._replicas = count, replicas
         self._common = [
@@ -97,8 +98,11 @@ class LocalShards:
     def _single(self, number: int) -> LocalShard:
         name = f"gcs{number}"
         options = ["--shard", f"{number}/{self._count}", *self._data(name)]
-        endpoint = self._listen or self._endpoint(name)
+        endpoint = self._public_endpoint(number, 0) or self._endpoint(name)
         return LocalShard(f"shard {number} of the control store", endpoint, options)
+
+    def _public_endpoint(self, number: int, replica: int) -> str:
+        return self._public[number][replica] if self._public else ""
 
     def _replica(self, number: int, replica: int) -> LocalShard:
         name = f"gcs{number}.{replica}"
@@ -107,7 +111,8 @@ class LocalShards:
             "--master", self._master_endpoint(), *self._data(name),
         ]  # fmt: skip
         what = f"replica {replica} of shard {number} of the control store"
-        return LocalShard(what, self._endpoint(name), options)
+        endpoint = self._public_endpoint(number, replica) or self._endpoint(name)
+        return LocalShard(what, endpoint, options)
 
     def _master_endpoint(self) -> str:
         return self._endpoint("gcsmaster")
