@@ -112,8 +112,8 @@ def simulate(nodes: int, way: str, steps: int) -> float:
     bucket_bytes = GRADIENT_BYTES / BUCKETS
     one_way_s = bucket_bytes * (nodes - 1) / nodes / LINK_BYTES_PER_S
     durations = {
-        "GpuNode.compute": COMPUTE_S / BUCKETS, "NodeLink.push": one_way_s, "NodeLink.pull": one_way_s,
-        "NodeLink.ring": 2 * one_way_s, "SumShard.combine": bucket_bytes / ADD_BYTES_PER_S,
+        "GpuNode.compute": COMPUTE_S / BUCKETS, "SharedLink.push": one_way_s, "SharedLink.pull": one_way_s,
+        "SharedLink.ring": 2 * one_way_s, "SumShard.combine": bucket_bytes / ADD_BYTES_PER_S,
     }  # fmt: skip
     with zray.simulate(cpus=3 * nodes, durations=lambda name, _: durations.get(name, 0.0)) as cluster:
         return pipeline.train(zray, nodes, BUCKETS, steps, way, lambda: cluster.now_s)

@@ -25,7 +25,7 @@ class GpuNode:
         """The gradient of one bucket."""
 
 
-class NodeLink:
+class SharedLink:
     """Carries one thing at a time."""
 
     def push(self, *before: None) -> None:
@@ -48,7 +48,7 @@ class SumShard:
 def train(api: Any, nodes: int, buckets: int, steps: int, way: str, clock_s: Callable[[], float]) -> float:
     """Seconds per step, without the first."""
     gpus = [api.remote(GpuNode).remote() for _ in range(nodes)]
-    links = [api.remote(NodeLink).remote() for _ in range(nodes)]
+    links = [api.remote(SharedLink).remote() for _ in range(nodes)]
     shards = [api.remote(SumShard).remote() for _ in range(nodes)]
     step = ring_step if way == RING else server_step
     last: list[list[Any]] = [[] for _ in range(nodes)]
