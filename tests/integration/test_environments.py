@@ -77,33 +77,10 @@ class TestEnvironments:
         again = zray.get([pid.options(runtime_env=dict(one)).remote() for _ in range(20)])
         assert [number for number in again if number in pids[0]]
 
-    def test_working_dir(self, tmp_path: Path) -> None:
-        (tmp_path / "helper_of_this_test.py").write_text("VALUE = 42\n")
-
-        @zray.remote(runtime_env={"working_dir": str(tmp_path)})
-        def use() -> tuple[str, int]:
-            import helper_of_this_test  # type: ignore[import-not-found]
-
-            return os.getcwd(), helper_of_this_test.VALUE
-
-        assert zray.get(use.remote()) == (str(tmp_path), 42)
-
-    def test_a_working_dir_that_is_gone(self, tmp_path: Path) -> None:
-        folder = tmp_path / "gone"
-        folder.mkdir()
-        mine = pid.options(runtime_env={"working_dir": str(folder)})
-        environment = mine._options["runtime_env"]
-        assert environment == {"working_dir": str(folder)}
-        mine._describe("")
-        folder.rmdir()
-        mine._described_in = zray.api.session.current().environment
-        with pytest.raises(zray.exceptions.RuntimeEnvSetupError, match="working_dir"):
-            zray.get(mine.remote(), timeout=PATIENCE_S)
-
     @pytest.mark.parametrize(
         ("environment", "error", "what"),
         [
-            ({"pip": ["x"]}, ValueError, "pip"),
+            ({"conda": ["x"]}, ValueError, "conda"),
             ({"nonsense": 1}, ValueError, "nonsense"),
             ({"env_vars": {"A": 1}}, TypeError, "strings"),
             ({"env_vars": {"A=B": "1"}}, ValueError, "A=B"),

@@ -144,7 +144,7 @@ def init(
             its control store writes ``<trace>.gcs0`` and so on, unless it is replicated.
         ignore_reinit_error: return the present context instead of refusing a second ``init``.
         namespace: where the names of this job's actors are; default: one of its own.
-        runtime_env: what tasks and actors run in that ask for nothing else: ``env_vars``, ``working_dir``.
+        runtime_env: what tasks and actors run in that ask for nothing else: ``env_vars``, ``working_dir``, ...
         log_to_driver: show here what workers print.
         include_dashboard: there is none: only ``True`` is refused.
         configure_logging, logging_level: the level of zray's own loggers in this process.
@@ -371,6 +371,7 @@ def _connect(
 ) -> Context:
     global _context
     from zray import ids
+    from zray.api.environments import published
     from zray.protocol.messages import DRIVER, PROTOCOL_VERSION, Hello
     from zray.protocol.user_messages import JobOptions
     from zray.runtime.client import Client
@@ -383,7 +384,8 @@ def _connect(
     try:
         client.watch_node(_watch_node(node_pid, address))
         welcome = client.connect(address, hello, config.init_timeout_ns / 1e9)
-        client.begin_job(JobOptions(*job))
+        namespace, environment, wants_output = job
+        client.begin_job(JobOptions(namespace, published(client, environment), wants_output))
     except BaseException:
         client.close()
         raise

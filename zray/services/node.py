@@ -146,6 +146,7 @@ class NodeProcess:
             b"node",
             node_endpoint=self.endpoint,
             call_endpoint=f"ipc://{session_path}/w{number}",
+            session_path=session_path,
             cell=cell,
             config=self.config,
         )
