@@ -144,7 +144,7 @@ def init(
             its control store writes ``<trace>.gcs0`` and so on, unless it is replicated.
         ignore_reinit_error: return the present context instead of refusing a second ``init``.
         namespace: where the names of this job's actors are; default: one of its own.
-        runtime_env: what tasks and actors run in that ask for nothing else: ``env_vars``, ``working_dir``, ...
+        runtime_env: what tasks and actors run in that ask for nothing else: ``working_dir``, ``pip``, ...
         log_to_driver: show here what workers print.
         include_dashboard: there is none: only ``True`` is refused.
         configure_logging, logging_level: the level of zray's own loggers in this process.
