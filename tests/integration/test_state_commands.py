@@ -121,8 +121,8 @@ def test_reasons() -> None:
     one = {**base, "demand": {"CPU": 1}}
     assert reasons(one, [idle], [], {})[1] == "  it waits for a worker"
     holder = {
-        "node_id": "bb", "demand": {"CPU": 1}, "busy_s": 2.5, "actor_id": None, "tasks": ["cc"], "state": "busy",
-        "pid": 7,
+        "node_id": "bb", "demand": {"CPU": 1}, "busy_s": 2.5, "actor_id": None, "tasks": ["cc"],
+        "state": "busy", "pid": 7,
     }  # fmt: skip
     assert reasons({**one, "state": "forwarded"}, [full], [holder, {**holder, "node_id": "aa"}], {"cc": "g"})[
         1:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from zray.api import waiting
 from zray.config import Config
 from zray.errors import ClusterUnavailableError, LocalProtocolError, NotInitializedError
-from zray.runtime import own_client
+from zray.runtime import own_client, visible_gpus
 from zray.runtime.environment import canonical
 
 if TYPE_CHECKING:  # imported while the node starts
@@ -303,6 +303,11 @@ def node_options_of(
             raise TypeError(f"{name} is a number, not {value!r}")
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} is not negative, and finite: {value}")
+    named = visible_gpus.names_in(os.environ.get(visible_gpus.VARIABLE))
+    if named and num_gpus is not None and num_gpus > len(named):
+        raise ValueError(
+            f"num_gpus={num_gpus}, but {visible_gpus.VARIABLE} names {len(named)}: {', '.join(named)}"
+        )
     if resources is not None:
         if not isinstance(resources, Mapping):
             raise TypeError(f"resources is a dict of amounts by name, not {resources!r}")

@@ -110,6 +110,7 @@ def _workers(node: Node) -> list[dict[str, Any]]:
                 "actor_id": worker.actor_id.hex() or None,
                 "job_id": worker.job_id.hex() or None,
                 "demand": amounts_of(worker.held),
+                "gpus": [number for number, _ in worker.gpus],
                 "busy_s": round(max(0, node.now_ns - worker.progress_ns) / 1e9, 3) if worker.held else 0.0,
             }
         )

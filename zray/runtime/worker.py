@@ -61,10 +61,11 @@ from zray.protocol.user_messages import (
     CancelCall,
     ConsumedItems,
     Interrupt,
+    SeeGpus,
     StreamCredit,
     Yielded,
 )
-from zray.runtime import output, own_client
+from zray.runtime import output, own_client, visible_gpus
 from zray.runtime.actor_host import ActorHost
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import ARGS_IN_LAST_DEP, Client
@@ -152,6 +153,7 @@ class WorkerProcess:
                 Exit: self._on_exit,
                 Interrupt: lambda _source, message: self._stop_task(message),
                 CancelCall: self._on_cancel_call,
+                SeeGpus: lambda _source, message: visible_gpus.see(message.numbers),
                 StreamCredit: lambda _source, message: self.credits.on_credit(message),
                 ConsumedItems: lambda _source, message: self.credits.on_credit(message),
             }
