@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import conformance
 from tests.leftovers import RUN_VARIABLE, leftovers, segments, threads_left
 
 TESTS = Path(__file__).parent
@@ -30,6 +31,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/protocol/golden.json anew; review the change as a diff",
     )
+    parser.addoption("--nodes", type=int, default=1, help="of the clusters of tests that run on any")
+    parser.addoption("--shards", type=int, default=1, help="of their control stores")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    conformance.resize(config.getoption("--nodes"), config.getoption("--shards"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    mark = item.get_closest_marker("one_node")
+    if mark is not None and item.config.getoption("--nodes") > 1:
+        pytest.skip(f"on one node only: {mark.args[0]}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import zray
-from tests import clusters
+from tests import clusters, conformance
 from zray.runtime_env import RuntimeEnv
 
 PATIENCE_S = 30
@@ -21,7 +21,9 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2, namespace="here", runtime_env={"env_vars": {"JOB": "job", "BOTH": "job"}}):
+    with conformance.cluster(
+        num_cpus=2, namespace="here", runtime_env={"env_vars": {"JOB": "job", "BOTH": "job"}}
+    ):
         yield
 
 

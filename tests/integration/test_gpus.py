@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 import zray
+from tests import conformance
 from tests.support import eventually
 from zray.util import state
 
@@ -19,7 +20,7 @@ Sight = tuple[list[int | str], str | None, int]
 def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "4,5,GPU-6")
-        with zray.init(num_cpus=4, num_gpus=3, resources={"accelerator_type:T4": 1}):
+        with conformance.cluster(num_cpus=4, num_gpus=3, resources={"accelerator_type:T4": 1}):
             yield
 
 

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 import zray
-from tests import clusters
+from tests import clusters, conformance
 from tests.support import eventually
 from zray.cluster_utils import Cluster
 from zray.exceptions import RuntimeEnvSetupError, TaskCancelledError
@@ -27,7 +27,7 @@ PATIENCE_S = 60
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2):
+    with conformance.cluster(num_cpus=2):
         yield
 
 

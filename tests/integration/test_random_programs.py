@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import zray
+from tests import conformance
 from tests.integration.random_programs import STEPS, Interpreter, Step, program_of
 
 STEP = st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 99), st.integers(0, 99))
@@ -16,7 +16,7 @@ STEP = st.tuples(st.integers(0, len(STEPS) - 1), st.integers(0, 99), st.integers
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2):
+    with conformance.cluster(num_cpus=2):
         yield
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import zray
+from tests import conformance
 from tests.integration.programs import run_script
 from tests.integration.remotes import PATIENCE_S, add, echo, wait_for_file
 from tests.support import eventually
@@ -23,7 +24,7 @@ from zray.serialize.functions import export
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2, num_gpus=1, resources={"disk": 2, "memory_bank": 0.5}):
+    with conformance.cluster(num_cpus=2, num_gpus=1, resources={"disk": 2, "memory_bank": 0.5}):
         yield
 
 
