@@ -45,8 +45,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.skip(f"on one node only: {mark.args[0]}")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Watch every test that starts processes, whether or not it asks for it."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Watch every test that starts processes, whether or not it asks for it.
+
+    On several nodes only those of modules run that make their cluster with ``tests.conformance``.
+    """
+    if config.getoption("--nodes") > 1:
+        others = [item for item in items if not hasattr(getattr(item, "module", None), "conformance")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     for item in items:
         if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in REAL_PROCESSES:
             # First, so that it is torn down after every other fixture of the session.
