@@ -203,24 +203,35 @@ def _metrics(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _stack(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Where all workers are. py-spy also sees those that cannot answer, and C frames."""
+    """Where all workers are. On this machine py-spy, if it is there, also sees those that cannot answer."""
     import shutil
 
     py_spy = None if given.no_py_spy else shutil.which("py-spy")
     with _joined(given) as state:
+        spied: list[dict[str, Any]] = []
         if py_spy is not None:
-            return _spy(py_spy, [row["pid"] for row in state.list_workers(limit=10_000) if row["pid"]])
+            here = {row["node_id"] for row in state.list_nodes(limit=10_000) if row["host"] == _host()}
+            spied = [row for row in state.list_workers(limit=10_000) if row["node_id"] in here and row["pid"]]
         found = state.list_stacks()
+    code = _spy(py_spy, [row["pid"] for row in spied]) if py_spy is not None else 0
+    known = {(row["node_id"], row["pid"]) for row in spied}
     for process in found["processes"]:
-        if process["pid"] != os.getpid():
-            print(f"--- {process['role']} {process['pid']}")
+        if process["pid"] != os.getpid() and (process["node_id"], process["pid"]) not in known:
+            print(f"--- {process['role']} {process['pid']} of node {process['node_id'][:8]}")
             for thread in process["stacks"]:
                 print(f"thread {thread['thread']}:\n{thread['stack']}", end="")
     for pid in found["silent"]:
         print(
             f"--- process {pid} does not answer: its code holds the interpreter, or it is stopped; try py-spy"
         )
-    return 0
+    return code
+
+
+def _host() -> str:
+    """What the nodes of this machine call it."""
+    import socket
+
+    return socket.gethostname()
 
 
 def _spy(py_spy: str, pids: list[int]) -> int:

@@ -21,6 +21,8 @@ from zray.runtime.environment import canonical, merged, packages_of, published
 from zray.runtime.environment_cache import EnvironmentCache
 from zray.runtime.ignore_rules import IgnoreRules
 from zray.runtime.packages import Packer, files_of, is_uri, object_of, unpack, uri_of
+from zray.runtime.taking_on import EnvironmentTaker
+from zray.serialize.values import dump
 
 ROOT = Path(__file__).parents[2]
 TREE = (
@@ -249,3 +251,34 @@ def test_a_maker_that_takes_too_long(tmp_path: Path) -> None:
             EnvironmentCache(str(tmp_path), 0).use("a", never, 0.1)
     finally:
         end(making)
+
+
+# --- what a worker does with them ---
+
+
+def taker(root: Path, content: object) -> EnvironmentTaker:
+    data = dump(content).to_bytes()
+    return EnvironmentTaker(EnvironmentCache(str(root), 0), lambda ids: dict.fromkeys(ids, data))
+
+
+@pytest.mark.parametrize("content", [b"", b"no zip file", "text", None])
+def test_a_package_that_is_not_what_its_name_says(tmp_path: Path, content: object) -> None:
+    text = f'{{"working_dir":"{uri_of(b"another")}"}}'
+    with pytest.raises(RuntimeEnvSetupError, match="not what its name says"):
+        taker(tmp_path, content).take_on(text)
+    assert [name for name in os.listdir(tmp_path) if not name.endswith(".lock")] == []
+
+
+def test_garbage_by_the_right_name(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeEnvSetupError, match="no zip file"):
+        taker(tmp_path, b"garbage").take_on(f'{{"py_modules":["{uri_of(b"garbage")}"]}}')
+
+
+def test_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    name, content = Packer(1 << 20).pack(str(make(tmp_path / "tree")))
+    monkeypatch.setattr("zray.runtime.taking_on.unpack", full)
+    with pytest.raises(RuntimeEnvSetupError, match="No space left"):
+        taker(tmp_path / "parts", content).take_on(f'{{"py_modules":["{name}"]}}')
