@@ -30,8 +30,9 @@ types: install  ## Check the types.
 check: lint types  ## What to run before every commit: lint, types and the fast tests.
 	$(BIN)/python -m pytest -q -m 'not slow and not chaos'
 
-test: lint types  ## Lint, types and all tests: what CI runs.
+test: lint types  ## Lint, types and all tests, some of them also on three nodes: what CI runs.
 	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q tests/integration --nodes 3 --shards 2
 
 wordcount: install  ## Run the example job on this machine.
 	$(BIN)/zray run examples/wordcount.py

@@ -54,6 +54,7 @@ from zray.protocol.messages import (
     Unblocked,
     Value,
 )
+from zray.protocol.user_messages import SeeGpus
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
@@ -163,6 +164,9 @@ class SimWorker(Process):
 
     def on_job(self, source: Address, message: JobContext) -> None:
         """How to import, which nothing here needs."""
+
+    def on_see_gpus(self, source: Address, message: SeeGpus) -> None:
+        """Which GPUs, which nothing here uses."""
 
     def on_recall(self, source: Address, message: Recall) -> None:
         """Give back what was not started."""
@@ -382,6 +386,7 @@ class SimWorker(Process):
         ExportFunction: on_export,
         JobContext: on_job,
         Recall: on_recall,
+        SeeGpus: on_see_gpus,
         Exit: on_exit,
     }
 

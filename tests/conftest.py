@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests import conformance
 from tests.leftovers import RUN_VARIABLE, leftovers, segments, threads_left
 
 TESTS = Path(__file__).parent
@@ -30,10 +31,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write tests/protocol/golden.json anew; review the change as a diff",
     )
+    parser.addoption("--nodes", type=int, default=1, help="of the clusters of tests that run on any")
+    parser.addoption("--shards", type=int, default=1, help="of their control stores")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Watch every test that starts processes, whether or not it asks for it."""
+def pytest_configure(config: pytest.Config) -> None:
+    conformance.resize(config.getoption("--nodes"), config.getoption("--shards"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    mark = item.get_closest_marker("one_node")
+    if mark is not None and item.config.getoption("--nodes") > 1:
+        pytest.skip(f"on one node only: {mark.args[0]}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Watch every test that starts processes, whether or not it asks for it.
+
+    On several nodes only those of modules run that make their cluster with ``tests.conformance``.
+    """
+    if config.getoption("--nodes") > 1:
+        others = [item for item in items if not hasattr(getattr(item, "module", None), "conformance")]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     for item in items:
         if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in REAL_PROCESSES:
             # First, so that it is torn down after every other fixture of the session.

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-KINDS = ("tasks", "actors", "objects", "workers", "nodes")
+KINDS = ("tasks", "actors", "objects", "nodes", "workers", "jobs")
 SUMMARIES = ("tasks", "actors", "objects")
 CELL_MAX = 48
 """Characters of one cell of a table."""
@@ -26,8 +26,8 @@ def add_commands(commands: Any) -> None:
     listing.add_argument("--format", choices=("table", "json", "yaml"), default="table")
     summary = _command(commands, "summary", "count what a cluster has, by name and state", _summary)
     summary.add_argument("kind", choices=SUMMARIES)
-    getting = _command(commands, "get", "show one task or actor", _get)
-    getting.add_argument("kind", choices=("tasks", "actors"))
+    getting = _command(commands, "get", "show one of them", _get)
+    getting.add_argument("kind", choices=KINDS)
     getting.add_argument("id", help="its id in hexadecimal, or the beginning of it")
     _command(commands, "memory", "show the objects of the store, the largest first", _memory)
     why = _command(commands, "why", "say what a task or actor waits for", _why)
@@ -40,7 +40,7 @@ def add_commands(commands: Any) -> None:
         "--no-py-spy", action="store_true", help="ask the workers, even if py-spy is installed"
     )
     logs = _command(commands, "logs", "show the log files of a cluster, or one of them", _logs, joins=False)
-    logs.add_argument("file", nargs="?", help="such as node.log or worker-3.out")
+    logs.add_argument("file", nargs="?", help="as listed, such as node.log or worker-3.out")
 
 
 def _command(commands: Any, name: str, text: str, function: Any, *, joins: bool = True) -> Any:
@@ -125,35 +125,66 @@ def _memory(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _why(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     with _joined(given) as state:
         tasks, actors = state.list_tasks(limit=10_000), state.list_actors(limit=10_000)
-        (node,) = state.list_nodes()
-    print("\n".join(reasons(_one(tasks + actors, given.id), tasks, node)))
+        workers, nodes = state.list_workers(limit=10_000), state.list_nodes(limit=10_000)
+    names = {row["task_id"]: row["name"] for row in tasks} | {row["actor_id"]: row["name"] for row in actors}
+    print("\n".join(reasons(_one(tasks + actors, given.id), nodes, workers, names)))
     return 0
 
 
-def reasons(row: dict[str, Any], tasks: list[dict[str, Any]], node: dict[str, Any]) -> list[str]:
-    """What one task or actor waits for, a sentence each.
+def reasons(
+    row: dict[str, Any], nodes: list[dict[str, Any]], workers: list[dict[str, Any]], names: dict[str, str]
+) -> list[str]:
+    """What one task or actor waits for: which constraint on which node, who holds that, for how long.
 
     Args:
         row: of the task or actor, as ``list`` shows it.
-        tasks: every unfinished task of the node.
-        node: its resources.
+        nodes: every node, with its resources.
+        workers: every worker, with what it holds.
+        names: of tasks and actors by id.
     """
     lines = [f"{row['name']} is {row['state']}"]
     if row.get("missing"):
         lines += [f"  it takes {object_id}, which nobody has made yet" for object_id in row["missing"]]
-    if row["state"] != "ready" or "demand" not in row:
+    if row["state"] not in ("ready", "forwarded") or "demand" not in row:
         return lines
-    for name, amount in row["demand"].items():
-        free, total = node["available"].get(name, 0), node["total"].get(name, 0)
-        if total < amount:
-            lines.append(f"  it asks for {amount:g} {name}; no node has more than {total:g}")
-        elif free < amount:
-            holders = [
-                task["name"] for task in tasks if task["state"] == "running" and name in task["demand"]
-            ]
-            lines.append(f"  it asks for {amount:g} {name}; {free:g} of {total:g} are free on {node['host']}")
-            lines.append(f"  {name} is held by {', '.join(holders) or 'actors'}")
+    demand = row["demand"]
+    for name, amount in demand.items():
+        most = max((node["total"].get(name, 0) for node in nodes), default=0)
+        if most < amount:
+            lines.append(f"  it asks for {amount:g} {name}; no node has more than {most:g}")
+    for node in nodes:
+        if all(node["total"].get(name, 0) >= amount for name, amount in demand.items()):
+            lines += _lacking(demand, node, workers, names)
     return lines if len(lines) > 1 else [*lines, "  it waits for a worker"]
+
+
+def _lacking(
+    demand: dict[str, float], node: dict[str, Any], workers: list[dict[str, Any]], names: dict[str, str]
+) -> list[str]:
+    """What a node that could run a task lacks just now, and who has it."""
+    lines = []
+    for name, amount in demand.items():
+        free, total = node["available"].get(name, 0), node["total"][name]
+        if free >= amount:
+            continue
+        where = f"{node['host']} ({node['node_id'][:8]})"
+        lines.append(f"  it asks for {amount:g} {name}; {free:g} of {total:g} are free on {where}")
+        holders = [
+            worker
+            for worker in workers
+            if worker["node_id"] == node["node_id"] and worker["demand"].get(name)
+        ]
+        lines += [f"    {_holder(worker, name, names)}" for worker in holders]
+    return lines
+
+
+def _holder(worker: dict[str, Any], name: str, names: dict[str, str]) -> str:
+    what = worker["actor_id"] or next(iter(worker["tasks"]), "")
+    known = names.get(what, "a task of a lease" if worker["state"] == "leased" else "a task that just ended")
+    return (
+        f"{worker['demand'][name]:g} {name} is held by {known} {what[:24]} (process {worker['pid']}) "
+        f"for {worker['busy_s']:.1f} s"
+    )
 
 
 def _timeline(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -172,24 +203,35 @@ def _metrics(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _stack(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    """Where all workers are. py-spy also sees those that cannot answer, and C frames."""
+    """Where all workers are. On this machine py-spy, if it is there, also sees those that cannot answer."""
     import shutil
 
     py_spy = None if given.no_py_spy else shutil.which("py-spy")
     with _joined(given) as state:
+        spied: list[dict[str, Any]] = []
         if py_spy is not None:
-            return _spy(py_spy, [row["pid"] for row in state.list_workers(limit=10_000) if row["pid"]])
+            here = {row["node_id"] for row in state.list_nodes(limit=10_000) if row["host"] == _host()}
+            spied = [row for row in state.list_workers(limit=10_000) if row["node_id"] in here and row["pid"]]
         found = state.list_stacks()
+    code = _spy(py_spy, [row["pid"] for row in spied]) if py_spy is not None else 0
+    known = {(row["node_id"], row["pid"]) for row in spied}
     for process in found["processes"]:
-        if process["pid"] != os.getpid():
-            print(f"--- {process['role']} {process['pid']}")
+        if process["pid"] != os.getpid() and (process["node_id"], process["pid"]) not in known:
+            print(f"--- {process['role']} {process['pid']} of node {process['node_id'][:8]}")
             for thread in process["stacks"]:
                 print(f"thread {thread['thread']}:\n{thread['stack']}", end="")
     for pid in found["silent"]:
         print(
             f"--- process {pid} does not answer: its code holds the interpreter, or it is stopped; try py-spy"
         )
-    return 0
+    return code
+
+
+def _host() -> str:
+    """What the nodes of this machine call it."""
+    import socket
+
+    return socket.gethostname()
 
 
 def _spy(py_spy: str, pids: list[int]) -> int:
@@ -200,21 +242,36 @@ def _spy(py_spy: str, pids: list[int]) -> int:
 
 
 def _logs(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    from zray.runtime import session_dir
-
-    session = session_dir.latest()
-    if session is None:
-        raise ValueError("no cluster of this user runs on this machine")
-    names = sorted(os.listdir(session.logs_dir))
+    files = _log_files()
     if given.file is None:
-        print("\n".join(names))
+        print("\n".join(files))
         return 0
-    if given.file not in names:
-        raise ValueError(f"there is no {given.file} in {session.logs_dir}")
-    with open(os.path.join(session.logs_dir, given.file), encoding="utf-8", errors="replace") as file:
+    if given.file not in files:
+        raise ValueError(f"there is no {given.file}; `zray logs` lists what there is")
+    with open(files[given.file], encoding="utf-8", errors="replace") as file:
         for line in file:
             print(line, end="")
     return 0
+
+
+def _log_files() -> dict[str, str]:
+    """Path by name, of every node of this user on this machine; with several the node is part of the name.
+
+    Raises:
+        ValueError: if there is no node.
+    """
+    from zray.runtime import session_dir
+
+    sessions = [session for session in session_dir.list_live() if os.path.isdir(session.logs_dir)]
+    if not sessions:
+        raise ValueError("no cluster of this user runs on this machine; its log files went with it")
+    return {
+        f"{os.path.basename(session.path)}/{name}" if len(sessions) > 1 else name: os.path.join(
+            session.logs_dir, name
+        )
+        for session in sessions
+        for name in sorted(os.listdir(session.logs_dir))
+    }
 
 
 def _cell(value: Any) -> str:

@@ -121,6 +121,10 @@ class Config(NamedTuple):
     """Every frame leaves this much later: what a network with that latency would do. For experiments."""
     frame_bytes_max: int = 256 * MIB
     """Larger frames are refused."""
+    package_bytes_max: int = 512 * MIB
+    """Files of one package of a runtime environment: a ``working_dir``, or one of ``py_modules``."""
+    environments_bytes_max: int = 10_240 * MIB
+    """Unpacked packages and installed ones that a node keeps while no worker uses them."""
     init_timeout_ns: int = 20_000_000_000
     """How long ``init`` waits for a cluster to answer."""
     shutdown_timeout_ns: int = 3_000_000_000

@@ -92,6 +92,16 @@ def content_id(content: bytes) -> bytes:
     return blake2b(content, digest_size=ID_BYTES).digest()
 
 
+def package_id(content: bytes) -> bytes:
+    """The id of the object that a package with this content is, which looks like one that was ``put``."""
+    return blake2b(content, digest_size=12).digest() + _PUT_SUFFIX
+
+
+def package_object_id(digest: bytes) -> bytes:
+    """The same, from the 12 bytes of the digest."""
+    return digest + _PUT_SUFFIX
+
+
 def shard_of(key: bytes, shard_count: int) -> int:
     """Which GCS shard owns ``key``: a task and its objects share one (paper, section 4.2.1).
 

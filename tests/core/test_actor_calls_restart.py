@@ -95,6 +95,22 @@ def test_repeats_are_counted(calls: ActorCalls) -> None:
     calls.check()
 
 
+def test_a_reply_that_comes_after_the_news_of_the_death_counts(calls: ActorCalls) -> None:
+    """Both come from different processes: nothing says which is first."""
+    answered, unanswered = make(calls, 1, repeats=-1), make(calls, 2, repeats=-1)
+    alive(calls, OLD)
+    assert restarting(calls) == []
+    found = calls.on_reply(Reply(answered.task_id, ()))
+    assert found is not None
+    assert found.task_id == answered.task_id
+    calls.check()
+    calls.out.clear()
+    alive(calls, NEW)
+    assert [message.task_id for _, message in calls.out] == [unanswered.task_id]
+    assert calls.on_reply(Reply(answered.task_id, ())) is None
+    calls.check()
+
+
 def test_death_after_a_restart_ends_everything(calls: ActorCalls) -> None:
     call = make(calls, 1, repeats=5)
     alive(calls, OLD)

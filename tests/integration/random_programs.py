@@ -5,7 +5,7 @@ runs it and keeps a model beside: what each ref must be when it is read, or whic
 end it reads everything that is left, lets go of it, and looks for what was left behind.
 
 ``python -m tests.integration.random_programs --programs 2000`` runs as many as wanted and prints the seed of
-each that failed; ``--programs 1 --seed N`` runs that one alone.
+each that failed; ``--programs 1 --seed N`` runs that one alone, ``--nodes 3 --shards 2`` in a larger cluster.
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ import random
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import zray
+from tests import conformance
 from zray.exceptions import RayActorError, TaskCancelledError, WorkerCrashedError
 from zray.util import state
 
@@ -288,23 +290,30 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--programs", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the first program")
+    parser.add_argument("--nodes", type=int, default=1)
+    parser.add_argument("--shards", type=int, default=1)
     given = parser.parse_args()
-    failed = []
+    conformance.resize(given.nodes, given.shards)
+    failed: list[int] = []
+    seeds = deque(range(given.seed, given.seed + given.programs))
     started = time.monotonic()
-    zray.init(num_cpus=2)
-    for seed in range(given.seed, given.seed + given.programs):
-        try:
-            Interpreter().run(program_of(seed))
-        except BaseException as error:
-            print(f"seed {seed}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
-            if not isinstance(error, Exception):
-                raise
-            failed.append(seed)
-            zray.shutdown()
-            zray.init(num_cpus=2)
-    zray.shutdown()
+    while seeds:
+        with conformance.cluster(num_cpus=2):
+            failed += _run_until_one_fails(seeds)
     print(f"{given.programs} programs, {len(failed)} failed {failed}, {time.monotonic() - started:.1f} s")
     return int(bool(failed))
+
+
+def _run_until_one_fails(seeds: deque[int]) -> list[int]:
+    """Run programs in a cluster that a failure may have spoilt; the seed of that failure, if there is one."""
+    while seeds:
+        seed = seeds.popleft()
+        try:
+            Interpreter().run(program_of(seed))
+        except Exception as error:
+            print(f"seed {seed}: {type(error).__name__}: {str(error)[:2000]}", flush=True)
+            return [seed]
+    return []
 
 
 if __name__ == "__main__":

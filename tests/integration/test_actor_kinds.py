@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import zray
+from tests import conformance
 from tests.support import eventually
 from zray.actor import exit_actor
 from zray.exceptions import (
@@ -33,7 +34,7 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2, namespace="tests"):
+    with conformance.cluster(num_cpus=2, namespace="tests"):
         yield
 
 

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 import zray
+from tests import conformance
 from tests.support import eventually
 from zray.api.cluster import report
 from zray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, SerializationError, TaskError
@@ -26,7 +27,7 @@ LARGE = 100_000
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2, resources={"slot": 1}):
+    with conformance.cluster(num_cpus=2, resources={"slot": 1}):
         yield
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import zray
-from tests import clusters
+from tests import clusters, conformance
 from tests.support import eventually
 from zray.api.cluster import report
 from zray.exceptions import GetTimeoutError, RayError, TaskCancelledError
@@ -21,7 +21,7 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2):
+    with conformance.cluster(num_cpus=2):
         yield
 
 

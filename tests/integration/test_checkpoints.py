@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import zray
+from tests import conformance
 from zray.actor import save_checkpoint
 from zray.exceptions import ActorDiedError, ActorUnavailableError
 
@@ -20,7 +21,7 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2):
+    with conformance.cluster(num_cpus=2):
         yield
 
 

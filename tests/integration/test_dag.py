@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 import zray
+from tests import conformance
 from zray.dag import ClassNode, FunctionNode, InputNode, MultiOutputNode
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2):
+    with conformance.cluster(num_cpus=2):
         yield
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import zray
-from tests import clusters
+from tests import clusters, conformance
 from zray.runtime_env import RuntimeEnv
 
 PATIENCE_S = 30
@@ -21,7 +21,9 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2, namespace="here", runtime_env={"env_vars": {"JOB": "job", "BOTH": "job"}}):
+    with conformance.cluster(
+        num_cpus=2, namespace="here", runtime_env={"env_vars": {"JOB": "job", "BOTH": "job"}}
+    ):
         yield
 
 
@@ -77,33 +79,10 @@ class TestEnvironments:
         again = zray.get([pid.options(runtime_env=dict(one)).remote() for _ in range(20)])
         assert [number for number in again if number in pids[0]]
 
-    def test_working_dir(self, tmp_path: Path) -> None:
-        (tmp_path / "helper_of_this_test.py").write_text("VALUE = 42\n")
-
-        @zray.remote(runtime_env={"working_dir": str(tmp_path)})
-        def use() -> tuple[str, int]:
-            import helper_of_this_test  # type: ignore[import-not-found]
-
-            return os.getcwd(), helper_of_this_test.VALUE
-
-        assert zray.get(use.remote()) == (str(tmp_path), 42)
-
-    def test_a_working_dir_that_is_gone(self, tmp_path: Path) -> None:
-        folder = tmp_path / "gone"
-        folder.mkdir()
-        mine = pid.options(runtime_env={"working_dir": str(folder)})
-        environment = mine._options["runtime_env"]
-        assert environment == {"working_dir": str(folder)}
-        mine._describe("")
-        folder.rmdir()
-        mine._described_in = zray.api.session.current().environment
-        with pytest.raises(zray.exceptions.RuntimeEnvSetupError, match="working_dir"):
-            zray.get(mine.remote(), timeout=PATIENCE_S)
-
     @pytest.mark.parametrize(
         ("environment", "error", "what"),
         [
-            ({"pip": ["x"]}, ValueError, "pip"),
+            ({"conda": ["x"]}, ValueError, "conda"),
             ({"nonsense": 1}, ValueError, "nonsense"),
             ({"env_vars": {"A": 1}}, TypeError, "strings"),
             ({"env_vars": {"A=B": "1"}}, ValueError, "A=B"),
@@ -194,7 +173,9 @@ class TestRetriesAndCalls:
             ({"retry_exceptions": [3]}, TypeError),
             ({"max_calls": -1}, ValueError),
             ({"num_returns": "many"}, TypeError),
-            ({"accelerator_type": "T4"}, ValueError),
+            ({"accelerator_type": 4}, TypeError),
+            ({"num_gpus": 1.5}, ValueError),
+            ({"object_store_memory": 1}, ValueError),
             ({"scheduling_strategy": "MAGIC"}, ValueError),
             ({"scheduling_strategy": ["SPREAD"]}, ValueError),
             ({"nonsense": 1}, ValueError),

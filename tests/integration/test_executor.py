@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import zray
+from tests import conformance
 from tests.support import eventually
 from zray.util import Executor, state
 
@@ -19,7 +19,7 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2):
+    with conformance.cluster(num_cpus=2):
         yield
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import zray
+from tests import conformance
 from tests.support import eventually
 from zray import DynamicObjectRefGenerator, ObjectRefGenerator
 from zray.api.cluster import report
@@ -24,7 +25,7 @@ LARGE = 200_000
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2):
+    with conformance.cluster(num_cpus=2):
         yield
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-import zray
+from tests import conformance
 
 joblib = pytest.importorskip("joblib", reason="joblib is not installed")
 
@@ -17,7 +17,7 @@ def cluster() -> Iterator[None]:
     from zray.util.joblib import register_ray
 
     register_ray()
-    with zray.init(num_cpus=2):
+    with conformance.cluster(num_cpus=2):
         yield
 
 

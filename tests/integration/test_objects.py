@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import zray
+from tests import conformance
 from tests.support import eventually
 from zray.api.cluster import report
 from zray.exceptions import ObjectStoreFullError
@@ -27,7 +28,7 @@ STORE_BYTES = 64 << 20
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2, object_store_memory=STORE_BYTES):
+    with conformance.cluster(num_cpus=2, object_store_memory=STORE_BYTES):
         yield
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -81,7 +84,7 @@ class TestCommands:
         lines = said(here, "why", ready["task_id"]).splitlines()
         assert lines[0] == "holds is ready"
         assert "it asks for 1 CPU; 0 of 1 are free" in lines[1]
-        assert lines[2].strip() == "CPU is held by holds"
+        assert lines[2].strip().startswith("1 CPU is held by holds ")
         assert ready["task_id"] in said(here, "get", "tasks", ready["task_id"][:16] + ready["task_id"][16:])
 
     def test_memory_and_logs(self, here: clusters.Place) -> None:
@@ -107,11 +110,94 @@ class TestCommands:
         assert done.stderr.startswith("zray: ")
 
 
+def node(node_id: str, total: int, free: int) -> dict[str, Any]:
+    return {"available": {"CPU": free}, "total": {"CPU": total}, "host": "here", "node_id": node_id}
+
+
 def test_reasons() -> None:
-    node = {"available": {"CPU": 2}, "total": {"CPU": 2}, "host": "here"}
     base = {"name": "f", "state": "ready", "missing": [], "demand": {"GPU": 1}}
-    assert "no node has more than 0" in reasons(base, [], node)[1]
-    assert reasons({**base, "demand": {"CPU": 1}}, [], node)[1] == "  it waits for a worker"
+    idle, full = node("aa", 2, 2), node("bb", 1, 0)
+    assert "no node has more than 0" in reasons(base, [idle], [], {})[1]
+    one = {**base, "demand": {"CPU": 1}}
+    assert reasons(one, [idle], [], {})[1] == "  it waits for a worker"
+    holder = {
+        "node_id": "bb", "demand": {"CPU": 1}, "busy_s": 2.5, "actor_id": None, "tasks": ["cc"],
+        "state": "busy", "pid": 7,
+    }  # fmt: skip
+    assert reasons({**one, "state": "forwarded"}, [full], [holder, {**holder, "node_id": "aa"}], {"cc": "g"})[
+        1:
+    ] == [
+        "  it asks for 1 CPU; 0 of 1 are free on here (bb)",
+        "    1 CPU is held by g cc (process 7) for 2.5 s",
+    ]
+    assert "no node has more than 2" in reasons({**base, "demand": {"CPU": 3}}, [idle, full], [holder], {})[1]
     waits = {**base, "state": "waiting for inputs", "missing": ["ab"]}
-    assert "it takes ab" in reasons(waits, [], node)[1]
-    assert reasons({"name": "A", "state": "alive"}, [], node) == ["A is alive"]
+    assert "it takes ab" in reasons(waits, [], [], {})[1]
+    assert reasons({"name": "A", "state": "alive"}, [], [], {}) == ["A is alive"]
+
+
+HOLDS_EVERYWHERE = """
+    import sys, time, zray
+    from zray.cluster_utils import Cluster
+    from zray.util import state
+    small = {"num_cpus": 1, "object_store_memory": 1 << 26}
+    cluster = Cluster(True, head_node_args=small)
+    for number in range(2):
+        cluster.add_node(**small, resources={f"place{number}": 1})
+    zray.init(cluster.address, namespace="everywhere")
+
+    @zray.remote
+    def holds():
+        print("holding")
+        time.sleep(60)
+
+    @zray.remote
+    class Kept:
+        def read(self):
+            return 1
+
+    kept = Kept.remote()
+    zray.get(kept.read.remote())
+    refs = [holds.options(resources={f"place{n}": 1}, name=f"at{n}").remote() for n in range(2)]
+    refs += [holds.options(resources={"place1": 1}, name="waits").remote()]
+    while len([t for t in state.list_tasks() if t["state"] == "running"]) < 2:
+        time.sleep(0.01)
+    print(cluster.address, cluster.worker_nodes[1].pid, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.slow
+def test_over_several_nodes() -> None:
+    """Whoever asks whichever node: the same rows, each with its node."""
+    with clusters.place() as place:
+        driver = place.start(HOLDS_EVERYWHERE)
+        while (line := clusters.line_of(driver)) and not line.startswith("ipc://"):
+            pass
+        address, pid = line.split()
+
+        def rows(*arguments: str) -> list[dict[str, Any]]:
+            listed = said(place, "list", *arguments, "--format", "json", "--address", address)
+            return list(json.loads(listed))
+
+        tasks = {row["name"]: row for row in rows("tasks")}
+        assert [tasks[name]["state"] for name in ("at0", "at1")] == ["running", "running"]
+        nodes = rows("nodes")
+        assert len(nodes) == 3
+        assert len({tasks["at0"]["node_id"], tasks["at1"]["node_id"], rows("actors")[0]["node_id"]}) == 3
+        assert len({row["node_id"] for row in rows("workers")}) == 3
+        (job,) = rows("jobs", "--filter", "namespace=everywhere")
+        assert (job["pid"], job["state"], job["tasks"]) == (driver.pid, "running", 3)
+        assert said(place, "get", "jobs", job["job_id"], "--address", address).startswith("- job_id:")
+        why = said(place, "why", tasks["waits"]["task_id"], "--address", address)
+        assert f"1 CPU is held by at1 {tasks['at1']['task_id'][:24]}" in why
+        stacks = said(place, "stack", "--no-py-spy", "--address", address)
+        assert stacks.count("in holds") == 2
+        files = said(place, "logs").split()
+        assert len([name for name in files if name.endswith("/node.log")]) in (0, 3)
+        os.kill(int(pid), signal.SIGSTOP)  # a node that does not answer holds nobody up
+        done = place.zray("list", "nodes", "--format", "json", "--address", address)
+        os.kill(int(pid), signal.SIGCONT)
+        assert len(json.loads(done.stdout)) == 2
+        clusters.tell(driver)
+        clusters.finish(driver)

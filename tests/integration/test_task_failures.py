@@ -14,15 +14,17 @@ import numpy as np
 import pytest
 
 import zray
+from tests import conformance
 from tests.integration.programs import run_script
 from tests.integration.remotes import PATIENCE_S, add, echo, wait_for_file
 from tests.support import eventually
 from zray.exceptions import RayTaskError, SerializationError, TaskError, WorkerCrashedError
+from zray.serialize.functions import export
 
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2, num_gpus=1, resources={"disk": 2, "memory_bank": 0.5}):
+    with conformance.cluster(num_cpus=2, num_gpus=1, resources={"disk": 2, "memory_bank": 0.5}):
         yield
 
 
@@ -524,3 +526,22 @@ class TestInterrupts:
         )
         assert done.returncode == 1
         assert "TaskError" in done.stderr
+
+
+@zray.remote
+def annotated(number: int, *others: Any) -> Any:
+    """Texts that are one object here and two there: 'number', 'int', 'Any'."""
+    return ["number", "int", "Any", number, others]
+
+
+@zray.remote(num_cpus=0, max_calls=1)
+def submitter() -> tuple[int, bytes]:
+    zray.get(annotated.options(num_cpus=0).remote(1))
+    return os.getpid(), export(annotated._function)[0]
+
+
+def test_a_function_is_the_same_whoever_submits_it() -> None:
+    """Otherwise a parent that runs again in another worker has other children than before."""
+    told = [zray.get(submitter.remote()) for _ in range(4)]
+    assert len(dict(told)) == 4
+    assert {function_id for _, function_id in told} == {export(annotated._function)[0]}

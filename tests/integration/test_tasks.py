@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import zray
+from tests import conformance
 from tests.integration.remotes import PATIENCE_S, add, echo, meet, wait_for_file
 from tests.support import eventually
 from zray.exceptions import GetTimeoutError
@@ -20,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2, num_gpus=1, resources={"disk": 2, "memory_bank": 0.5}):
+    with conformance.cluster(num_cpus=2, num_gpus=1, resources={"disk": 2, "memory_bank": 0.5}):
         yield
 
 
@@ -310,6 +311,7 @@ class TestResources:
         refs = [half.remote(str(tmp_path), str(i), 4) for i in range(4)]
         assert zray.get(refs, timeout=PATIENCE_S) == [4] * 4
 
+    @pytest.mark.one_node("counts what runs at once on the CPUs of one")
     def test_whole_cpus_run_as_many_as_there_are(self, tmp_path: Path) -> None:
         @zray.remote
         def most_at_once(i: int) -> int:

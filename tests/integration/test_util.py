@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import zray
+from tests import conformance
 from zray.exceptions import RayActorError
 from zray.util import (
     ActorPool,
@@ -31,7 +32,7 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with zray.init(num_cpus=2):
+    with conformance.cluster(num_cpus=2):
         yield
 
 

@@ -39,6 +39,7 @@ def test_what_has_no_simulated_worker() -> None:
             ("several calls at once", Plain.options(max_concurrency=2).remote),
             ("actor with a name", Plain.options(name="one").remote),
             ("runtime environment", lambda: echo.options(runtime_env={"env_vars": {"A": "1"}}).remote(1)),
+            ("runtime environment", lambda: echo.options(runtime_env={"working_dir": "."}).remote(1)),
             (r"zray\.cancel", lambda: zray.cancel(ended)),
         ]
         for what, call in refused:

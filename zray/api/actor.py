@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
 
 from zray.api import options as option_rules
 from zray.api import session
+from zray.api.environments import published
 from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
 from zray.errors import ActorDiedError, PendingCallsLimitExceededError
@@ -86,7 +87,7 @@ class ActorClass(Generic[P, T]):
 
     def _describe(self, client: Client, actor_name: tuple[str, str], handle: bytes) -> tuple[Describe, bytes]:
         function_id, code = export(self._class)
-        own = environment.canonical(self._options["runtime_env"])
+        own = published(client, environment.canonical(self._options["runtime_env"]))
         descriptor = option_rules.describe_actor(
             function_id,
             self._class.__qualname__,

@@ -33,10 +33,11 @@ def available_resources() -> dict[str, float]:
 
 def nodes() -> list[dict[str, Any]]:
     """One dict per node, with Ray's keys (``NodeID``, ``Alive``, ``Resources``, ...) and zray's own."""
-    return [_with_ray_keys(report("node"))]
+    return [with_ray_keys(report("node"))]
 
 
-def _with_ray_keys(node: dict[str, Any]) -> dict[str, Any]:
+def with_ray_keys(node: dict[str, Any]) -> dict[str, Any]:
+    """The report of a node, with what Ray calls its fields beside."""
     return {
         "NodeID": node["node_id"],
         "Alive": node["alive"],

@@ -121,17 +121,11 @@ def get_runtime_context() -> RuntimeContext:
     return _context
 
 
-def get_gpu_ids() -> list[int]:
-    """The GPUs of the task, as ``CUDA_VISIBLE_DEVICES`` names them; none where it asked for none.
+def get_gpu_ids() -> list[int | str]:
+    """The GPUs of the task or actor, as ``CUDA_VISIBLE_DEVICES`` names them; none where it asked for none.
 
-    zray counts GPUs and does not number them: all that the process may see are everybody's.
+    Whole ones are its own; of a fraction it has a share of the one that is named.
     """
-    import os
+    from zray.runtime.visible_gpus import seen
 
-    held = dict(session.current().context.demand).get("GPU", 0)
-    if not held:
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    numbers = [int(part) for part in visible.split(",") if part.strip().isdigit()]
-    count = -(-held // 10_000)
-    return (numbers or list(range(count)))[:count]
+    return [int(name) if name.isdigit() else name for name in seen()]

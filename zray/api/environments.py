@@ -1,14 +1,17 @@
-"""``RuntimeEnv``: a runtime environment as an object, checked when it is made."""
+"""``RuntimeEnv``: a runtime environment as an object, checked when it is made; and as it travels."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zray.runtime.environment import canonical
+from zray.runtime.environment import canonical, has_paths
+
+if TYPE_CHECKING:
+    from zray.runtime.client import Client
 
 
 class RuntimeEnv(dict[str, Any]):
-    """``RuntimeEnv(env_vars={...}, working_dir=...)``: a dict that ``runtime_env`` takes.
+    """``RuntimeEnv(env_vars={...}, working_dir=..., pip=[...])``: a dict that ``runtime_env`` takes.
 
     Raises:
         TypeError, ValueError: for what no worker could be, with the reason.
@@ -21,3 +24,18 @@ class RuntimeEnv(dict[str, Any]):
     def to_dict(self) -> dict[str, Any]:
         """The fields."""
         return dict(self)
+
+
+def published(client: Client, environment: str) -> str:
+    """An environment as it travels: its directories are packages of the cluster.
+
+    Raises:
+        ValueError, OSError: as ``Publisher.publish``.
+    """
+    if not has_paths(environment):
+        return environment
+    if client.publisher is None:
+        from zray.runtime.taking_on import Publisher
+
+        client.publisher = Publisher(client)
+    return client.publisher.publish(environment)

@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from typing import Any
 
-from zray.api.cluster import report
+from zray.api.everywhere import processes
 
 Series = dict[tuple[tuple[str, str], ...], list[float]]
 
@@ -20,10 +20,14 @@ def timeline(filename: str | os.PathLike[str] | None = None) -> list[dict[str, A
     Args:
         filename: write them there as JSON; ``None``: return them.
     """
-    found = report("spans")
+    found = processes("spans")
     events: list[dict[str, Any]] = []
+    numbers: dict[str, int] = {}  # of nodes: on each of them a process has the same id as one elsewhere
     for process in [*found["former"], *found["processes"]]:
-        events += _events(process["pid"], json.loads(process["body"] or "{}").get("spans", ()))
+        number = numbers.setdefault(process["node_id"], len(numbers))
+        spans = json.loads(process["body"] or "{}").get("spans", ())
+        name = f"worker {process['pid']}" + (f" of node {process['node_id'][:8]}" if number else "")
+        events += _events(process["pid"] + number * PIDS_MAX, name, spans)
     if filename is None:
         return events
     with open(filename, "w", encoding="utf-8") as file:
@@ -31,12 +35,16 @@ def timeline(filename: str | os.PathLike[str] | None = None) -> list[dict[str, A
     return None
 
 
-def _events(pid: int, spans: list[Any]) -> list[dict[str, Any]]:
+PIDS_MAX = 1 << 22
+"""Of one machine (proc(5), pid_max)."""
+
+
+def _events(pid: int, process_name: str, spans: list[Any]) -> list[dict[str, Any]]:
     """Events of one process: one track, or as many as it ran calls at once."""
     if not spans:
         return []
     events: list[dict[str, Any]] = [
-        {"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": f"worker {pid}"}}
+        {"name": "process_name", "ph": "M", "pid": pid, "tid": 0, "args": {"name": process_name}}
     ]
     free_at: list[int] = []  # of each track
     for name, task_id, start_ns, duration_ns in sorted(spans, key=lambda span: int(span[2])):
@@ -53,12 +61,15 @@ def _events(pid: int, spans: list[Any]) -> list[dict[str, Any]]:
 
 def stacks() -> dict[str, Any]:
     """The stack of every thread of every process, and the ids of the processes that did not answer."""
-    found = report("stacks")
-    processes = [
-        {"pid": row["pid"], "role": row["role"], **json.loads(row["body"] or '{"stacks": []}')}
+    found = processes("stacks")
+    said = [
+        {
+            "pid": row["pid"], "role": row["role"], "node_id": row["node_id"],
+            **json.loads(row["body"] or '{"stacks": []}'),
+        }
         for row in found["processes"]
-    ]
-    return {"processes": processes, "silent": found["silent"]}
+    ]  # fmt: skip
+    return {"processes": said, "silent": [row["pid"] for row in found["silent"]]}
 
 
 # --- metrics -------------------------------------------------------------------------------------
@@ -66,7 +77,7 @@ def stacks() -> dict[str, Any]:
 
 def collect_metrics() -> list[dict[str, Any]]:
     """Every metric of the cluster, by name: kind, description, bounds, and its series added up."""
-    found = report("metrics")
+    found = processes("metrics")
     families: dict[str, dict[str, Any]] = {}
     merged: dict[str, Series] = defaultdict(dict)
     for process in [*found["former"], *found["processes"]]:

@@ -22,6 +22,7 @@ CHECKPOINT_INTERVAL = 100
 """Calls between the checkpoints of an actor that can be saved and does not say how many."""
 COMMON_DEFAULTS: dict[str, Any] = {
     "num_gpus": 0,
+    "accelerator_type": None,
     "memory": 0,
     "resources": None,
     "name": None,
@@ -35,7 +36,7 @@ TASK_DEFAULTS: dict[str, Any] = {
     "num_returns": None,
     "max_retries": 3,
     "retry_exceptions": False,
-    "max_calls": 0,
+    "max_calls": None,
     "_generator_backpressure_num_objects": None,
     "_duration_s": None,
 }
@@ -60,7 +61,6 @@ METHOD_DEFAULTS: dict[str, Any] = {
 }
 CALL_DEFAULTS: dict[str, Any] = {**METHOD_DEFAULTS, "name": None}
 REFUSED = {
-    "accelerator_type": "zray does not look for accelerators; name one in resources",
     "label_selector": "nodes have no labels; name what they have in resources",
     "fallback_strategy": "nodes have no labels",
     "object_store_memory": "the store spills to disk; a task cannot reserve part of it",
@@ -76,6 +76,11 @@ REFUSED = {
 ASYNC_CONCURRENCY = 1000
 """Calls at once of an actor with coroutine methods that does not say how many."""
 RETRIES_MAX = 0x7FFF_FFFF
+
+ACCELERATOR_PREFIX = "accelerator_type:"
+"""In front of the name of an accelerator, it is a resource, of which a node that has such ones has 1."""
+ACCELERATOR_AMOUNT = 0.001
+"""Asked of it, so that it never runs out."""
 
 _RESOURCE_OPTIONS = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 
@@ -112,7 +117,16 @@ def demand_of(options: Mapping[str, Any]) -> Demand:
         if name in ("CPU", "GPU"):
             raise ValueError(f"ask for {name} with num_{name.lower()}s, not inside resources")
         wanted[name] = amount
+    if options["accelerator_type"]:
+        wanted[ACCELERATOR_PREFIX + options["accelerator_type"]] = ACCELERATOR_AMOUNT
     return demand_from(wanted)
+
+
+def max_calls_of(options: Mapping[str, Any]) -> int:
+    """After how many tasks a worker ends; one with GPUs after the first, which gives their memory back."""
+    if options["max_calls"] is None:
+        return int(bool(options["num_gpus"]))
+    return int(options["max_calls"])
 
 
 def returns_of(num_returns: Any, is_generator: bool) -> tuple[int, int]:
@@ -157,7 +171,7 @@ def describe_task(
             retry_on=retry_on,
             returns=returns,
             unconsumed_max=options["_generator_backpressure_num_objects"] or 0,
-            max_calls=options["max_calls"],
+            max_calls=max_calls_of(options),
             environment=environment,
             spread=options["scheduling_strategy"] == "SPREAD",
         )
@@ -299,6 +313,17 @@ def _check_resources(name: str, value: Any) -> None:
         raise TypeError(f"{name} is a dict of amounts by resource name, not {value!r}")
 
 
+def _check_gpus(name: str, value: Any) -> None:
+    """More is left to what all amounts are checked by."""
+    if isinstance(value, float) and value > 1 and not value.is_integer():
+        raise ValueError(f"{name} is a whole number, or a share of one GPU below 1, not {value}")
+
+
+def _check_accelerator(name: str, value: Any) -> None:
+    if value is not None and (not isinstance(value, str) or not value):
+        raise TypeError(f"{name} is the name of one, such as 'A100', not {value!r}")
+
+
 def _check_duration(name: str, value: Any) -> None:
     """How long a simulated task takes (``zray.simulate``)."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -312,7 +337,9 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "max_retries": _check_retries,
     "max_restarts": _check_retries,
     "max_task_retries": lambda name, value: None if value is None else _check_retries(name, value),
-    "max_calls": _check_count,
+    "max_calls": lambda name, value: None if value is None else _check_count(name, value),
+    "num_gpus": _check_gpus,
+    "accelerator_type": _check_accelerator,
     "checkpoint_interval": _check_count,
     "max_concurrency": _check_optional_count,
     "max_pending_calls": _check_retries,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, overload
 from zray.api import options as option_rules
 from zray.api import session
 from zray.api.actor import ActorClass
+from zray.api.environments import published
 from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
 from zray.protocol.messages import Describe
@@ -19,6 +20,7 @@ from zray.serialize.functions import captured_refs, dump_args, export
 
 if TYPE_CHECKING:
     from zray.api.dag import FunctionNode
+    from zray.runtime.client import Client
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -33,6 +35,7 @@ class RemoteFunction(Generic[P, R]):
         self._name = getattr(function, "__qualname__", type(function).__name__)
         self._described: tuple[Describe, bytes, tuple[bytes, ...]] | None = None
         self._described_in = ""  # the environment that it was described for
+        self._described_by = b""  # the client that has the packages of its environment, if there are any
         self._simple_arity = _simple_arity(function)
         self._duration_s = options["_duration_s"]
         functools.update_wrapper(self, function, updated=())  # its attributes must not hide ours
@@ -61,8 +64,12 @@ class RemoteFunction(Generic[P, R]):
         if kwargs or len(args) != self._simple_arity:
             _check_arguments(self._function, args, kwargs)
         client = session.current()
-        if self._described is None or self._described_in != client.environment:
-            self._describe(client.environment)
+        if (
+            self._described is None
+            or self._described_in != client.environment
+            or (self._described_by and self._described_by != client.identity)
+        ):
+            self._describe(client)
         assert self._described is not None
         descriptor, code, captured = self._described
         blob, deps = dump_args(args, kwargs, ObjectRef, self._function)
@@ -83,10 +90,11 @@ class RemoteFunction(Generic[P, R]):
 
         return FunctionNode(self, args, kwargs)
 
-    def _describe(self, outer: str) -> None:
+    def _describe(self, client: Client) -> None:
         """Pickled at the first use, so that it sees what was defined after it."""
         function_id, code = export(self._function)
-        own = environment.canonical(self._options["runtime_env"])
+        outer = client.environment
+        own = published(client, environment.canonical(self._options["runtime_env"]))
         descriptor = option_rules.describe_task(
             function_id,
             self._name,
@@ -96,6 +104,7 @@ class RemoteFunction(Generic[P, R]):
         )
         self._described = descriptor, code, captured_refs(self._function)
         self._described_in = outer
+        self._described_by = client.identity if environment.packages_of(descriptor.environment) else b""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteFunction, (self._function, self._options)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from zray.api import waiting
 from zray.config import Config
 from zray.errors import ClusterUnavailableError, LocalProtocolError, NotInitializedError
-from zray.runtime import own_client
+from zray.runtime import own_client, visible_gpus
 from zray.runtime.environment import canonical
 
 if TYPE_CHECKING:  # imported while the node starts
@@ -144,7 +144,7 @@ def init(
             its control store writes ``<trace>.gcs0`` and so on, unless it is replicated.
         ignore_reinit_error: return the present context instead of refusing a second ``init``.
         namespace: where the names of this job's actors are; default: one of its own.
-        runtime_env: what tasks and actors run in that ask for nothing else: ``env_vars``, ``working_dir``.
+        runtime_env: what tasks and actors run in that ask for nothing else: ``working_dir``, ``pip``, ...
         log_to_driver: show here what workers print.
         include_dashboard: there is none: only ``True`` is refused.
         configure_logging, logging_level: the level of zray's own loggers in this process.
@@ -303,6 +303,11 @@ def node_options_of(
             raise TypeError(f"{name} is a number, not {value!r}")
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} is not negative, and finite: {value}")
+    named = visible_gpus.names_in(os.environ.get(visible_gpus.VARIABLE))
+    if named and num_gpus is not None and num_gpus > len(named):
+        raise ValueError(
+            f"num_gpus={num_gpus}, but {visible_gpus.VARIABLE} names {len(named)}: {', '.join(named)}"
+        )
     if resources is not None:
         if not isinstance(resources, Mapping):
             raise TypeError(f"resources is a dict of amounts by name, not {resources!r}")
@@ -371,6 +376,7 @@ def _connect(
 ) -> Context:
     global _context
     from zray import ids
+    from zray.api.environments import published
     from zray.protocol.messages import DRIVER, PROTOCOL_VERSION, Hello
     from zray.protocol.user_messages import JobOptions
     from zray.runtime.client import Client
@@ -383,7 +389,8 @@ def _connect(
     try:
         client.watch_node(_watch_node(node_pid, address))
         welcome = client.connect(address, hello, config.init_timeout_ns / 1e9)
-        client.begin_job(JobOptions(*job))
+        namespace, environment, wants_output = job
+        client.begin_job(JobOptions(namespace, published(client, environment), wants_output))
     except BaseException:
         client.close()
         raise

@@ -72,6 +72,7 @@ class SimulatedClient:
         self.calls = process.calls
         self.namespace = "simulated"
         self.environment = ""
+        self.publisher = _NoPublisher()
         self.config = process.config
         self.perform: Callable[[Any], Any] = simulation.run.perform
         self.declared_duration_s: float | None = None
@@ -220,6 +221,14 @@ class SimulatedClient:
 
 def _not_simulated(what: str) -> NotImplementedError:
     return NotImplementedError(f"{what} has no place in zray.simulate() yet; try it on a real cluster")
+
+
+class _NoPublisher:
+    """There is no store that directories could go to."""
+
+    def publish(self, environment: str) -> str:
+        """Refuse."""
+        raise _not_simulated("a runtime environment")
 
 
 def _check_simulated(descriptor: Describe) -> None:

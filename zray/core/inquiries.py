@@ -9,12 +9,13 @@ Inquiries, answers and what is kept are bounded (I15).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from zray.core.identity import ClientEntry
 from zray.core.machine import Address, Effect, invariant
 from zray.protocol.documents import encode_report
-from zray.protocol.messages import DRIVER, Answer, Query
+from zray.protocol.messages import DRIVER
 from zray.protocol.user_messages import Tell, Told
 
 TOPICS = ("metrics", "spans", "stacks")
@@ -28,12 +29,12 @@ KEPT_BYTES_MAX = 64 << 20
 class _Inquiry:
     """One question and the answers so far."""
 
-    __slots__ = ("answers", "asker", "deadline_ns", "token", "waiting", "what")
+    __slots__ = ("answer", "answers", "asker", "deadline_ns", "waiting", "what")
 
-    def __init__(self, asker: Address, message: Query, deadline_ns: int) -> None:
+    def __init__(self, asker: Address, what: str, answer: Callable[[bytes], None], deadline_ns: int) -> None:
         self.asker = asker
-        self.token = message.token
-        self.what = message.what
+        self.what = what
+        self.answer = answer
         self.deadline_ns = deadline_ns
         self.waiting: dict[Address, int] = {}  # process -> its id in the system
         self.answers: list[dict[str, Any]] = []
@@ -60,17 +61,25 @@ class Inquiries:
         """When the first inquiry ends, whoever is silent."""
         return min((inquiry.deadline_ns for inquiry in self.open.values()), default=None)
 
-    def ask(self, now_ns: int, asker: Address, message: Query) -> None:
-        """Somebody wants to know something of every process."""
+    def ask(self, now_ns: int, asker: Address, what: str, answer: Callable[[bytes], None]) -> None:
+        """Somebody wants to know something of every process.
+
+        Args:
+            now_ns: the time.
+            asker: a process of this node, which may end; or a node.
+            what: one of ``TOPICS``.
+            answer: called with the JSON document, now or later.
+        """
         if len(self.open) >= INQUIRIES_MAX:
             error = f"{INQUIRIES_MAX} inquiries are open already; ask again in a moment"
-            self.out.append((asker, Answer(message.token, encode_report({"error": error}))))
+            answer(encode_report({"error": error}))
             return
         self.asked += 1
-        inquiry = self.open[self.asked] = _Inquiry(asker, message, now_ns + PATIENCE_NS)
+        inquiry = self.open[self.asked] = _Inquiry(asker, what, answer, now_ns + PATIENCE_NS)
         for address, client in self.clients.items():
             inquiry.waiting[address] = client.pid
-            self.out.append((address, Tell(self.asked, message.what)))
+            self.out.append((address, Tell(self.asked, what)))
+        self._end_if_complete(self.asked, inquiry)
 
     def told(self, source: Address, message: Told) -> None:
         """A process answers; or says what it had, before it ends."""
@@ -117,7 +126,7 @@ class Inquiries:
             "former": list(self.kept) if inquiry.what != "stacks" else [],
             "silent": list(inquiry.waiting.values()),
         }
-        self.out.append((inquiry.asker, Answer(inquiry.token, encode_report(found))))
+        inquiry.answer(encode_report(found))
 
     def check(self) -> None:
         """Everybody who is waited for lives, and there is a bound to everything."""

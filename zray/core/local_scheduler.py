@@ -223,7 +223,7 @@ class LocalScheduler:
         pool = self.pool
         for number, task_class in list(self.ready.items()):
             ready = task_class.ready
-            while ready and pool.resources.fits(task_class.demand):
+            while ready and pool.fits(task_class.demand):
                 worker = pool.idle_for(task_class.job_id, task_class.descriptor.environment)
                 if worker is None:
                     break

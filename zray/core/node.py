@@ -151,6 +151,7 @@ class Node:
         self.names, self.streams = user_requests.rooms_of(self)
         self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=self.shards)
         self.inquiries = Inquiries(self.out, self.clients)
+        self.everywhere = user_requests.everywhere_of(self)
         self.now_ns = 0
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
@@ -163,7 +164,7 @@ class Node:
         wishes = (
             self.scheduler.wake_at_ns, self.lineage.wake_at_ns, self.store.wake_at_ns, self.report_at_ns,
             self.tables.wake_at_ns, self.leases.look_at_ns, self.cluster.wake_at_ns,
-            self.inquiries.wake_at_ns,
+            self.inquiries.wake_at_ns, self.everywhere.wake_at_ns,
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -184,6 +185,7 @@ class Node:
         self.tables.on_tick(now_ns)
         self.leases.on_tick(now_ns)
         self.inquiries.on_tick(now_ns)
+        self.everywhere.on_tick(now_ns)
         self.cluster.on_tick(now_ns)
         if self.store.wake_at_ns is not None and self.store.wake_at_ns <= now_ns:
             for entry in self.store.on_tick(now_ns):
@@ -202,6 +204,7 @@ class Node:
         self.tables.check()
         self.names.check()
         self.inquiries.check()
+        self.everywhere.check()
         self.scheduler.lives.check()
         self.scheduler.check()
         self.cluster.check()
@@ -269,6 +272,7 @@ class Node:
         self.actors.client_gone(address)
         self.names.client_gone(address)
         self.inquiries.client_gone(address)
+        self.everywhere.client_gone(address)
         for entry in self.store.client_gone(address):
             self._not_created(now_ns, entry)
         self.references.client_gone(address)

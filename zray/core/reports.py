@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from zray.core.node_store import SEALED
 from zray.core.resources import amounts_of
 from zray.core.worker_pool import DEDICATED, IDLE, LEASED, STARTING
 from zray.protocol.documents import encode_report
-from zray.protocol.messages import ACTOR, Infeasible, NodeReport
+from zray.protocol.messages import ACTOR, DRIVER, Infeasible, NodeReport
 
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
@@ -107,6 +108,10 @@ def _workers(node: Node) -> list[dict[str, Any]]:
                 "state": state,
                 "tasks": [task_id.hex() for task_id in worker.queue],
                 "actor_id": worker.actor_id.hex() or None,
+                "job_id": worker.job_id.hex() or None,
+                "demand": amounts_of(worker.held),
+                "gpus": [number for number, _ in worker.gpus],
+                "busy_s": round(max(0, node.now_ns - worker.progress_ns) / 1e9, 3) if worker.held else 0.0,
             }
         )
     return rows
@@ -170,6 +175,27 @@ def _objects(node: Node) -> list[dict[str, Any]]:
     return rows
 
 
+def _jobs(node: Node) -> list[dict[str, Any]]:
+    """The jobs whose home is this node: drivers, and detached actors, which are jobs of their own."""
+    drivers = {client.job_id: client.pid for client in node.clients.values() if client.role == DRIVER}
+    tasks = Counter(task.task_class.job_id for task in node.scheduler.tasks.values())
+    rows = []
+    for job_id, job in list(node.scheduler.jobs.items())[:ROWS_MAX]:
+        if not job.home:
+            rows.append(
+                {
+                    "job_id": job_id.hex(),
+                    "state": "ended" if job.ended else "running",
+                    "pid": drivers.get(job_id),
+                    "namespace": job.context.namespace,
+                    "working_dir": job.context.working_dir,
+                    "runtime_env": job.context.environment,
+                    "tasks": tasks[job_id],
+                }
+            )
+    return rows
+
+
 _REPORTS = {
     "resources": _resources,
     "node": _node,
@@ -177,6 +203,7 @@ _REPORTS = {
     "tasks": tasks_of,
     "actors": _actors,
     "objects": _objects,
+    "jobs": _jobs,
 }
 
 

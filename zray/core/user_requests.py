@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from zray.core import reports
 from zray.core.actor_names import ActorNames
+from zray.core.everywhere import PREFIX, Answerer, Everywhere
 from zray.core.inquiries import TOPICS
 from zray.core.machine import Address, Handler
 from zray.core.streams import FIRST_ITEM_INDEX, Streams
 from zray.ids import RETURNS_MAX
+from zray.protocol.cluster import AskPeer, PeerAnswer
 from zray.protocol.messages import (
     DRIVER,
     Abort,
@@ -159,14 +161,42 @@ def on_query(node: Node, now_ns: int, source: Address, message: Query) -> None:
     client = node.known(source)
     if client is None:
         return
-    if message.what in TOPICS:
-        node.inquiries.ask(now_ns, source, message)
-        return
     if message.what == "abandoned":
         body = reports.abandoned(node, client.job_id if client.worker is None else client.worker.job_id)
+        node.out.append((source, Answer(message.token, body)))
+    elif message.what.startswith(PREFIX):
+        node.everywhere.ask(now_ns, source, message.token, message.what.removeprefix(PREFIX))
     else:
-        body = reports.report(node, message.what)
-    node.out.append((source, Answer(message.token, body)))
+        token = message.token
+        _say(node, now_ns, message.what, source, lambda body: node.out.append((source, Answer(token, body))))
+
+
+def _say(node: Node, now_ns: int, what: str, asker: Address, answer: Answerer) -> None:
+    """Call ``answer`` with a report of this node, or with what its processes say."""
+    node.now_ns = now_ns
+    if what in TOPICS:
+        node.inquiries.ask(now_ns, asker, what, answer)
+    else:
+        answer(reports.report(node, what))
+
+
+def everywhere_of(node: Node) -> Everywhere:
+    """The room for questions to all nodes."""
+    return Everywhere(
+        node.out,
+        peers=node.cluster.peers,
+        answer_here=lambda now_ns, what, asker, answer: _say(node, now_ns, what, asker, answer),
+    )
+
+
+def on_ask_peer(node: Node, now_ns: int, source: Address, message: AskPeer) -> None:
+    """Another node asks for a report."""
+    node.everywhere.on_ask_peer(now_ns, source, message)
+
+
+def on_peer_answer(node: Node, now_ns: int, source: Address, message: PeerAnswer) -> None:
+    """Another node answers."""
+    node.everywhere.on_peer_answer(source, message)
 
 
 def on_told(node: Node, now_ns: int, source: Address, message: Told) -> None:
@@ -244,6 +274,8 @@ HANDLERS: dict[type[Any], Handler] = {
     ListNames: on_list_names,
     Output: on_output,
     Query: on_query,
+    AskPeer: on_ask_peer,
+    PeerAnswer: on_peer_answer,
     Told: on_told,
     TableReply: on_table_reply,
     TablePage: on_table_page,

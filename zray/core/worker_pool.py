@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import deque
 
 from zray.config import Config
+from zray.core.gpus import Gpus, Shares
 from zray.core.machine import WORKER_POOL, Address, Effect, invariant
 from zray.core.resources import ResourcePool
 from zray.protocol.local_messages import KillWorker, StartWorker
-from zray.protocol.messages import ACTOR, Describe, Exit, Submit, TaskRecord
-from zray.protocol.user_messages import STREAM, VALUES, Consumed
+from zray.protocol.messages import ACTOR, Demand, Describe, Exit, Submit, TaskRecord
+from zray.protocol.user_messages import STREAM, VALUES, Consumed, SeeGpus
 
 STARTING, IDLE, BUSY, DEDICATED, LEASED = 0, 1, 2, 3, 4
 NO_JOB = b""
@@ -106,6 +107,7 @@ class Worker:
         "doomed",
         "endpoint",
         "environment",
+        "gpus",
         "held",
         "idle_since_ns",
         "job_id",
@@ -115,6 +117,7 @@ class Worker:
         "progress_ns",
         "queue",
         "recalled",
+        "sees",
         "started_ns",
         "state",
         "task_class",
@@ -130,6 +133,8 @@ class Worker:
         self.progress_ns = now_ns
         self.queue: dict[bytes, TaskEntry] = {}
         self.held: tuple[tuple[str, int], ...] = ()
+        self.gpus: Shares = ()
+        self.sees: tuple[int, ...] = ()  # the GPUs that it was told to use
         self.blocked = False  # waits in ``get``
         self.lent: tuple[tuple[str, int], ...] = ()  # CPUs given back while it is blocked
         self.listens = False  # for submitters, so that it can be leased
@@ -150,6 +155,7 @@ class WorkerPool:
     def __init__(self, out: list[Effect], *, resources: ResourcePool, config: Config, node_id: bytes) -> None:
         self.out = out
         self.resources = resources
+        self.gpus = Gpus(resources.as_demand())
         self.config = config
         self.node_id = node_id
         self.workers: dict[Address, Worker] = {}
@@ -175,6 +181,10 @@ class WorkerPool:
             worker.endpoint = endpoint
             self._to_idle(now_ns, worker)
 
+    def fits(self, demand: Demand) -> bool:
+        """Whether a demand can be held now, its GPUs by number."""
+        return self.resources.fits(demand) and (not self.gpus.total or self.gpus.fits(demand))
+
     def idle_for(self, job_id: bytes, environment: str = "") -> Worker | None:
         """An idle worker for the job and environment: one that ran such tasks before, else a fresh one."""
         for key in ((job_id, environment), FRESH):
@@ -189,6 +199,8 @@ class WorkerPool:
         """A worker taken from :meth:`idle_for` starts to work for a class; its demand is held."""
         self.resources.take(task_class.demand)
         worker.held = task_class.demand
+        if self.gpus.total:
+            self._give_gpus(worker, task_class.demand)
         worker.task_class = task_class
         worker.job_id = task_class.job_id
         worker.environment = task_class.descriptor.environment
@@ -196,6 +208,13 @@ class WorkerPool:
         worker.recalled = False
         worker.progress_ns = now_ns
         self.busy[worker.worker_id] = worker
+
+    def _give_gpus(self, worker: Worker, demand: Demand) -> None:
+        worker.gpus = self.gpus.take(demand)
+        sees = tuple(number for number, _ in worker.gpus)
+        if sees != worker.sees:
+            worker.sees = sees
+            self.out.append((worker.worker_id, SeeGpus(sees)))
 
     def dedicate(self, worker: Worker, actor_id: bytes) -> None:
         """A busy worker is an actor from now on and keeps what it holds."""
@@ -205,7 +224,7 @@ class WorkerPool:
 
     def lease(self, now_ns: int, worker: Worker, task_class: TaskClass) -> bool:
         """An idle worker is for one submitter from now on and holds what its tasks need, if it can."""
-        if worker.state != IDLE or worker.doomed or not self.resources.fits(task_class.demand):
+        if worker.state != IDLE or worker.doomed or not self.fits(task_class.demand):
             return False
         self._forget_idle(worker)
         self.occupy(now_ns, worker, task_class)
@@ -239,7 +258,8 @@ class WorkerPool:
             worker.lent = ()
         else:
             self.resources.give(worker.held)
-        worker.held = ()
+        self.gpus.give(worker.gpus)
+        worker.held = worker.gpus = ()
         worker.blocked = False
 
     def lend(self, worker: Worker) -> None:
@@ -305,6 +325,8 @@ class WorkerPool:
         free = dict(self.resources.free)
         count = 0
         for task_class in ready:
+            if self.gpus.total and not self.gpus.fits(task_class.demand):
+                continue  # enough in sum, and in pieces
             room = len(task_class.ready)
             for name, amount in task_class.demand:
                 room = min(room, max(0, free.get(name, 0)) // amount)
@@ -365,6 +387,7 @@ class WorkerPool:
             invariant((worker.worker_id in self.busy) == (worker.state == BUSY), "busy worker", worker.state)
             invariant(worker.state != IDLE or not worker.queue, "idle worker with a queue")
         self.resources.check(held)
+        self.gpus.check(worker.gpus for worker in self.workers.values())
         count = sum(worker.state == STARTING for worker in self.workers.values())
         invariant(count == self.starting, "starting", self.starting, "counted", count)
         count = sum(worker.doomed for worker in self.workers.values())

@@ -186,6 +186,20 @@ class Members(Message, frozen=True, tag=180):
 # --- a node <-> the process that hosts it --------------------------------------------------------
 
 
+class AskPeer(Message, frozen=True, tag=181):
+    """Say something of yourself: a report, or what ``Tell`` asks your processes; ``PeerAnswer`` answers."""
+
+    number: int
+    what: str
+
+
+class PeerAnswer(Message, frozen=True, tag=182):
+    """Answer to ``AskPeer``: a JSON document."""
+
+    number: int
+    body: bytes
+
+
 class LinkPeer(Message, frozen=True, tag=185):
     """Another node is alive, reachable at its endpoint."""
 
@@ -238,7 +252,9 @@ class ChunkArrived(Message, frozen=True, tag=184):
 
 
 FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild
-FromPeer = Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed
+FromPeer = (
+    Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed | AskPeer | PeerAnswer
+)  # fmt: skip
 OfHost = LinkPeer | UnlinkPeer | LinkLost | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived
 
 ToClusterNode = FromDirectory | FromPeer | Members | JobContext

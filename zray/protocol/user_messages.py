@@ -181,6 +181,12 @@ class Tell(Message, frozen=True, tag=71):
     what: str
 
 
+class SeeGpus(Message, frozen=True, tag=72):
+    """Worker: what it is sent from now on may use these GPUs of the node, by number, and no others."""
+
+    numbers: tuple[int, ...]
+
+
 # --- caller <-> the worker of an actor -----------------------------------------------------------
 
 
@@ -237,6 +243,6 @@ UserToNode = (
 )  # fmt: skip
 UserFromNode = (
     StreamItem | Interrupt | StreamCredit | NameAnswer | Printed | RepeatCall | CheckpointFound
-    | Tell
+    | Tell | SeeGpus
 )  # fmt: skip
 UserDirect = ReplyItem | ConsumedItems | CancelCall

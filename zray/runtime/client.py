@@ -81,6 +81,7 @@ from zray.protocol.user_messages import (
     Told,
 )
 from zray.runtime.client_events import EventLink, MethodCall
+from zray.runtime.environment import packages_of
 from zray.runtime.link import left_s
 from zray.runtime.object_io import ObjectIO
 from zray.runtime.self_report import body_of
@@ -118,8 +119,6 @@ class Client(EventLink):
         self.dropped: deque[bytes] = deque()  # refs that died, in any thread, also inside the collector
         self.unpinned: deque[bytes] = deque()
         self.root_task = root_task
-        self.namespace = ""
-        self.environment = ""  # what tasks run in that ask for nothing else, as canonical JSON
         self._context = TaskContext(root_task)
         self.is_concurrent = False  # several tasks at once: each thread and coroutine knows its own
         self._described: dict[bytes, str] = {}  # the names of tasks
@@ -229,6 +228,8 @@ class Client(EventLink):
                 for object_id in captured:  # code is never forgotten, nor what it refers to
                     self.objects.hold(object_id)
             self.out.append((self.node, ExportFunction(descriptor.function_id, code)))
+        if descriptor.environment:
+            self._share(packages_of(descriptor.environment))  # held by this process to its end
         self._described[descriptor.descriptor_id] = descriptor.name
         self.out.append((self.node, descriptor))
 
@@ -256,7 +257,8 @@ class Client(EventLink):
                 self._share(deps)
             if borrowed:
                 self._share(borrowed)
-            spec = Submit(task_id, context.task_id, descriptor.descriptor_id, data, deps, borrowed)
+            kept = (*borrowed, *packages_of(descriptor.environment)) if descriptor.environment else borrowed
+            spec = Submit(task_id, context.task_id, descriptor.descriptor_id, data, deps, kept)
             if self.leased.leases and not deps and not borrowed and self._run_on_lease(spec):
                 return task_id, returns
             self.objects.expect(returns)
@@ -596,13 +598,11 @@ class Client(EventLink):
 
     def tell_all(self) -> None:
         """For a worker that ends: its node keeps what others may ask for later, and has it before the end."""
-        if not self.spans:
-            return
-        body = body_of("", self.spans)
-        with contextlib.suppress(ZrayError):  # the node is gone, or has no time: then nobody will ask
-            with self.lock:
-                self.out.append((self.node, Told(0, body)))
-            self.confirm_acquired(FAREWELL_TIMEOUT_S)
+        if self.spans:
+            with contextlib.suppress(ZrayError):  # the node is gone, or has no time: then nobody will ask
+                with self.lock:
+                    self.out.append((self.node, Told(0, body_of("", self.spans))))
+                self.confirm_acquired(FAREWELL_TIMEOUT_S)
 
     def _on_credit(self, source: Address, message: Credit) -> None:
         self._window += message.tasks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from zray.config import Config
 from zray.core.actor_caller import ActorCaller
@@ -26,6 +26,9 @@ from zray.protocol.user_messages import (
 from zray.runtime.link import Handler, NodeLink
 from zray.runtime.printing import show
 from zray.runtime.self_report import Spans, body_of
+
+if TYPE_CHECKING:
+    from zray.runtime.taking_on import Publisher
 
 PRINTED_MAX = 10_000
 """Messages with output that wait to be shown; the oldest go first."""
@@ -60,6 +63,9 @@ class EventLink(NodeLink):
         self.streams = StreamReader()
         self.stream_watchers: dict[bytes, list[Callable[[], None]]] = {}  # called at each item
         self.closed_streams: deque[bytes] = deque()  # of any thread, also inside the collector
+        self.namespace = ""
+        self.environment = ""  # what tasks run in that ask for nothing else, as canonical JSON
+        self.publisher: Publisher | None = None  # of directories in environments, once there is one
         self.spans = Spans()
         self.lines_told = 0  # how often this process told its node of output
         self.printed: deque[Printed] = deque(maxlen=PRINTED_MAX)

@@ -136,7 +136,7 @@ class Results:
             return (error.value,) * count
         if isinstance(error, TaskCancelledError) and not error.task_id:
             return (cancelled_value(task_id),) * count
-        if isinstance(error, RuntimeEnvSetupError) and kind != ACTOR:
+        if isinstance(error, RuntimeEnvSetupError):
             return (Value(ERROR, dump_error(error)),) * count
         text = format_user_traceback(error)
         raised: ZrayError = TaskError(name, text, error)

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from zray import ids
 from zray.config import Config
@@ -61,18 +61,23 @@ from zray.protocol.user_messages import (
     CancelCall,
     ConsumedItems,
     Interrupt,
+    SeeGpus,
     StreamCredit,
     Yielded,
 )
-from zray.runtime import environment, output, own_client
+from zray.runtime import output, own_client, visible_gpus
 from zray.runtime.actor_host import ActorHost
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import ARGS_IN_LAST_DEP, Client
+from zray.runtime.environment import packages_of
 from zray.runtime.results import NOTHING, InputFailedError, Results
 from zray.runtime.streaming import StreamCredits, StreamMaker
 from zray.runtime.task_context import TaskContext
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import format_user_traceback, load
+
+if TYPE_CHECKING:
+    from zray.runtime.taking_on import EnvironmentTaker
 
 log = logging.getLogger("zray.worker")
 
@@ -87,6 +92,7 @@ class WorkerProcess:
         node_id: routing id of the node.
         node_endpoint: where the node listens.
         call_endpoint: where this worker takes direct calls once it is an actor.
+        session_path: the directory of the node, which keeps parts of environments there.
         cell: 16 writable bytes shared with the node.
         config: limits.
     """
@@ -98,12 +104,14 @@ class WorkerProcess:
         *,
         node_endpoint: str,
         call_endpoint: str,
+        session_path: str,
         cell: memoryview,
         config: Config,
     ) -> None:
         self.worker_id = worker_id
         self.node_endpoint = node_endpoint
         self.call_endpoint = call_endpoint
+        self.session_path = session_path
         self.cell = cell
         self.config = config
         self.client = Client(worker_id, node_id, root_task=ids.NIL_ID, config=config, role=WORKER)
@@ -118,6 +126,7 @@ class WorkerProcess:
         self.streams = StreamMaker(self.client, self.results, self.credits)
         self.actor: ActorHost | None = None
         self.environment = ""  # the one that this process has taken on
+        self._taker: EnvironmentTaker | None = None
         self.current = ids.NIL_ID  # the task that runs
         self.finished = 0  # results that wait in the outbox
         self.first_finished_ns = 0
@@ -144,6 +153,7 @@ class WorkerProcess:
                 Exit: self._on_exit,
                 Interrupt: lambda _source, message: self._stop_task(message),
                 CancelCall: self._on_cancel_call,
+                SeeGpus: lambda _source, message: visible_gpus.see(message.numbers),
                 StreamCredit: lambda _source, message: self.credits.on_credit(message),
                 ConsumedItems: lambda _source, message: self.credits.on_credit(message),
             }
@@ -363,10 +373,9 @@ class WorkerProcess:
         return self.results.errors(run.task_id, descriptor.kind, descriptor.name, count, error)
 
     def _execute(self, run: Run, descriptor: Describe) -> tuple[Any, tuple[Value, ...]]:
-        if descriptor.environment != self.environment:
-            environment.take_on(descriptor.environment)
-            self.environment = self.client.environment = descriptor.environment
         try:
+            if descriptor.environment != self.environment:
+                self._take_on(descriptor.environment)
             function: Any = self.functions.get(descriptor.function_id, descriptor.name)
         except BaseException:
             self._look_away(run)
@@ -380,6 +389,28 @@ class WorkerProcess:
             self._become_actor(result, descriptor, run.attempt > 0)
             return None, NOTHING
         return self._pack(run, descriptor, result)
+
+    def _take_on(self, wanted: str) -> None:
+        client = self.client
+        with client.lock:  # what tasks that are submitted from here are unpacked from is kept for them
+            for object_id in packages_of(wanted):
+                client.objects.borrow(object_id)
+        if self._taker is None:
+            from zray.runtime.environment_cache import EnvironmentCache  # for those who have one
+            from zray.runtime.taking_on import EnvironmentTaker
+
+            cache = EnvironmentCache(
+                os.path.join(self.session_path, "environments"), self.config.environments_bytes_max
+            )
+            self._taker = EnvironmentTaker(cache, self._fetch_once)
+        self._taker.take_on(wanted)
+        self.environment = client.environment = wanted
+
+    def _fetch_once(self, object_ids: Sequence[bytes]) -> dict[bytes, bytes | memoryview]:
+        try:
+            return self._fetch_views(object_ids)
+        finally:
+            self.client.dropped.extend(object_ids)
 
     def _become_actor(self, actor: Any, descriptor: Describe, again: bool) -> None:
         """From now on this process is one actor."""

@@ -1,9 +1,10 @@
 """Calls as bytes: the code of a function, once, and the arguments of each call.
 
-Code is pickled once per process, named by its content, and unpickled once per worker. Cloudpickle decides
-what goes by value (``__main__``, lambdas, closures, what a module does not offer under its own name) and what
-by reference. A function is pickled as it is when it is first used; a change of its globals or of its closure
-after that does not reach the workers.
+Code is pickled once per process, named by its content, and unpickled once per worker. One function has the
+same content in every process of a node (``canonical.py``), and on every node unless there is a set in it,
+whose order is the zygote's own. Cloudpickle decides what goes by value (``__main__``, lambdas, closures, what
+a module does not offer under its own name) and what by reference. A function is pickled as it is when it is
+first used; a change of its globals or of its closure after that does not reach the workers.
 
 Arguments that are refs are no part of the pickle: the scheduler sees them as dependencies, and the task gets
 their values.
@@ -17,11 +18,12 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from pickle import dumps
+from pickle import PickleBuffer, dumps
 from typing import Any, NamedTuple
 
 from zray.errors import RemoteProtocolError, SerializationError, ZrayError
 from zray.ids import content_id, short
+from zray.serialize.canonical import canonical_pickle
 from zray.serialize.culprit import describe
 from zray.serialize.values import (
     PLAIN_ATOMS,
@@ -30,6 +32,7 @@ from zray.serialize.values import (
     BytesLike,
     DeserializationError,
     Serialized,
+    assemble,
     dump,
     is_plain,
     load,
@@ -74,7 +77,7 @@ def captured_refs(function: Callable[..., Any]) -> tuple[bytes, ...]:
 
 def _export(function: Callable[..., Any]) -> _Export:
     name = getattr(function, "__name__", type(function).__name__)
-    serialized = dump(function, f"{_kind_of(function)} {name}", name)
+    serialized = _same_everywhere(dump(function, f"{_kind_of(function)} {name}", name))
     code = serialized.to_bytes()
     key = id(function)
 
@@ -87,6 +90,13 @@ def _export(function: Callable[..., Any]) -> _Export:
         return _Export(_nothing, (content_id(code), code), serialized.contained)
     made = _exports[key] = _Export(weak, (content_id(code), code), serialized.contained)
     return made
+
+
+def _same_everywhere(code: Serialized) -> Serialized:
+    """Code by which a parent that runs again, perhaps in another worker, submits the very same children."""
+    stream = canonical_pickle(b"".join(code.stream))
+    buffers = [PickleBuffer(buffer) for buffer in code.buffers]
+    return assemble((stream,), buffers, code.contained)
 
 
 def _kind_of(function: object) -> str:

@@ -243,12 +243,13 @@ def pickle_value(value: Any) -> Serialized:
     finally:
         _context.found = outer
     contained = tuple(dict.fromkeys(found)) if found else ()
-    return _assemble(stream, out_of_band, contained)
+    return assemble(stream, out_of_band, contained)
 
 
-def _assemble(
+def assemble(
     stream: Sequence[BytesLike], out_of_band: list[PickleBuffer], contained: tuple[bytes, ...]
 ) -> Serialized:
+    """The flat layout of a pickle and its buffers."""
     stream_bytes = sum(map(len, stream))
     if not out_of_band:
         return Serialized(stream, stream_bytes, (), contained)
@@ -345,7 +346,7 @@ def _is_named_dtype(dtype: Any) -> bool:
 def _pickle_array(array: Any) -> Serialized:
     out_of_band: list[PickleBuffer] = []
     data = dumps(_ArrayShell(array), 5, buffer_callback=out_of_band.append)
-    return _assemble((data,), out_of_band, ())
+    return assemble((data,), out_of_band, ())
 
 
 class _ArrayShell:

@@ -136,8 +136,11 @@ class NodeProcess:
 
     def _worker_main(self, worker_id: bytes, session_path: str) -> int:
         """Runs in a freshly forked worker."""
+        from zray.runtime import visible_gpus
         from zray.runtime.worker import WorkerProcess
 
+        if self.options.num_gpus:
+            visible_gpus.hide()
         slot = int(os.environ.pop(SLOT_VARIABLE))
         number = int.from_bytes(worker_id[-4:], "big")
         cell = memoryview(self.cells)[slot * CELL_BYTES : (slot + 1) * CELL_BYTES]
@@ -146,6 +149,7 @@ class NodeProcess:
             b"node",
             node_endpoint=self.endpoint,
             call_endpoint=f"ipc://{session_path}/w{number}",
+            session_path=session_path,
             cell=cell,
             config=self.config,
         )
