@@ -121,6 +121,8 @@ class Config(NamedTuple):
     """Every frame leaves this much later: what a network with that latency would do. For experiments."""
     frame_bytes_max: int = 256 * MIB
     """Larger frames are refused."""
+    arguments_warn_bytes: int = 64 * MIB
+    """A call with more in its arguments is warned of, once for each function."""
     package_bytes_max: int = 512 * MIB
     """Files of one package of a runtime environment: a ``working_dir``, or one of ``py_modules``."""
     environments_bytes_max: int = 10_240 * MIB

@@ -15,6 +15,7 @@ from zray.protocol.messages import (
     Describe,
     Submit,
 )
+from zray.protocol.user_messages import SeeGpus
 
 NODE_ID = b"n" * 16
 S = 1_000_000_000
@@ -45,8 +46,11 @@ class Pool:
     def said(self) -> list[object]:
         self.machine.check()
         taken = self.out.take()
-        assert all(destination == WORKER_POOL for destination, _ in taken)
-        return [message for _, message in taken]
+        seen = [(to, message.numbers) for to, message in taken if isinstance(message, SeeGpus)]
+        assert all(self.machine.workers[to].sees == numbers for to, numbers in seen)
+        others = [effect for effect in taken if not isinstance(effect[1], SeeGpus)]
+        assert all(destination == WORKER_POOL for destination, _ in others)
+        return [message for _, message in others]
 
     def idle(self, now_ns: int = 0) -> Worker:
         """A worker that was started and introduced itself."""

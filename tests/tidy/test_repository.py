@@ -30,7 +30,9 @@ def relative(path: Path) -> str:
 
 
 def text_files() -> Iterator[Path]:
-    yield from (path for path in sorted(ROOT.iterdir()) if path.is_file() and path.name != "LICENSE")
+    yield from (
+        path for path in sorted(ROOT.iterdir()) if path.is_file() and path.name not in ("LICENSE", ".git")
+    )
     for folder in TEXT_FOLDERS:
         yield from (path for path in sorted((ROOT / folder).rglob("*")) if path.is_file())
 

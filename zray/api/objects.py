@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
 from zray.api import session
@@ -93,6 +93,7 @@ def wait(
     num_returns: int = 1,
     timeout: float | None = None,
     fetch_local: bool = True,
+    progress: bool | Callable[[int, int], None] = False,
 ) -> tuple[list[ObjectRef[Any]], list[ObjectRef[Any]]]:
     """Wait until ``num_returns`` of the refs are ready, or the time is over.
 
@@ -101,6 +102,7 @@ def wait(
         num_returns: between 1 and the number of refs.
         timeout: seconds; ``None``: for ever; 0 looks once.
         fetch_local: on one node a value is always local.
+        progress: say on standard error how many are ready, or call this with that and ``num_returns``.
     Returns:
         ``(ready, not_ready)``: at most ``num_returns`` refs are ready; both in the order of ``refs``.
     Raises:
@@ -122,15 +124,32 @@ def wait(
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns is between 1 and the number of refs ({len(refs)}), not {num_returns}")
     _check_timeout(timeout)
-    if generators:
-        here = _wait_for_items(client, refs, num_returns, timeout)
-    else:
-        here = client.wait_ready(object_ids, num_returns, timeout, fetch_local)
+
+    def look(needed: int, timeout_s: float | None) -> list[bool]:
+        if generators:
+            return _wait_for_items(client, refs, needed, timeout_s)
+        return client.wait_ready(object_ids, needed, timeout_s, fetch_local)
+
+    here = _look_telling(look, num_returns, timeout, progress) if progress else look(num_returns, timeout)
     ready: list[ObjectRef[Any]] = []
     not_ready: list[ObjectRef[Any]] = []
     for ref, is_here in zip(refs, here, strict=True):
         (ready if is_here and len(ready) < num_returns else not_ready).append(ref)
     return ready, not_ready
+
+
+def _look_telling(look: Any, wanted: int, timeout: float | None, progress: Any) -> list[bool]:
+    from zray.api.progress import ProgressLine, wait_telling
+
+    if callable(progress):
+        return wait_telling(look, wanted, timeout, progress)
+    if progress is not True:
+        raise TypeError(f"progress is True, False or a function of two numbers, not {progress!r}")
+    line = ProgressLine()
+    here = wait_telling(look, wanted, timeout, line.tell)
+    if sum(here) < wanted:
+        line.end()
+    return here
 
 
 def _wait_for_items(client: Client, refs: Sequence[Any], needed: int, timeout: float | None) -> list[bool]:

@@ -93,6 +93,7 @@ log = logging.getLogger("zray.client")
 ARGS_IN_LAST_DEP = b"@"
 """``Submit.args`` of a task whose arguments are too large to travel inside: they are its last dependency."""
 
+WARNED_OF_MAX = 1_000
 FAREWELL_TIMEOUT_S = 1.0
 """How long a worker that ends waits for its node to have heard what it had to say."""
 _NO_ARGS: tuple[bytes, tuple[bytes, ...], bytes] = (b"", (), b"")
@@ -123,6 +124,7 @@ class Client(EventLink):
         self.is_concurrent = False  # several tasks at once: each thread and coroutine knows its own
         self._described: dict[bytes, str] = {}  # the names of tasks
         self._exported: dict[bytes, None] = {}
+        self._warned_of: dict[str, None] = {}  # functions and methods with huge arguments
         self._window = config.submit_window_max
         self._window_floor = 0  # how far below zero it may go for now
         self._tokens = 0
@@ -243,7 +245,7 @@ class Client(EventLink):
         task_id: bytes = b"",
     ) -> tuple[bytes, tuple[bytes, ...]]:
         """Submit a task; returns its id and the ids of its return objects, each held once."""
-        data, borrowed, stored_args = self._args_as_sent(args) if args else _NO_ARGS
+        data, borrowed, stored_args = self._args_as_sent(args, descriptor.name) if args else _NO_ARGS
         if stored_args:
             deps = (*deps, stored_args)
         with self.lock:
@@ -273,11 +275,18 @@ class Client(EventLink):
             self._wait_for_credit()
         return task_id, returns
 
-    def _args_as_sent(self, args: Serialized | bytes) -> tuple[bytes, tuple[bytes, ...], bytes]:
+    def _args_as_sent(self, args: Serialized | bytes, name: str) -> tuple[bytes, tuple[bytes, ...], bytes]:
         """(bytes to send, refs inside, the object that large arguments are stored as)."""
         assert not isinstance(args, bytes)
         if args.total_bytes <= self.config.inline_bytes_max:
             return args.to_bytes(), args.contained, b""
+        if args.total_bytes > self.config.arguments_warn_bytes and name not in self._warned_of:
+            if len(self._warned_of) < WARNED_OF_MAX:
+                self._warned_of[name] = None
+            log.warning(
+                "%s() is called with %d bytes of arguments, which are stored anew for each call; put() what "
+                "is large once and pass the ref", name, args.total_bytes,
+            )  # fmt: skip
         return ARGS_IN_LAST_DEP, args.contained, self.put(args)
 
     def _run_on_lease(self, spec: Submit) -> bool:
@@ -306,7 +315,7 @@ class Client(EventLink):
         deps: tuple[bytes, ...],
     ) -> tuple[bytes, ...]:  # fmt: skip
         """Call a method of an actor; returns the ids of its return objects, each held once."""
-        data, borrowed, stored_args = self._args_as_sent(args) if args else _NO_ARGS
+        data, borrowed, stored_args = self._args_as_sent(args, method.name) if args else _NO_ARGS
         if stored_args:
             deps = (*deps, stored_args)
         with self.lock:
