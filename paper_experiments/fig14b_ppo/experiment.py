@@ -83,8 +83,8 @@ def sim(run: ExperimentRun) -> None:
     if min(gains.values()) < 1:
         run.absent(
             "least_gain",
-            "in this model an update spread over several times as many GPUs costs nothing to spread, which no "
-            "real one does; what that cost the paper's peer is not known",
+            "in this model an update that is spread over many more GPUs costs nothing to spread, as "
+            "no real one does; what that cost the paper's peer is not known",
         )
     run.quantity("last_doubling", taken["asynchronous", cpus[-2]] / taken["asynchronous", cpus[-1]])
     run.quantity("first_doubling", taken["asynchronous", cpus[0]] / taken["asynchronous", cpus[1]])
