@@ -152,7 +152,7 @@ def _threshold(run: ExperimentRun, usual: SchedulerSetting) -> None:
     if best_at != usual.threshold:
         run.absent(
             "threshold_over_best",
-            f"for bursts of one driver {best_at} is best and not {usual.threshold}: what its node keeps waits "
+            f"for bursts of one driver {best_at} is best, not {usual.threshold}: what its node keeps waits "
             "while others idle; what it costs many drivers to forward everything is in figure 8b",
         )
     run.quantity("threshold_over_best", found[usual.threshold].slowdown / best)
