@@ -1,4 +1,4 @@
-"""Simulations of different lengths, gathered in two ways; and their rounds by OpenMPI. Without zray's code."""
+"""Simulations of different lengths, gathered in two ways; and their rounds by OpenMPI. No code of zray."""
 
 from __future__ import annotations
 
