@@ -1,4 +1,4 @@
-"""``python -m paper_experiments``, or ``zray paper``: list, run and report.
+"""``python -m paper_experiments``, or ``zray paper``: list, run, replay and report.
 
 Exit codes: 0, 1 if a claim is not reproduced or a run fails, 2 for a command line that makes no sense.
 """
@@ -15,6 +15,9 @@ from paper_experiments.common.catalogue import Experiment, UnknownExperimentErro
 from paper_experiments.common.expected import ExpectedError, Mode
 from paper_experiments.common.peers import SYSTEMS
 from paper_experiments.common.run import SCALES
+from paper_experiments.replay import description
+from paper_experiments.replay import run as replay_run
+from paper_experiments.replay.description import WorkloadFileError
 from zray.errors import ZrayError
 
 REPORT_FOLDER = Path("docs") / "paper-report"
@@ -26,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = given.function(given)
         return code
-    except (UnknownExperimentError, ExpectedError) as error:
+    except (UnknownExperimentError, ExpectedError, WorkloadFileError) as error:
         print(f"zray paper: {error}", file=sys.stderr)
         return 2
     except (ZrayError, OSError, TimeoutError) as error:
@@ -51,6 +54,20 @@ def _parser() -> argparse.ArgumentParser:
     running.add_argument("--dry", action="store_true", help="store nothing")
     _add_python(running)
     running.set_defaults(function=_run)
+
+    replaying = commands.add_parser(
+        "replay", help="run a workload of yours on zray, on Ray and in virtual time"
+    )
+    replaying.add_argument("workload", type=Path, metavar="WORKLOAD.toml")
+    replaying.add_argument(
+        "--system",
+        action="append",
+        choices=replay_run.SYSTEMS,
+        help="may be repeated (default: zray and sim)",
+    )
+    replaying.add_argument("--repetitions", type=int, default=3, metavar="N", help="default: %(default)s")
+    _add_python(replaying)
+    replaying.set_defaults(function=_replay)
 
     reporting = commands.add_parser("report", help="write one HTML page of everything that is stored")
     reporting.add_argument("--scale", choices=SCALES, default="small", help="default: %(default)s")
@@ -128,6 +145,21 @@ def _run_one(experiment: Experiment, mode: Mode, given: argparse.Namespace) -> i
     if not given.dry:
         print(f"  stored in {results.save(result, experiment.folder)}")
     return failed
+
+
+# --- replay --------------------------------------------------------------------------------------
+
+
+def _replay(given: argparse.Namespace) -> int:
+    workload = description.load(given.workload)
+    systems = given.system or ["zray", replay_run.SIM]
+    print(f"{workload.name}: {workload.about}")
+    found, missing = replay_run.replay(workload, systems, max(1, given.repetitions), dict(given.python))
+    for times in found:
+        print(times.line())
+    for system, reason in missing.items():
+        print(f"without {system}: {reason}", file=sys.stderr)
+    return 1 if missing else 0
 
 
 # --- report --------------------------------------------------------------------------------------

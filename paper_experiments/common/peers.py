@@ -22,9 +22,10 @@ from paper_experiments.common.peer_child import OPENMPI
 from zray.errors import ZrayError
 
 ROOT = Path(__file__).resolve().parents[2]
-SYSTEMS = {"zray": "zray", "ray": "Ray", OPENMPI: "OpenMPI"}
+HTTP = "http"
+SYSTEMS = {"zray": "zray", "ray": "Ray", OPENMPI: "OpenMPI", HTTP: "Starlette and uvicorn"}
 """Name on the command line: name in charts."""
-MODULES = {"zray": "zray", "ray": "ray", OPENMPI: "mpi4py"}
+MODULES = {"zray": "zray", "ray": "ray", OPENMPI: "mpi4py", HTTP: "starlette, uvicorn"}
 START_S = 90.0
 ANSWER_S = 300.0
 END_S = 30.0

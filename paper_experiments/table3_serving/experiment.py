@@ -1,8 +1,8 @@
 """Table 3: a policy served to a client on the same machine, by an actor and by a server of JSON over HTTP.
 
-Both get batches of 64 states and need as long as the paper's models did; what differs is how the states
-get there. The server is that of the standard library, in a process of its own, over a connection that
-stays open; it is not the system that the paper compared with.
+All get batches of 64 states and need as long as the paper's models did; what differs is how the states get
+there. The server is Starlette on uvicorn, in a process of its own, over a connection that stays open; it is
+not the system that the paper compared with.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from __future__ import annotations
 import base64
 import http.client
 import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
+from paper_experiments.common import peers
+from paper_experiments.common.peers import HTTP, ROOT, SYSTEMS, Peer
+from paper_experiments.common.run import ExperimentRun, paired_ratio
+from paper_experiments.table3_serving.workload import BATCH, states_of
 
-import zray
-from paper_experiments.common.local import local_cluster
-from paper_experiments.common.run import ExperimentRun
-
-BATCH = 64
-ROOT = Path(__file__).resolve().parents[2]
+WORKLOAD = "paper_experiments.table3_serving.workload:measure"
+SERVERS = "paper_experiments.table3_serving"
+JSON, BASE64 = "HTTP, JSON", "HTTP, JSON with base64"
 
 
 class Load(NamedTuple):
@@ -37,28 +37,23 @@ class Load(NamedTuple):
 
 
 LOADS = (Load("small", 4_000, 0.010), Load("large", 100_000, 0.005))
-Ask = Callable[[Any, float], list[float]]
-
-
-def evaluate(states: Any, evaluation_s: float) -> list[float]:
-    """Stands for a network: needs its time, looks at every state."""
-    time.sleep(evaluation_s)
-    return [float(value) for value in states[:, 0]]
-
-
-class Policy:
-    """The actor."""
-
-    def act(self, states: Any, evaluation_s: float) -> list[float]:
-        """Actions for a batch of states."""
-        return evaluate(states, evaluation_s)
+Ask = Callable[[Load], float]
+"""Seconds of one batch."""
 
 
 @contextmanager
-def http_server() -> Iterator[http.client.HTTPConnection]:
-    """A connection to a server in another process."""
-    command = [sys.executable, "-m", "paper_experiments.table3_serving.json_server"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+def http_server(run: ExperimentRun) -> Iterator[http.client.HTTPConnection]:
+    """A connection to a server in another process: Starlette, or the standard library where that is not."""
+    python, module = run.pythons.get(HTTP, sys.executable), "starlette_server"
+    reason = peers.missing_reason(HTTP, python)
+    if reason:
+        python, module = sys.executable, "json_server"
+        run.note(f"The server is that of the standard library, without {SYSTEMS[HTTP]}: {reason}")
+    run.parameter("server", module)
+    process = subprocess.Popen(
+        [python, "-m", f"{SERVERS}.{module}"], cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     try:
         assert process.stdout is not None
         port = int(process.stdout.readline())
@@ -70,32 +65,40 @@ def http_server() -> Iterator[http.client.HTTPConnection]:
         process.communicate(timeout=10)
 
 
-def _ask_http(connection: http.client.HTTPConnection, fields: dict[str, Any]) -> list[float]:
+def ask_http(connection: http.client.HTTPConnection, load: Load, *, as_base64: bool) -> float:
+    """One batch over HTTP; making the text is part of it."""
+    states = states_of(load.state_bytes)
+    started = time.perf_counter()
+    fields: dict[str, Any] = {"evaluation_s": load.evaluation_s}
+    if as_base64:
+        fields |= {"base64": base64.b64encode(states.tobytes()).decode(), "rows": BATCH}
+    else:
+        fields["states"] = states.tolist()
     connection.request("POST", "/act", json.dumps(fields), {"Content-Type": "application/json"})
-    answer = connection.getresponse()
-    found: list[float] = json.loads(answer.read())
-    return found
+    answer = json.loads(connection.getresponse().read())
+    taken_s = time.perf_counter() - started
+    assert answer == [float(value) for value in states[:, 0]], "other actions"
+    return taken_s
+
+
+def ask_actor(peer: Peer, load: Load) -> float:
+    """One batch to the actor of a system, as its driver sees it."""
+    taken_s: float = peer.ask(WORKLOAD, state_bytes=load.state_bytes, evaluation_s=load.evaluation_s)
+    return taken_s
 
 
 def live(run: ExperimentRun) -> None:
-    """Batches one after the other, as a client of a policy asks; systems are interleaved."""
+    """Batches one after the other, as a client of a policy asks; systems take turns."""
     repetitions = run.pick("repetitions", tiny=1, small=5, paper=30)
+    actors = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
     run.parameter("batch", BATCH)
-    with local_cluster(object_store_memory=1 << 30), http_server() as connection:
-        actor: Any = zray.remote(Policy).remote()
-
-        def ask_actor(states: Any, evaluation_s: float) -> list[float]:
-            answer: list[float] = zray.get(actor.act.remote(states, evaluation_s))
-            return answer
-
-        def ask_json(states: Any, evaluation_s: float) -> list[float]:
-            return _ask_http(connection, {"states": states.tolist(), "evaluation_s": evaluation_s})
-
-        def ask_base64(states: Any, evaluation_s: float) -> list[float]:
-            text = base64.b64encode(states.tobytes()).decode()
-            return _ask_http(connection, {"base64": text, "rows": BATCH, "evaluation_s": evaluation_s})
-
-        systems = {"zray actor": ask_actor, "HTTP, JSON": ask_json, "HTTP, JSON with base64": ask_base64}
+    with run.peers(actors, 2) as running, http_server(run) as connection:
+        systems: dict[str, Ask] = {
+            f"{SYSTEMS[name]} actor": lambda load, peer=peer: ask_actor(peer, load)  # type: ignore[misc]
+            for name, peer in running.items()
+        }
+        systems[JSON] = lambda load: ask_http(connection, load, as_base64=False)
+        systems[BASE64] = lambda load: ask_http(connection, load, as_base64=True)
         for load in run.steps(LOADS, "load"):
             _measure(run, load, systems, repetitions)
     run.quantity(
@@ -104,19 +107,19 @@ def live(run: ExperimentRun) -> None:
 
 
 def _measure(run: ExperimentRun, load: Load, systems: Mapping[str, Ask], repetitions: int) -> None:
-    states = np.random.default_rng(0).random((BATCH, load.state_bytes // 4), dtype=np.float32)
-    expected = [float(value) for value in states[:, 0]]
     rates: dict[str, list[float]] = {system: [] for system in systems}
     for number in range(repetitions + 1):
         for system, ask in systems.items():
-            started = time.perf_counter()
-            answer = ask(states, load.evaluation_s)
-            taken = time.perf_counter() - started
-            assert answer == expected, f"{system} gives other actions"
+            taken_s = ask(load)
             if number:  # the first warms it up
-                rates[system].append(BATCH / taken)
+                rates[system].append(BATCH / taken_s)
     medians = {s: run.point("rates", s, load.state_bytes, samples) for s, samples in rates.items()}
-    run.quantity(f"ratio_{load.name}", medians["zray actor"] / medians["HTTP, JSON"])
-    run.quantity(f"ratio_base64_{load.name}", medians["zray actor"] / medians["HTTP, JSON with base64"])
+    ours = rates["zray actor"]
+    run.quantity(f"ratio_{load.name}", paired_ratio(ours, rates[JSON]))
+    run.quantity(f"ratio_base64_{load.name}", paired_ratio(ours, rates[BASE64]))
+    if "Ray actor" in rates:
+        run.quantity(f"ratio_ray_{load.name}", paired_ratio(ours, rates["Ray actor"]))
+    else:
+        run.beyond(f"ratio_ray_{load.name}", "Ray was not run beside it")
     run.quantity(f"rate_{load.name}", medians["zray actor"])
     run.quantity(f"overhead_ms {load.name}", 1000 * (BATCH / medians["zray actor"] - load.evaluation_s))

@@ -1,17 +1,14 @@
-"""A model server that speaks JSON over HTTP: what a policy is served by where there is nothing closer.
+"""A model server that speaks JSON over HTTP: what is used where Starlette is not installed.
 
 It prints its port and serves until it is ended.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import numpy as np
-
-from paper_experiments.table3_serving.experiment import evaluate
+from paper_experiments.table3_serving.workload import evaluate, states_in
 
 
 class JsonPolicyHandler(BaseHTTPRequestHandler):
@@ -20,14 +17,9 @@ class JsonPolicyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
-        """Evaluate a batch, as nested lists or as base64 of its bytes."""
+        """Evaluate a batch."""
         fields = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if "states" in fields:
-            states = np.asarray(fields["states"], dtype=np.float32)
-        else:
-            data = np.frombuffer(base64.b64decode(fields["base64"]), dtype=np.float32)
-            states = data.reshape(fields["rows"], -1)
-        body = json.dumps(evaluate(states, fields["evaluation_s"])).encode()
+        body = json.dumps(evaluate(states_in(fields), fields["evaluation_s"])).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))

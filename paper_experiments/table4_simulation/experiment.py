@@ -1,7 +1,8 @@
 """Table 4: simulations of different lengths, in rounds with a barrier and as tasks gathered when ready.
 
 3n simulation runs on n CPUs. *Bulk synchronous*: three rounds of n, each waited for. *Asynchronous*: all 3n
-at once, taken as they end. Both are programs of zray, so the ratio is that of the two ways of waiting alone.
+at once, taken as they end. Both are programs of zray, so their ratio is that of the ways of waiting alone;
+OpenMPI runs the rounds beside them, and Ray both.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 import math
 import os
 import random
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import zray
-from paper_experiments.common.local import local_cluster
-from paper_experiments.common.run import ExperimentRun
+from paper_experiments.common.peer_child import OPENMPI
+from paper_experiments.common.peers import SYSTEMS, Peer
+from paper_experiments.common.run import ExperimentRun, paired_ratio
+from paper_experiments.table4_simulation.workload import BARRIERS, ROUNDS, TASKS, WAYS
 
-ROUNDS = 3
+WORKLOAD = "paper_experiments.table4_simulation.workload:measure"
+MPI_WORKLOAD = "paper_experiments.table4_simulation.workload:measure_mpi"
 SIGMA = 0.35
 """Of the lognormal lengths: the paper does not give their distribution, and this one explains its ratios."""
 SIGMAS = (0.0, 0.2, 0.35, 0.6)
@@ -27,84 +30,63 @@ STEP_S = 1 / 22_600
 CPUS = (1, 16, 256)
 
 
-def simulate_pendulum(steps: int) -> float:
-    """Swing for so many time steps, in plain Python; the reward, to be compared."""
-    angle, velocity, reward = math.pi, 0.0, 0.0
-    for _ in range(steps):
-        torque = max(-2.0, min(2.0, -0.8 * velocity - math.sin(angle)))
-        velocity = max(-8.0, min(8.0, velocity + (15.0 * math.sin(angle) + 3.0 * torque) * 0.05))
-        angle += velocity * 0.05
-        reward -= (angle % math.tau) ** 2 + 0.1 * velocity**2 + 0.001 * torque**2
-    return reward
-
-
 def lengths(count: int, sigma: float, seed: int) -> list[int]:
     """Steps of each simulation run."""
     drawn = random.Random(f"{seed}/{count}")
     return [max(1, round(drawn.lognormvariate(math.log(STEPS_MEDIAN), sigma))) for _ in range(count)]
 
 
-Submit = Callable[[int], Any]
-"""Submits a simulation of so many steps; gives its ref."""
-
-
-def bulk_synchronous(submit: Submit, runs: list[int]) -> list[float]:
-    """A barrier after each third."""
-    size, rewards = len(runs) // ROUNDS, []
-    for first in range(0, len(runs), size):
-        rewards += zray.get([submit(steps) for steps in runs[first : first + size]])
-    return rewards
-
-
-def asynchronous(submit: Submit, runs: list[int]) -> list[float]:
-    """All at once; each result is taken as soon as it is there."""
-    pending = {submit(steps): number for number, steps in enumerate(runs)}
-    rewards = [0.0] * len(runs)
-    while pending:
-        ready, _ = zray.wait(list(pending))
-        for ref in ready:
-            rewards[pending.pop(ref)] = zray.get(ref)
-    return rewards
-
-
-WAYS = {"bulk synchronous": bulk_synchronous, "asynchronous": asynchronous}
-
-
 # --- live ----------------------------------------------------------------------------------------
 
 
 def live(run: ExperimentRun) -> None:
-    """A pendulum in plain Python, on as many CPUs as there are."""
+    """A pendulum in plain Python, on as many CPUs as there are; systems take turns."""
     cores = len(os.sched_getaffinity(0))
     repetitions = run.pick("repetitions", tiny=2, small=7, paper=15)
-    scale = run.pick("steps_per_length", small=3, paper=10)
+    scale = run.pick("steps_per_length", tiny=3, small=20, paper=50)
+    systems = run.pick("systems", tiny=("zray",), small=("zray", "ray", OPENMPI),
+                       paper=("zray", "ray", OPENMPI))  # fmt: skip
     run.parameter("sigma", SIGMA)
-    simulation = zray.remote(simulate_pendulum)
-    ratios = {}
+    run.parameter("cores", cores)
     for cpus in dict.fromkeys((1, cores)):
-        rates: dict[str, list[float]] = {way: [] for way in WAYS}
-        with local_cluster(num_cpus=cpus):
-            zray.get([simulation.remote(1) for _ in range(2 * cpus)])
+        rates: dict[tuple[str, str], list[float]] = {}
+        with run.peers(systems, cpus) as running:
             for seed in run.steps(range(repetitions), f"{cpus} CPUs, repetition"):
                 runs = [scale * steps for steps in lengths(ROUNDS * cpus, SIGMA, seed)]
-                rewards = {}
-                for way, gather in WAYS.items():
-                    started = time.monotonic()
-                    rewards[way] = gather(simulation.remote, runs)
-                    rates[way].append(sum(runs) / (time.monotonic() - started))
-                assert rewards["asynchronous"] == rewards["bulk synchronous"]
-        medians = {way: run.point("rates", way, cpus, samples) for way, samples in rates.items()}
-        ratios[cpus] = medians["asynchronous"] / medians["bulk synchronous"]
-    run.quantity("ratio_at_1", ratios[1])
-    run.quantity("ratio_at_all", ratios[cores])
-    run.parameter("cores", cores)
+                for key, rate in _rates_of(running, runs).items():
+                    rates.setdefault(key, []).append(rate)
+        for (system, way), samples in rates.items():
+            run.point("rates", f"{SYSTEMS[system]}, {way}", cpus, samples)
+        ratio = paired_ratio(rates["zray", TASKS], rates["zray", BARRIERS])
+        run.quantity("ratio_at_1" if cpus == 1 else "ratio_at_all", ratio)
+        if cpus in CPUS[1:]:
+            run.quantity(f"ratio_at_{cpus}", ratio)
+    _compare(run, rates)
     for cpus in CPUS[1:]:
         if cores < cpus:
-            run.beyond(
-                f"ratio_at_{cpus}", f"this machine has {cores} CPUs and not {cpus}; see the simulation"
-            )
-        elif cores == cpus:
-            run.quantity(f"ratio_at_{cpus}", ratios[cpus])
+            reason = f"this machine has {cores} CPUs and not {cpus}; see the simulation"
+            run.beyond(f"ratio_at_{cpus}", reason)
+
+
+def _rates_of(running: Mapping[str, Peer], runs: list[int]) -> dict[tuple[str, str], float]:
+    """Time steps per second by system and way; all must find the same rewards."""
+    found = {}
+    rewards: list[Any] = []
+    for system, peer in running.items():
+        for way, one in peer.ask(MPI_WORKLOAD if system == OPENMPI else WORKLOAD, runs=runs).items():
+            found[system, way] = one["rate"]
+            rewards.append(one["rewards"])
+    assert all(one == rewards[0] for one in rewards), "systems find other rewards"
+    return found
+
+
+def _compare(run: ExperimentRun, rates: Mapping[tuple[str, str], list[float]]) -> None:
+    """On all CPUs: tasks of zray against rounds of OpenMPI, and against the same tasks on Ray."""
+    for system, way, quantity in ((OPENMPI, BARRIERS, "over_openmpi"), ("ray", TASKS, "over_ray")):
+        if (system, way) in rates:
+            run.quantity(quantity, paired_ratio(rates["zray", TASKS], rates[system, way]))
+        else:
+            run.beyond(quantity, f"{SYSTEMS[system]} was not run beside it")
 
 
 # --- simulated -----------------------------------------------------------------------------------
@@ -150,7 +132,7 @@ def _rates(cpus: int, sigma: float, seed: int) -> dict[str, float]:
             def submit(steps: int, simulation: Any = simulation) -> Any:
                 return simulation.options(_duration_s=steps * STEP_S).remote(steps)
 
-            gather(submit, runs)
+            gather(zray, submit, runs)
             rates[way] = sum(runs) / (cluster.now_s - began_s)
     return rates
 
