@@ -139,6 +139,7 @@ class Node:
         self.scheduler = LocalScheduler(
             self.out,
             node_id=identity.node_id,
+            labels=identity.labels,
             global_scheduler=shards[0] if shards else RUNTIME,
             config=config,
             store=self.store,
@@ -625,14 +626,20 @@ class Node:
             self.cluster.guests.place_early(message)
 
     def on_infeasible(self, now_ns: int, source: Address, message: Infeasible) -> None:
-        """No node can run a task: it waits, and its submitter is told why."""
+        """No node can run a task: it waits, and its submitter is told why, or it ends."""
         task = self.scheduler.forwarded.get(message.task_id)
         if task is None or not (source in self.shards or source in self.cluster.peers.alive):
+            return
+        if message.verdict:
+            self.now_ns = self.scheduler.now_ns = now_ns
+            self.scheduler.unschedulable(task, message.verdict)
             return
         number = task.task_class.number.to_bytes(8, "big")
         if number not in self.warned:
             self.warned[number] = None
-            self.out.append((task.submitter, Warn(reports.infeasible_text(message))))
+            self.out.append(
+                (task.submitter, Warn(reports.infeasible_text(message, task.task_class.descriptor.strategy)))
+            )
 
     def _report(self, now_ns: int) -> None:
         """Tell the global scheduler our load: often while it changes, else as often as shows that we live."""

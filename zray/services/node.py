@@ -207,7 +207,7 @@ class NodeProcess:
         start = NodeStart(
             identity.node_id, identity.incarnation, identity.arena_bytes, identity.pid, identity.host,
             identity.endpoint, identity.arena_path, identity.spill_dir, self.options.total(),
-            self.heads, self.replicas,
+            self.heads, self.replicas, identity.labels,
         )  # fmt: skip
         recorder = Recorder(self.options.trace, [start], self.config)
         stack.callback(recorder.close)
@@ -260,6 +260,7 @@ class NodeProcess:
             endpoint=",".join(self._endpoints()),
             arena_path=self.arena.path,
             spill_dir=self.session.spill_dir,
+            labels=self.options.wire_labels(),
         )
 
     def _endpoints(self) -> list[str]:
