@@ -22,6 +22,7 @@ from zray.core.leases import Leases
 from zray.core.lineage import Lineage
 from zray.core.local_scheduler import LocalScheduler
 from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
+from zray.core.node_lists import NodeLists
 from zray.core.node_store import SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
 from zray.core.resources import ResourcePool
@@ -153,6 +154,8 @@ class Node:
         self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=self.shards)
         self.inquiries = Inquiries(self.out, self.clients)
         self.everywhere = user_requests.everywhere_of(self)
+        self.node_lists = NodeLists(self)
+        self.asked = (self.inquiries, self.everywhere, self.node_lists)
         self.now_ns = 0
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
@@ -165,7 +168,7 @@ class Node:
         wishes = (
             self.scheduler.wake_at_ns, self.lineage.wake_at_ns, self.store.wake_at_ns, self.report_at_ns,
             self.tables.wake_at_ns, self.leases.look_at_ns, self.cluster.wake_at_ns,
-            self.inquiries.wake_at_ns, self.everywhere.wake_at_ns,
+            *[room.wake_at_ns for room in self.asked],
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -185,8 +188,8 @@ class Node:
         self.lineage.flush_due(now_ns)
         self.tables.on_tick(now_ns)
         self.leases.on_tick(now_ns)
-        self.inquiries.on_tick(now_ns)
-        self.everywhere.on_tick(now_ns)
+        for room in self.asked:
+            room.on_tick(now_ns)
         self.cluster.on_tick(now_ns)
         if self.store.wake_at_ns is not None and self.store.wake_at_ns <= now_ns:
             for entry in self.store.on_tick(now_ns):
@@ -204,8 +207,8 @@ class Node:
         self.lineage.check()
         self.tables.check()
         self.names.check()
-        self.inquiries.check()
-        self.everywhere.check()
+        for room in self.asked:
+            room.check()
         self.scheduler.lives.check()
         self.scheduler.check()
         self.cluster.check()
@@ -272,8 +275,8 @@ class Node:
         promises.break_all(client, self.store, self.references)
         self.actors.client_gone(address)
         self.names.client_gone(address)
-        self.inquiries.client_gone(address)
-        self.everywhere.client_gone(address)
+        for room in self.asked:
+            room.client_gone(address)
         for entry in self.store.client_gone(address):
             self._not_created(now_ns, entry)
         self.references.client_gone(address)

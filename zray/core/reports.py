@@ -67,7 +67,8 @@ def _resources(node: Node) -> dict[str, Any]:
     return {"total": amounts_of(pool.as_demand()), "available": amounts_of(pool.free_demand())}
 
 
-def _node(node: Node) -> dict[str, Any]:
+def node_report(node: Node) -> dict[str, Any]:
+    """A node of itself."""
     identity, store = node.identity, node.store
     return {
         "node_id": identity.node_id.hex(),
@@ -201,7 +202,7 @@ def _jobs(node: Node) -> list[dict[str, Any]]:
 
 _REPORTS = {
     "resources": _resources,
-    "node": _node,
+    "node": node_report,
     "workers": _workers,
     "tasks": tasks_of,
     "actors": _actors,

@@ -14,7 +14,7 @@ from zray.core.inquiries import TOPICS
 from zray.core.machine import Address, Handler
 from zray.core.streams import FIRST_ITEM_INDEX, Streams
 from zray.ids import RETURNS_MAX
-from zray.protocol.cluster import AskPeer, PeerAnswer
+from zray.protocol.cluster import AskPeer, NodeList, PeerAnswer
 from zray.protocol.messages import (
     DRIVER,
     Abort,
@@ -161,6 +161,9 @@ def on_query(node: Node, now_ns: int, source: Address, message: Query) -> None:
     client = node.known(source)
     if client is None:
         return
+    if message.what == "nodes":
+        node.node_lists.ask(now_ns, source, message)
+        return
     if message.what == "abandoned":
         body = reports.abandoned(node, client.job_id if client.worker is None else client.worker.job_id)
         node.out.append((source, Answer(message.token, body)))
@@ -215,6 +218,11 @@ def on_table_reply(node: Node, now_ns: int, source: Address, message: TableReply
 def on_table_page(node: Node, now_ns: int, source: Address, message: TablePage) -> None:
     """A shard answers a listing."""
     node.names.on_page(source, message)
+
+
+def on_node_list(node: Node, now_ns: int, source: Address, message: NodeList) -> None:
+    """The control store says which nodes there are."""
+    node.node_lists.on_list(source, message)
 
 
 def on_watch_actor(node: Node, now_ns: int, source: Address, message: WatchActor) -> None:
@@ -279,4 +287,5 @@ HANDLERS: dict[type[Any], Handler] = {
     Told: on_told,
     TableReply: on_table_reply,
     TablePage: on_table_page,
+    NodeList: on_node_list,
 }

@@ -7,7 +7,8 @@ The rules are those of ``messages.py``. Words: a task is *away* at the node wher
 from __future__ import annotations
 
 from zray.protocol.base import Message
-from zray.protocol.messages import JobContext, Submit, TaskRecord, Value
+from zray.protocol.messages import Demand, JobContext, Submit, TaskRecord, Value
+from zray.protocol.strategies import Labels
 
 # What a node tells the shard of a shared object (ShareUpdate.kind).
 HOLD = 0  # something on the node needs it
@@ -183,6 +184,34 @@ class Members(Message, frozen=True, tag=180):
     nodes: tuple[tuple[bytes, str], ...]
 
 
+class ListNodes(Message, frozen=True, tag=275):
+    """Node -> first shard: which nodes there are; answered by ``NodeList`` with the same token."""
+
+    token: int
+
+
+class NodeRow(Message, frozen=True):
+    """What is known of one node; ``free`` and ``backlog`` of its last report, if it is alive."""
+
+    node_id: bytes
+    host: str
+    pid: int
+    endpoint: str
+    labels: Labels
+    total: Demand
+    free: Demand
+    backlog: int
+    alive: bool
+
+
+class NodeList(Message, frozen=True, tag=276):
+    """Answer to ``ListNodes``: the living, then the newest of the dead, without ``left_out`` of them."""
+
+    token: int
+    rows: tuple[NodeRow, ...]
+    left_out: int = 0
+
+
 # --- a node <-> the process that hosts it --------------------------------------------------------
 
 
@@ -257,7 +286,7 @@ FromPeer = (
 )  # fmt: skip
 OfHost = LinkPeer | UnlinkPeer | LinkLost | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived
 
-ToClusterNode = FromDirectory | FromPeer | Members | JobContext
-ToDirectory = ShareUpdates | Members
+ToClusterNode = FromDirectory | FromPeer | Members | JobContext | NodeList
+ToDirectory = ShareUpdates | Members | ListNodes
 OnDataLink = Chunk | PullFailed
 """What a node of a cluster, and a shard that keeps its directory, accept beside ``messages.py``."""
