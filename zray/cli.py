@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 
+from zray.cli_doctor import add_command
 from zray.cli_state import add_commands
 
 TYPE_CHECKING = False
@@ -85,6 +86,7 @@ def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
     status.set_defaults(function=_status)
 
     add_commands(commands)
+    add_command(commands)
     commands.add_parser("sim", help="run zray's state machines in virtual time", add_help=False)
     commands.add_parser("paper", help="run the paper's experiments (in a clone)", add_help=False)
     version = commands.add_parser("version", help="print the version")

@@ -16,13 +16,11 @@ from zray.core.chain_heads import ChainHeads
 from zray.core.cluster_side import CLUSTER_MESSAGES, ClusterSide
 from zray.core.extents import Extents
 from zray.core.identity import ClientEntry, NodeIdentity
-from zray.core.inquiries import Inquiries
 from zray.core.jobs import Job
 from zray.core.leases import Leases
 from zray.core.lineage import Lineage
 from zray.core.local_scheduler import LocalScheduler
 from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
-from zray.core.node_lists import NodeLists
 from zray.core.node_store import SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
 from zray.core.resources import ResourcePool
@@ -152,9 +150,8 @@ class Node:
         )
         self.names, self.streams = user_requests.rooms_of(self)
         self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=self.shards)
-        self.inquiries = Inquiries(self.out, self.clients)
-        self.everywhere = user_requests.everywhere_of(self)
-        self.node_lists = NodeLists(self)
+        rooms = user_requests.questions_of(self)
+        self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
         self.asked = (self.inquiries, self.everywhere, self.node_lists)
         self.now_ns = 0
         self.report_at_ns: int | None = 0

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from zray.api.cluster import with_ray_keys
+from zray.api.cluster import nodes, with_ray_keys
 from zray.api.everywhere import documents, rows
 from zray.api.inquiries import collect_metrics, prometheus_text, stacks
 
@@ -56,7 +56,7 @@ def list_workers(filters: Sequence[Filter] | None = None, limit: int = LIMIT) ->
 
 
 def list_nodes(filters: Sequence[Filter] | None = None, limit: int = LIMIT) -> list[dict[str, Any]]:
-    """Nodes of the cluster, alive and dead: address, labels, resources; of the living also store and counts."""
+    """Nodes, alive and dead: address, labels, resources; of the living ones also store and counts."""
     details = {node["node_id"]: with_ray_keys(node) for _, node in documents("node")}
     return _chosen([details.get(row["node_id"], row) for row in nodes()], filters, limit)
 
