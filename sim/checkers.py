@@ -45,7 +45,7 @@ def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
     if faults.driver_crash:
         allowed += ("object_lost",)  # by workers whose job is over
     if faults.node_crash or faults.node_freeze or faults.node_silence:
-        allowed += CRASH_ORIGINS
+        allowed += (*CRASH_ORIGINS, "unschedulable")  # by tasks that are bound to the node
     if faults.spill_failure:
         allowed += DISK_ORIGINS
     return allowed

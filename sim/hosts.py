@@ -56,6 +56,7 @@ from zray.protocol.messages import (
     Value,
     Warn,
 )
+from zray.protocol.strategies import Labels
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
@@ -191,6 +192,11 @@ class MachineHost(ABC):
             self._plan_tick()
 
 
+def labels_of(number: int) -> Labels:
+    """The labels of a simulated node; of all its lives the same."""
+    return ("number", str(number)), ("zone", "odd" if number % 2 else "even")
+
+
 class SimNode(MachineHost):
     """A node: the composite machine, its workers, its memory and its disk."""
 
@@ -198,7 +204,10 @@ class SimNode(MachineHost):
         super().__init__(cluster, address)
         self.number = number
         self.cpus = cpus
-        identity = NodeIdentity(node_id=address, arena_bytes=arena_bytes, incarnation=1, host=f"node{number}")
+        identity = NodeIdentity(
+            node_id=address, arena_bytes=arena_bytes, incarnation=1, host=f"node{number}",
+            labels=labels_of(number),
+        )  # fmt: skip
         total = demand_from({"CPU": cpus, **cluster.scenario.cluster.resources})
         shards, replicas = cluster.shard_addresses()
         self.node = Node(identity, total=total, shards=shards, config=cluster.config, replicas=replicas)

@@ -339,8 +339,8 @@ class Process(ABC):
 
     def do_spawn(self, operation: Spawn) -> Steps:
         """Submit a task."""
-        function, args, returns, retries, cpus, again = operation
-        kind = descriptor_of(function, TASK, returns, cpus, retries, again)
+        function, args, returns, retries, cpus, again, strategy = operation
+        kind = descriptor_of(function, TASK, returns, cpus, retries, again, strategy)
         object_ids = yield from self._submit(kind, args)
         refs = [Ref(object_id) for object_id in object_ids]
         return refs[0] if returns == 1 else refs

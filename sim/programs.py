@@ -14,9 +14,16 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from zray import ids
-from zray.errors import ActorDiedError, ObjectLostError, WorkerCrashedError, ZrayError
+from zray.errors import (
+    ActorDiedError,
+    ObjectLostError,
+    TaskUnschedulableError,
+    WorkerCrashedError,
+    ZrayError,
+)
 from zray.protocol.faults import fault_error
 from zray.protocol.messages import ERROR, FAULT, RESOURCE_UNIT, Demand, Describe, Value
+from zray.protocol.strategies import Strategy
 
 Program = Generator[Any, Any, Any]
 _Ext = msgspec.msgpack.Ext
@@ -89,6 +96,7 @@ class Spawn(NamedTuple):
     retries: int = -1
     cpus: float = 1.0
     retry_exceptions: bool = False
+    strategy: Strategy | None = None
 
 
 class Fetch(NamedTuple):
@@ -163,14 +171,17 @@ def actor(cls: _ActorClass) -> _ActorClass:
 _descriptors: dict[tuple[Any, ...], Describe] = {}
 
 
-def descriptor_of(name: str, kind: int, returns: int, cpus: float, retries: int, again: bool) -> Describe:
+def descriptor_of(
+    name: str, kind: int, returns: int, cpus: float, retries: int, again: bool,
+    strategy: Strategy | None = None,
+) -> Describe:  # fmt: skip
     """The descriptor of tasks that have all this in common."""
-    key = (name, kind, returns, cpus, retries, again)
+    key = (name, kind, returns, cpus, retries, again, strategy)
     found = _descriptors.get(key)
     if found is None:
         units = round(cpus * RESOURCE_UNIT)
         demand: Demand = (("CPU", units),) if units else ()
-        content = repr(key).encode()
+        content = repr(key if strategy is not None else key[:-1]).encode()
         found = _descriptors[key] = Describe(
             ids.content_id(content),
             ids.content_id(name.encode()),
@@ -180,6 +191,7 @@ def descriptor_of(name: str, kind: int, returns: int, cpus: float, retries: int,
             retries,
             kind,
             again,
+            strategy=strategy,
         )
     return found
 
@@ -312,6 +324,7 @@ def unpack_error(data: bytes) -> ProgramError:
 
 _ORIGINS: dict[type[ZrayError], str] = {
     WorkerCrashedError: "worker_crashed", ObjectLostError: "object_lost", ActorDiedError: "actor_died",
+    TaskUnschedulableError: "unschedulable",
 }  # fmt: skip
 
 

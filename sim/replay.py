@@ -170,7 +170,7 @@ def _machine_of(start: MachineStart, config: Config, before: list[Any]) -> Any:
             identity = NodeIdentity(
                 node_id=start.node_id, arena_bytes=start.arena_bytes, incarnation=start.incarnation,
                 pid=start.pid, host=start.host, endpoint=start.endpoint, arena_path=start.arena_path,
-                spill_dir=start.spill_dir,
+                spill_dir=start.spill_dir, labels=start.labels,
             )  # fmt: skip
             return Node(
                 identity, total=start.total, shards=start.shards, config=config, replicas=start.replicas

@@ -48,6 +48,8 @@ CLUSTER_SHARE = 0.5
 """Of this many seeds below it, too, unless their shards are replicated; drawn apart like ``LONE_SHARE``."""
 LONE_SHARE = 0.15
 """Of this many seeds the workload is ``lone``, drawn apart so that the others are what they were before."""
+CHOOSY_SHARE = 0.2
+"""Of this many clusters the workload is ``choosy``; drawn apart like ``LONE_SHARE``."""
 CHAIN_RATES = {"replica_crash": 30.0, "replica_partition": 30.0, "master_crash": 10.0}
 """The same of replicated shards."""
 SHRINK_RUNS_MAX = 60
@@ -82,7 +84,7 @@ def plain_scenario_of(seed: int) -> Scenario:
         present, share = random.random() < 0.35, random.random()
         if present:
             rates[name] = round(most * share * share, 4)
-    kind: Any = random.choice([name for name in KINDS if name not in ("empty", "lone")])
+    kind: Any = random.choice([name for name in KINDS if name not in ("empty", "lone", "choosy")])
     if stream(seed, "swarm/lone").random() < LONE_SHARE:
         kind = "lone"
     pressed = kind in ("memory_pressure", "shuffle", "references", "mixed")
@@ -128,6 +130,8 @@ def _clustered(seed: int, plain: Scenario) -> Scenario:
         if apart.random() < 0.3:
             rates[name] = round(most * apart.random(), 4)
     faults = msgspec.structs.replace(plain.faults, **rates)
+    if stream(seed, "swarm/choosy").random() < CHOOSY_SHARE:
+        plain = _with(plain, "workload", "kind", "choosy")
     phases = PhasesPart(faulty_s if rates or plain.phases.faulty_s else 0.0, liveness_s=60.0, quiet_s=40.0)
     return msgspec.structs.replace(
         plain, check_every=random.choice((1, 3)), cluster=cluster, faults=faults, phases=phases

@@ -33,6 +33,7 @@ from sim.programs import (
     task,
 )
 from sim.scenario import Scenario, WorkloadPart
+from zray.protocol.strategies import ABSENT, NONE_OF, ONE_OF, PRESENT, LabelRule, Strategy
 
 BATCH = 64
 
@@ -449,11 +450,46 @@ def mixed(work: WorkloadPart, random: Random) -> Program:
     return results
 
 
+FIRST_NODE = b"node%08d----" % 0
+_ZONE = "zone"
+STRATEGIES: tuple[Strategy | None, ...] = (
+    None,
+    Strategy(FIRST_NODE, soft=True),
+    Strategy(bytes(16), soft=True),  # there is no such node
+    Strategy(hard=(LabelRule(_ZONE, ONE_OF, ("even",)),)),
+    Strategy(hard=(LabelRule(_ZONE, NONE_OF, ("odd",)), LabelRule("number", PRESENT))),
+    Strategy(wanted=(LabelRule(_ZONE, ONE_OF, ("odd",)),)),
+    Strategy(hard=(LabelRule("gone", ABSENT),), wanted=(LabelRule("number", ONE_OF, ("0", "3")),)),
+)
+"""That the first node alone, in whichever life, can satisfy; see ``hosts.labels_of``."""
+
+
+def choosy(work: WorkloadPart, random: Random) -> Program:
+    """Tasks that want certain nodes, large objects that others made there, and a few bound to one node."""
+    blobs: list[Ref] = []
+    answers: list[Ref] = []
+    for number in range(work.tasks):
+        chosen = random.choice(STRATEGIES)
+        if random.random() < 0.02:  # an error if that node dies: so of few tasks
+            chosen = Strategy(FIRST_NODE)
+        if not blobs or random.random() < 0.4:
+            args = (work.object_kib * 1024, number, _duration(work, random))
+            blobs.append((yield Spawn("make_blob", args, 1, work.retries, strategy=chosen)))
+        else:
+            inputs = tuple(random.choices(blobs, k=random.randint(1, 2)))
+            answers.append((yield Spawn("merge", inputs, 1, work.retries, strategy=chosen)))
+        if len(blobs) > 8:
+            yield Forget([blobs.pop(random.randrange(len(blobs)))])
+        if random.random() < 0.05:
+            yield Await(answers[-3:], min(1, len(answers)))
+    return (yield Fetch(answers))
+
+
 KINDS: dict[str, Callable[[WorkloadPart, Random], Program]] = {
     function.__name__: function
     for function in (
         empty, chain, tree, fan_out, random_dag, shuffle, counter, ordered_log, heavy_tail, memory_pressure,
-        references, mixed, lone,
+        references, mixed, lone, choosy,
     )
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import contextlib
 import os
 import sys
 
+from zray.cli_doctor import add_command
 from zray.cli_state import add_commands
 
 TYPE_CHECKING = False
@@ -85,6 +86,7 @@ def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
     status.set_defaults(function=_status)
 
     add_commands(commands)
+    add_command(commands)
     commands.add_parser("sim", help="run zray's state machines in virtual time", add_help=False)
     commands.add_parser("paper", help="run the paper's experiments (in a clone)", add_help=False)
     version = commands.add_parser("version", help="print the version")
@@ -261,12 +263,16 @@ def _status(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
     with zray.init(address=given.address or os.environ.get("ZRAY_ADDRESS") or "auto"):
         found = {what: report(what) for what in ("node", "workers", "tasks", "actors")}
+        listed = report("nodes")
+        found["others"] = listed.get("nodes", [])
     if given.json:
         import json
 
         print(json.dumps(found, indent=2))
     else:
-        print("\n".join(_status_lines(**found)))
+        others = found.pop("others")
+        problem = listed.get("unavailable", "")
+        print("\n".join([*_status_lines(**found), *_cluster_lines(found["node"], others, problem)]))
     return 0
 
 
@@ -277,13 +283,10 @@ def _status_lines(
     actors: list[dict[str, Any]],
 ) -> list[str]:
     store, counts = node["store"], node["tasks"]
-    free, total = node["available"], node["total"]
-    names = [name for name in total if name != "memory"]
-    resources = ", ".join(f"{free.get(name, 0):g} of {total[name]:g} {name}" for name in names)
     states = _count(row["state"] for row in tasks)
     return [
         f"node {node['node_id']} on {node['host']}, process {node['pid']}, at {node['endpoint']}",
-        f"  resources  {resources or 'none'} free",
+        f"  resources  {_free_text(node['available'], node['total'])}",
         f"  store      {_size(store['used_bytes'])} of {_size(store['capacity_bytes'])} used, "
         f"{_size(store['spilled_bytes'])} on disk, {store['objects']} objects",
         f"  tasks      {counts['unfinished']} unfinished{states}, {counts['finished']} finished, "
@@ -291,6 +294,34 @@ def _status_lines(
         f"  workers    {len(workers)}{_count(row['state'] for row in workers)}",
         f"  actors     {len(actors)}{_count(row['state'] for row in actors)}",
     ]
+
+
+def _cluster_lines(node: dict[str, Any], others: list[dict[str, Any]], problem: str) -> list[str]:
+    """The other nodes, if there are any; or why they are not known."""
+    if problem:
+        return [f"other nodes are not shown: {problem}"]
+    if not others:
+        return []
+    living = [node, *(other for other in others if other["alive"])]
+    dead = len(others) + 1 - len(living)
+    free = {name: sum(each["available"].get(name, 0) for each in living) for name in _names(living)}
+    total = {name: sum(each["total"].get(name, 0) for each in living) for name in free}
+    lines = [f"cluster of {len(living)} nodes, {dead} dead: {_free_text(free, total)}"]
+    for other in others:
+        what = _free_text(other["available"], other["total"]) if other["alive"] else "dead"
+        labels = "".join(f", {name}={value}" for name, value in other["labels"].items())
+        lines.append(f"  node {other['node_id']} on {other['host']}, process {other['pid']}: {what}{labels}")
+    return lines
+
+
+def _names(nodes: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for node in nodes for name in node["total"]))
+
+
+def _free_text(free: dict[str, float], total: dict[str, float]) -> str:
+    names = [name for name in total if name != "memory"]
+    text = ", ".join(f"{free.get(name, 0):g} of {total[name]:g} {name}" for name in names)
+    return f"{text or 'nothing'} free"
 
 
 def _count(states: Any) -> str:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 KINDS = ("tasks", "actors", "objects", "nodes", "workers", "jobs")
 SUMMARIES = ("tasks", "actors", "objects")
+NODE_COLUMNS = ("node_id", "alive", "host", "pid", "labels", "available", "total", "endpoint")
+"""Of the table of nodes, which have more to say than fits a line."""
 CELL_MAX = 48
 """Characters of one cell of a table."""
 
@@ -66,6 +68,8 @@ def _list(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     filters = [_filter_of(text) for text in given.filter]
     with _joined(given) as state:
         rows = getattr(state, f"list_{given.kind}")(filters=filters, limit=given.limit)
+    if given.kind == "nodes" and given.format == "table":
+        rows = [{key: row.get(key) for key in NODE_COLUMNS} for row in rows]
     if given.format == "json":
         import json
 
@@ -125,7 +129,10 @@ def _memory(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 def _why(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     with _joined(given) as state:
         tasks, actors = state.list_tasks(limit=10_000), state.list_actors(limit=10_000)
-        workers, nodes = state.list_workers(limit=10_000), state.list_nodes(limit=10_000)
+        workers, nodes = (
+            state.list_workers(limit=10_000),
+            state.list_nodes([("Alive", "=", True)], limit=10_000),
+        )
     names = {row["task_id"]: row["name"] for row in tasks} | {row["actor_id"]: row["name"] for row in actors}
     print("\n".join(reasons(_one(tasks + actors, given.id), nodes, workers, names)))
     return 0

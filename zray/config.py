@@ -59,6 +59,8 @@ class Config(NamedTuple):
     """A forked worker that did not introduce itself by then is replaced."""
     infeasible_grace_ns: int = 1_000_000_000
     """How long a request may be infeasible before the driver is warned."""
+    unschedulable_after_ns: int = 0
+    """How long a request may be infeasible before it fails; 0: it waits for a node that can run it."""
 
     stranger_patience_ns: int = 5_000_000_000
     """How long an object may be asked for before anybody announced it; then it is lost."""

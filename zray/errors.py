@@ -205,12 +205,17 @@ class WorkerCrashedError(ZrayError):
         self.task_name, self.exit_code, self.attempts = task_name, exit_code, attempts
 
 
-class InfeasibleTaskError(ZrayError):
-    """No node of the cluster can ever satisfy the request."""
+class TaskUnschedulableError(ZrayError):
+    """No node of the cluster will ever run the task or actor.
 
-    def __init__(self, demand: dict[str, float], nodes: list[str]) -> None:
-        super().__init__(f"no node can ever provide {demand}: {'; '.join(nodes)}")
-        self.demand, self.nodes = demand, nodes
+    Attributes:
+        task_name: str.
+        reason: str, such as that the node it is bound to is dead.
+    """
+
+    def __init__(self, task_name: str, reason: str) -> None:
+        super().__init__(f"{task_name} cannot be scheduled: {reason}")
+        self.task_name, self.reason = task_name, reason
 
 
 class ObjectStoreFullError(ZrayError):

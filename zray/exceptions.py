@@ -10,7 +10,6 @@ from zray.errors import (
     ActorUnavailableError,
     ClusterUnavailableError,
     GetTimeoutError,
-    InfeasibleTaskError,
     NotInitializedError,
     ObjectLostError,
     ObjectStoreFullError,
@@ -21,6 +20,7 @@ from zray.errors import (
     SerializationError,
     TaskCancelledError,
     TaskError,
+    TaskUnschedulableError,
     VersionMismatchError,
     WorkerCrashedError,
     ZrayError,
@@ -30,8 +30,7 @@ RayError = ZrayError
 RayTaskError = TaskError
 RayActorError = ActorError
 RaySystemError = ZrayError
-TaskUnschedulableError = InfeasibleTaskError
-ActorUnschedulableError = InfeasibleTaskError
+ActorUnschedulableError = TaskUnschedulableError
 ObjectReconstructionFailedError = ReconstructionFailedError
 PendingCallsLimitExceeded = PendingCallsLimitExceededError
 LocalRayletDiedError = ClusterUnavailableError
@@ -103,7 +102,6 @@ __all__ = [
     "ClusterUnavailableError",
     "CrossLanguageError",
     "GetTimeoutError",
-    "InfeasibleTaskError",
     "LocalRayletDiedError",
     "NodeDiedError",
     "NotInitializedError",

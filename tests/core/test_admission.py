@@ -5,14 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from tests.core.test_local_scheduler import DRIVER_ADDRESS, GLOBAL, MS, Bench
 from zray import ids
 from zray.core.machine import RUNTIME
 from zray.core.node_store import PENDING, REMOTE
+from zray.ids import first_return_id
 from zray.protocol.cluster import Claim, Grant, LinkPeer, Members, ObjectFound, Pull, ShareAcked, UnlinkPeer
-from zray.protocol.messages import AT_NODE, INLINE, Forward, Place, Run, Value
-from zray.protocol.user_messages import Cancel
+from zray.protocol.faults import fault_error
+from zray.protocol.messages import AT_NODE, INLINE, Forward, Infeasible, ObjectReady, Place, Run, Value
+from zray.protocol.strategies import ABSENT, ONE_OF, LabelRule, Strategy
+from zray.protocol.user_messages import STREAM, Cancel
 
 HERE, PEER, OTHER = b"n" * 16, b"p" * 16, b"o" * 16
 SIZE = 3_000_000
@@ -162,3 +166,69 @@ def test_a_node_alone_forwards_nothing() -> None:
     bench.submit(bench.kind(), deps=(A,))
     assert not bench.take(Forward)
     assert not bench.take(Run)
+
+
+# --- strategies ------------------------------------------------------------------------------------
+
+
+def strategic(bench: ClusterBench, strategy: Strategy, **more: Any) -> bytes:
+    """The descriptor of tasks with a strategy."""
+    kind = bench.kind()
+    known = next(each for each in bench.node.scheduler.classes.values() if each.descriptor.name == "f")
+    descriptor = replace(known.descriptor, strategy=strategy, **more)
+    descriptor = replace(descriptor, descriptor_id=ids.content_id(kind + repr(descriptor).encode()))
+    bench.say(DRIVER_ADDRESS, descriptor)
+    return descriptor.descriptor_id
+
+
+@pytest.mark.parametrize(
+    ("strategy", "leaves"),
+    [
+        (Strategy(HERE), False),
+        (Strategy(PEER), True),
+        (Strategy(PEER, soft=True), True),
+        (Strategy(hard=(LabelRule("zone", ONE_OF, ("a",)),)), True),
+        (Strategy(hard=(LabelRule("zone", ABSENT),)), False),
+        (Strategy(wanted=(LabelRule("zone", ONE_OF, ("a",)),)), True),
+        (Strategy(wanted=(LabelRule("zone", ABSENT),)), False),
+    ],
+)
+def test_a_strategy_says_who_decides(bench: ClusterBench, strategy: Strategy, leaves: bool) -> None:
+    bench.submit(strategic(bench, strategy))
+    assert len(bench.forwards()) == leaves
+
+
+def test_the_task_of_a_node_that_is_named_stays_however_long_its_queue(bench: ClusterBench) -> None:
+    kind = strategic(bench, Strategy(HERE))
+    bench.submit(kind, count=200)
+    assert not bench.forwards()
+
+
+@pytest.mark.parametrize(("soft", "leaves"), [(True, False), (False, True)])
+def test_a_node_alone_asks_about_those_only_that_it_may_not_run(soft: bool, leaves: bool) -> None:
+    bench = ClusterBench()
+    bench.members()
+    bench.submit(strategic(bench, Strategy(PEER, soft)))
+    assert len(bench.forwards()) == leaves
+    bench.effects.clear()
+
+
+def test_a_verdict_ends_a_task_with_an_error_that_says_why(bench: ClusterBench) -> None:
+    (task,) = bench.submit(strategic(bench, Strategy(OTHER)))
+    (forward,) = bench.forwards()
+    verdict = Infeasible(task, "f", forward.descriptor.demand, (), "its node is dead")
+    bench.say(b"a stranger", verdict)
+    assert task in bench.node.scheduler.tasks
+    bench.say(GLOBAL, verdict)
+    assert task not in bench.node.scheduler.tasks
+    value = bench.node.store.objects[first_return_id(task)].value
+    assert value is not None
+    assert str(fault_error(value.data)) == "f cannot be scheduled: its node is dead"
+    assert [to for to, _ in bench.take(ObjectReady)] == [DRIVER_ADDRESS]
+    bench.say(GLOBAL, verdict)  # a late repetition
+
+
+def test_a_generator_that_is_to_run_elsewhere_ends_at_once(bench: ClusterBench) -> None:
+    (task,) = bench.submit(strategic(bench, Strategy(PEER), returns=STREAM))
+    assert not bench.forwards()
+    assert task not in bench.node.scheduler.tasks

@@ -22,11 +22,13 @@ from zray.protocol.messages import (
     Describe,
     Forward,
     Infeasible,
+    NodeHello,
     NodeReport,
     Place,
     Submit,
     Withdraw,
 )
+from zray.protocol.strategies import NONE_OF, ONE_OF, PRESENT, LabelRule, Strategy
 
 S = 1_000_000_000
 A, B, C = (bytes.fromhex(text) + bytes(14) for text in ("3fa2", "5b01", "77c3"))
@@ -398,7 +400,7 @@ def test_a_task_is_told_when_its_last_feasible_node_fell_silent() -> None:
 
 def test_the_tables_of_dead_nodes_and_demands_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(global_scheduler, "FENCED_MAX", 8)
-    monkeypatch.setattr(global_scheduler, "DEMANDS_CACHED_MAX", 8)
+    monkeypatch.setattr(global_scheduler, "NEEDS_CACHED_MAX", 8)
     bench = Bench(report(A, {"CPU": 64}))
     for n in range(1, 30):
         node_id = bytes([n]) * 16
@@ -415,3 +417,124 @@ def test_check_notices_a_task_that_is_parked_and_feasible() -> None:
     bench.machine.nodes[A].pool.total["GPU"] = 10_000
     with pytest.raises(InvariantError, match="parked and feasible"):
         bench.machine.check()
+
+
+# --- strategies ------------------------------------------------------------------------------------
+
+
+def choosy(number: int, strategy: Strategy, demand: dict[str, float] | None = None) -> Forward:
+    forward = task(number, demand)
+    return replace(forward, descriptor=replace(forward.descriptor, strategy=strategy))
+
+
+def labelled(node_id: bytes, **labels: str) -> tuple[bytes, NodeReport]:
+    source, found = report(node_id)
+    return source, replace(found, labels=tuple(sorted(labels.items())))
+
+
+def alive(epoch: int, *nodes: bytes) -> tuple[bytes, Members]:
+    return nodes[0] if nodes else A, Members(epoch, tuple((node_id, "") for node_id in nodes))
+
+
+def verdicts(out: list[tuple[bytes, Any]]) -> list[str]:
+    return [message.verdict for _, message in out if isinstance(message, Infeasible)]
+
+
+IN_A = LabelRule("zone", ONE_OF, ("a",))
+
+
+def test_a_task_goes_to_the_node_that_it_names() -> None:
+    bench = Bench(report(A), report(B), report(C))
+    forwards = [choosy(number, Strategy(B)) for number in range(3)]
+    out = bench.feed(*((FORWARDER, forward) for forward in forwards))
+    assert out == [placed(forward, B) for forward in forwards], "however busy it is"
+
+
+@pytest.mark.parametrize("epoch", [1, 7])
+def test_a_task_that_is_bound_to_a_dead_node_ends_at_once(epoch: int) -> None:
+    bench = Bench(report(A), report(B), alive(epoch, A, B))
+    bench.feed(alive(epoch + 1, A))
+    (verdict,) = verdicts(bench.feed((FORWARDER, choosy(1, Strategy(B)))))
+    assert verdict == f"node {B.hex()}, to which it is bound, is dead; alive: {A.hex()}"
+
+
+def test_a_task_that_is_bound_to_no_node_of_the_cluster_ends_at_once() -> None:
+    bench = Bench(report(A), alive(1, A))
+    (verdict,) = verdicts(bench.feed((FORWARDER, choosy(1, Strategy(C)))))
+    assert "is none of this cluster" in verdict
+    assert A.hex() in verdict
+
+
+def test_a_task_that_is_bound_to_a_node_that_just_came_waits_for_its_report() -> None:
+    hello = NodeHello(1, C, 1, 1, "host", "ipc://c", ())
+    bench = Bench(report(A), alive(1, A), (C, hello))
+    forward = choosy(1, Strategy(C))
+    assert bench.feed((FORWARDER, forward)) == []
+    assert bench.feed(report(C)) == [placed(forward, C)]
+
+
+def test_a_parked_task_ends_with_the_node_to_which_it_is_bound() -> None:
+    bench = Bench(report(A), report(B), alive(1, A, B))
+    assert bench.feed((FORWARDER, choosy(1, Strategy(B), {"GPU": 1}))) == []
+    assert len(verdicts(bench.feed(alive(2, A)))) == 1
+    assert not bench.machine.parked
+
+
+def test_a_new_life_of_the_scheduler_says_of_no_node_that_it_is_dead_before_it_knows() -> None:
+    bench = Bench()
+    assert bench.feed((FORWARDER, choosy(1, Strategy(B))), (FORWARDER, choosy(2, Strategy(C)))) == []
+    out = bench.feed(alive(9, A, B))
+    assert len(verdicts(out)) == 1, "B is alive and will report, C is none"
+    assert [to for to, _ in bench.feed(report(B))] == [address_of(B)]
+
+
+def test_a_soft_wish_for_a_dead_node_is_forgotten() -> None:
+    bench = Bench(report(A), report(B), alive(1, A, B))
+    forward = choosy(1, Strategy(B, soft=True))
+    assert bench.feed((FORWARDER, forward)) == [placed(forward, B)]
+    bench.feed(alive(2, A))
+    forward = choosy(2, Strategy(B, soft=True))
+    assert bench.feed((FORWARDER, forward)) == [placed(forward, A)]
+
+
+def test_labels_leave_some_nodes_and_prefer_others() -> None:
+    bench = Bench(labelled(A, zone="a"), labelled(B, zone="a", disk="ssd"), labelled(C, zone="c"))
+    wanted = Strategy(hard=(IN_A,), wanted=(LabelRule("disk", PRESENT),))
+    forwards = [choosy(number, wanted) for number in range(2)]
+    assert bench.feed(*((FORWARDER, each) for each in forwards)) == [placed(each, B) for each in forwards]
+    elsewhere = choosy(3, Strategy(hard=(LabelRule("zone", NONE_OF, ("a",)),)))
+    assert bench.feed((FORWARDER, elsewhere)) == [placed(elsewhere, C)]
+    nowhere_wanted = choosy(4, Strategy(wanted=(LabelRule("disk", ONE_OF, ("tape",)),)))
+    assert [type(message) for _, message in bench.feed((FORWARDER, nowhere_wanted))] == [Place]
+
+
+def test_a_missing_label_is_said_per_node_and_a_node_that_gets_it_takes_the_task() -> None:
+    bench = Bench(labelled(A), labelled(B, zone="b"))
+    forward = choosy(1, Strategy(hard=(IN_A,)))
+    assert bench.feed((FORWARDER, forward)) == []
+    (told_of,) = bench.feed(now_ns=GRACE_NS)
+    assert told_of[1].nodes == (
+        "node 3fa2: zone in (a): it has no such label",
+        "node 5b01: zone in (a): it is 'b'",
+    )
+    assert bench.feed(labelled(B, zone="a"), now_ns=GRACE_NS) == [placed(forward, B)]
+
+
+def test_an_infeasible_task_ends_after_the_grace_that_was_set() -> None:
+    bench = Bench(report(A), config=CONFIG._replace(unschedulable_after_ns=3 * S))
+    gpu = {"GPU": 1.0}
+    bench.feed((FORWARDER, task(1, gpu)))
+    assert verdicts(bench.feed((FORWARDER, task(2, gpu)), now_ns=S)) == [""], "a warning first"
+    assert verdicts(bench.feed(report(A), now_ns=2 * S)) == [""]
+    assert bench.machine.wake_at_ns == 3 * S
+    (verdict,) = verdicts(bench.feed(report(A), now_ns=3 * S))
+    assert verdict == "no node could run it for 3 s. node 3fa2: has 0 of 1 GPU"
+    assert len(verdicts(bench.feed(report(A), now_ns=4 * S))) == 1
+    assert not bench.machine.parked
+
+
+def test_nonsense_about_labels_is_refused() -> None:
+    bench = Bench(report(A))
+    for strategy in (Strategy(b"short"), Strategy(hard=(LabelRule("zone", 9),))):
+        out = bench.feed((FORWARDER, choosy(1, strategy)))
+        assert [type(message).__name__ for _, message in out] == ["Refused", "Warn"]

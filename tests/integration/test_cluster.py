@@ -16,10 +16,12 @@ import pytest
 import zray
 from tests.clusters import Place, finish, line_of, place
 from tests.support import eventually
+from zray import cli
 from zray.cluster_utils import Cluster
 from zray.config import Config
 from zray.errors import ClusterUnavailableError
 from zray.runtime.joining import living_nodes
+from zray.util import state
 
 pytestmark = pytest.mark.slow
 
@@ -258,3 +260,51 @@ def test_a_wait_for_nodes_that_do_not_come_ends(cluster: Cluster) -> None:
             cluster.wait_for_nodes(timeout=0.1)
     finally:
         os.kill(stopped, signal.SIGCONT)
+
+
+def test_the_whole_cluster_is_seen_from_every_node(cluster: Cluster) -> None:
+    labelled = cluster.add_node(**_node(labels={"zone": "a"}))
+    first, *others = cluster.list_all_nodes()
+    with cluster.connect():
+        eventually(lambda: len(zray.nodes()) == 4, 20.0)
+        rows = {row["NodeID"]: row for row in zray.nodes()}
+        assert next(iter(rows)) == first.node_id, "the own node comes first"
+        assert rows[labelled.node_id]["Labels"] == {"zone": "a"}
+        assert {row["pid"] for row in rows.values()} == {node.pid for node in (first, *others)}
+        assert zray.cluster_resources()["CPU"] == 8
+        assert zray.cluster_resources()["disk"] == 2
+        busy = slow.options(resources={"disk": 2}).remote(1)
+        eventually(lambda: "disk" not in zray.available_resources(), 20.0, "that the use of a node is seen")
+        assert zray.get(busy) == 1
+        eventually(lambda: zray.available_resources().get("disk") == 2, 20.0)
+        cluster.remove_node(labelled, allow_graceful=False)
+        eventually(lambda: zray.cluster_resources()["CPU"] == 6, 20.0, "that a death is seen")
+        dead = [row for row in zray.nodes() if not row["Alive"]]
+        assert [(row["NodeID"], row["Resources"], row["labels"]) for row in dead] == [
+            (labelled.node_id, {}, {"zone": "a"})
+        ]
+        assert len(state.list_nodes(filters=[("Alive", "=", True)])) == 3
+
+
+def test_the_commands_show_the_whole_cluster(cluster: Cluster, capfd: pytest.CaptureFixture[str]) -> None:
+    first, *others = cluster.list_all_nodes()
+    assert cli.main(["list", "nodes", "--address", first.address]) == 0
+    said = capfd.readouterr().out
+    assert all(node.node_id in said for node in (first, *others))
+    cluster.remove_node(others[0], allow_graceful=False)
+    cluster.wait_for_nodes()
+    assert cli.main(["status", "--address", first.address]) == 0
+    said = capfd.readouterr().out
+    assert "cluster of 2 nodes, 1 dead: 4 of 4 CPU" in said
+    assert f"{others[0].pid}: dead" in said
+
+
+def test_without_a_control_store_nobody_says_that_there_are_no_others(cluster: Cluster) -> None:
+    with cluster.connect():
+        eventually(lambda: len(zray.nodes()) == 3, 20.0)
+        os.kill(cluster._gcs_pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(ClusterUnavailableError, match="control store"):
+                zray.nodes()
+        finally:
+            os.kill(cluster._gcs_pid, signal.SIGCONT)

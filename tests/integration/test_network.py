@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -243,3 +244,79 @@ config = Config(key_file=os.environ["ZRAY_TMPDIR"] + "/key")
 rows = _keys("tcp://10.97.0.1:6480", TABLE_NODE, b"", config)
 print(sum(msgspec.msgpack.decode(row, type=NodeHello).pid == PID for row in rows.values()))
 """
+
+
+# --- zray doctor -----------------------------------------------------------------------------------
+
+
+def _doctor(host: Host, port: int, key: str, *more: str, address: str = "127.0.0.1") -> tuple[int, str]:
+    """The exit code of ``zray doctor`` and what it said."""
+    arguments = ("doctor", "--address", f"{address}:{port}", "--key-file", key, *more)
+    done = host.run(sys.executable, "-m", "zray.cli", *arguments)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_doctor_finds_nothing_wrong_or_the_wrong_key(here: Place) -> None:
+    head = Host(here)
+    port = free_ports("127.0.0.1")
+    key, other = str(here.folder / "key"), str(here.folder / "other")
+    code, said = _doctor(head, port, key)
+    assert code == 1
+    assert "refused: nothing listens" in said
+    head.start("--head", "--port", str(port), "--key-file", key)
+    code, said = _doctor(head, port, key)
+    assert (code, said.count("ok "), "nothing is wrong" in said) == (0, 6, True), said
+    cluster_key.ensure(other)
+    code, said = _doctor(head, port, other)
+    assert code == 1
+    assert "the key of that cluster" in said
+    assert _doctor(head, 0, key)[0] == 1
+    here.zray("stop")
+
+
+def _forbid(host: Host, *what: str) -> None:
+    """Packets of this kind do not leave a host any more."""
+    _ip("-n", host.prefix[3], "rule", "add", *what, "prohibit")
+
+
+def test_a_doctor_names_the_port_and_the_direction_that_are_blocked(here: Place, hosts: list[Host]) -> None:
+    head, node, guest = hosts
+    key = str(here.folder / "key")
+    head.start("--head", "--port", "6480", "--node-ip-address", "10.97.0.1", "--node-port", "7000",
+               "--key-file", key)  # fmt: skip
+    node.start("--address", "10.97.0.1:6480", "--node-port", "7100", "--key-file", key)
+    look = ("--node-port", "7200")
+    code, said = _doctor(guest, 6480, key, *look, address="10.97.0.1")
+    assert code == 0, said
+    _forbid(guest, "to", "10.97.0.2", "ipproto", "tcp", "dport", "7101")  # its bulk port, outwards
+    _forbid(head, "to", "10.97.0.3", "ipproto", "tcp", "dport", "7200")  # our control port, inwards
+    code, said = _doctor(guest, 6480, key, *look, address="10.97.0.1")
+    wrong = [line for line in said.splitlines() if line.startswith("WRONG")]
+    assert code == 1
+    assert len(wrong) == 2, said
+    assert any("this machine -> node" in line and "bulk tcp://10.97.0.2:7101" in line for line in wrong)
+    assert any("-> this machine, control tcp://10.97.0.3:7200" in line for line in wrong)
+    _forbid(guest, "to", "10.97.0.1", "ipproto", "tcp", "dport", "6480")
+    code, said = _doctor(guest, 6480, key, *look, address="10.97.0.1")
+    assert (code, said.count("WRONG")) == (1, 1)
+    assert "control store, tcp://10.97.0.1:6480" in said
+    here.zray("stop")
+
+
+def test_a_doctor_names_a_node_that_hangs(here: Place) -> None:
+    head, other = Host(here), Host(here)
+    port = free_ports("127.0.0.1")
+    key = str(here.folder / "key")
+    patient = {"ZRAY_NODE_DEATH_NS": "60000000000"}
+    here.environment.update(patient)
+    head.start("--head", "--port", str(port), "--key-file", key)
+    other.start("--address", f"127.0.0.1:{port}", "--key-file", key)
+    os.kill(other.pid, signal.SIGSTOP)
+    try:
+        code, said = _doctor(head, port, key)
+    finally:
+        os.kill(other.pid, signal.SIGCONT)
+    assert code == 1
+    assert said.count("WRONG") == 1
+    assert "does not answer: another key, or it is stopped" in said
+    here.zray("stop")

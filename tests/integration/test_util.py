@@ -25,7 +25,7 @@ from zray.util import (
 )
 from zray.util.multiprocessing import Pool, TimeoutError
 from zray.util.queue import Empty, Full, Queue
-from zray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from zray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 PATIENCE_S = 30
 
@@ -292,9 +292,9 @@ def test_state() -> None:
         state.list_workers(filters=[("state", "<", 1)])
 
 
-def test_strategies_say_why_not() -> None:
+def test_a_strategy_that_is_missing_says_why() -> None:
     with pytest.raises(NotImplementedError, match="custom resource"):
-        NodeAffinitySchedulingStrategy("node", soft=False)
+        PlacementGroupSchedulingStrategy(None)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,11 @@ def test_strategies_say_why_not() -> None:
         ("zray.runtime_env", "RuntimeEnv"),
         ("zray.util.queue", "Queue Empty Full"),
         ("zray.util.multiprocessing", "Pool TimeoutError"),
-        ("zray.util.scheduling_strategies", "PlacementGroupSchedulingStrategy NodeLabelSchedulingStrategy"),
+        (
+            "zray.util.scheduling_strategies",
+            "NodeAffinitySchedulingStrategy PlacementGroupSchedulingStrategy NodeLabelSchedulingStrategy "
+            "In NotIn Exists DoesNotExist",
+        ),
     ],
 )
 def test_names_are_where_rays_users_import_them(module: str, names: str) -> None:

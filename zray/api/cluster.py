@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from zray.api import session
+from zray.errors import ClusterUnavailableError
+
+_PATIENCE_S = 5.0
+"""How long a node asks the control store which nodes there are."""
 
 
 def report(what: str) -> Any:
@@ -22,18 +27,37 @@ def report(what: str) -> Any:
 
 
 def cluster_resources() -> dict[str, float]:
-    """Amounts by resource name, of all nodes."""
-    return dict(report("resources")["total"])
+    """Amounts by resource name, of all living nodes."""
+    return _sum(node["Resources"] for node in nodes() if node["alive"])
 
 
 def available_resources() -> dict[str, float]:
-    """What nobody holds of them now."""
-    return {name: amount for name, amount in report("resources")["available"].items() if amount > 0}
+    """What nobody holds of them now; of other nodes as they reported last, a tenth of a second ago."""
+    found = _sum(node["available"] for node in nodes() if node["alive"])
+    return {name: amount for name, amount in found.items() if amount > 0}
 
 
 def nodes() -> list[dict[str, Any]]:
-    """One dict per node, with Ray's keys (``NodeID``, ``Alive``, ``Resources``, ...) and zray's own."""
-    return [with_ray_keys(report("node"))]
+    """One dict per node, with Ray's keys (``NodeID``, ``Alive``, ``Resources``, ...) and zray's own.
+
+    The node of this process comes first, with its store and counts; then the other living ones, then the
+    newest of the dead.
+
+    Raises:
+        ClusterUnavailableError: if the control store does not say which other nodes there are.
+    """
+    document = report("nodes")
+    if "unavailable" in document:
+        raise ClusterUnavailableError(document["unavailable"], _PATIENCE_S)
+    return [with_ray_keys(node) for node in (document["own"], *document["nodes"])]
+
+
+def _sum(amounts: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for some in amounts:
+        for name, amount in some.items():
+            total[name] = round(total.get(name, 0) + amount, 4)  # amounts are multiples of 1/10,000
+    return total
 
 
 def with_ray_keys(node: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +68,7 @@ def with_ray_keys(node: dict[str, Any]) -> dict[str, Any]:
         "NodeManagerHostname": node["host"],
         "NodeName": node["host"],
         "RayletSocketName": node["endpoint"],
-        "Resources": node["total"],
-        "alive": node["alive"],
+        "Resources": node["total"] if node["alive"] else {},
+        "Labels": node["labels"],
         **node,
     }

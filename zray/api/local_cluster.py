@@ -149,12 +149,13 @@ class LocalCluster:
         num_gpus: float | None = None,
         resources: Mapping[str, float] | None = None,
         object_store_memory: int | None = None,
+        labels: Mapping[str, str] | None = None,
     ) -> ClusterNode:
         """Start one more node.
 
         Args:
             wait: until all nodes that were added are members of the cluster.
-            num_cpus, num_gpus, resources, object_store_memory: as in ``zray.init``.
+            num_cpus, num_gpus, resources, object_store_memory, labels: as in ``zray.init``.
         Raises:
             ClusterUnavailableError: if it does not start.
             ValueError, TypeError: for amounts that make no sense.
@@ -164,6 +165,7 @@ class LocalCluster:
             num_gpus=num_gpus,
             resources=resources,
             object_store_memory=object_store_memory,
+            labels=labels,
         )
         options |= {"gcs": self.control_store.endpoints, "parent_pid": os.getpid(), "detached": True}
         timeout_s = self._config.init_timeout_ns / 1e9 + START_MARGIN_S

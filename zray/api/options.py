@@ -10,6 +10,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from zray import ids
+from zray.api.strategies import check_selector, check_strategy, strategy_of
 from zray.core.resources import demand_from
 from zray.protocol.codec import encode_batch
 from zray.protocol.messages import ACTOR, TASK, Demand, Describe
@@ -29,6 +30,7 @@ COMMON_DEFAULTS: dict[str, Any] = {
     "runtime_env": None,
     "_metadata": None,
     "scheduling_strategy": None,
+    "label_selector": None,
 }
 TASK_DEFAULTS: dict[str, Any] = {
     **COMMON_DEFAULTS,
@@ -61,8 +63,7 @@ METHOD_DEFAULTS: dict[str, Any] = {
 }
 CALL_DEFAULTS: dict[str, Any] = {**METHOD_DEFAULTS, "name": None}
 REFUSED = {
-    "label_selector": "nodes have no labels; name what they have in resources",
-    "fallback_strategy": "nodes have no labels",
+    "fallback_strategy": "name labels that are only wanted in NodeLabelSchedulingStrategy(soft=...)",
     "object_store_memory": "the store spills to disk; a task cannot reserve part of it",
     "placement_group": "placement groups do not exist yet",
     "placement_group_bundle_index": "placement groups do not exist yet",
@@ -174,6 +175,7 @@ def describe_task(
             max_calls=max_calls_of(options),
             environment=environment,
             spread=options["scheduling_strategy"] == "SPREAD",
+            strategy=strategy_of(options["scheduling_strategy"], options["label_selector"]),
         )
     )
 
@@ -203,9 +205,9 @@ def describe_actor(
             "calls one after the other has a state between them that can be saved"
         )
     is_saved = is_saved and options["max_restarts"] != 0
-    if options["scheduling_strategy"] == "SPREAD":
+    if options["scheduling_strategy"] not in (None, "DEFAULT") or options["label_selector"]:
         raise ValueError(
-            "scheduling_strategy='SPREAD' is for tasks: an actor lives on the node of its creator"
+            "scheduling_strategy and label_selector are for tasks: an actor lives on the node of its creator"
         )
     return _with_id(
         Describe(
@@ -286,11 +288,6 @@ def _check_metadata(name: str, value: Any) -> None:
         raise TypeError(f"{name} is a dict, not {value!r}")
 
 
-def _check_strategy(name: str, value: Any) -> None:
-    if value not in (None, "DEFAULT", "SPREAD"):
-        raise ValueError(f"{name} is 'DEFAULT' or 'SPREAD', not {value!r}: zray has no other strategies yet")
-
-
 def _check_retries(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} is a whole number, not {value!r}")
@@ -354,6 +351,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "_duration_s": _check_duration,
     "runtime_env": _check_environment,
     "_metadata": _check_metadata,
-    "scheduling_strategy": _check_strategy,
+    "scheduling_strategy": check_strategy,
+    "label_selector": check_selector,
     "_generator_backpressure_num_objects": _check_optional_count,
 }

@@ -116,6 +116,7 @@ def init(
     num_gpus: int | None = None,
     resources: Mapping[str, float] | None = None,
     object_store_memory: int | None = None,
+    labels: Mapping[str, str] | None = None,
     gcs_shards: int | None = None,
     gcs_replicas: int | None = None,
     trace: str | os.PathLike[str] | None = None,
@@ -138,6 +139,7 @@ def init(
         num_cpus, num_gpus: of the new node; default: the CPUs this process may use, and no GPU.
         resources: custom resources of the new node, amounts by name.
         object_store_memory: bytes of the new node's object store; default: 30 % of the memory.
+        labels: of the new node: by them tasks can choose it (``label_selector``).
         gcs_shards: shards of the control store of the new cluster; default 1.
         gcs_replicas: processes of each shard; with 2 or more any one of them may die. Default 1.
         trace: a file in which the new node records what it decides, for ``zray sim replay`` and ``whatif``;
@@ -165,14 +167,10 @@ def init(
             raise RuntimeError("zray.init() was called twice; call zray.shutdown() first")
         address = _checked_address(address)
         started = {
-            "num_cpus": num_cpus,
-            "num_gpus": num_gpus,
-            "resources": resources,
-            "object_store_memory": object_store_memory,
-            "gcs_shards": gcs_shards,
-            "trace": trace,
+            "num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels,
+            "object_store_memory": object_store_memory, "gcs_shards": gcs_shards, "trace": trace,
             "gcs_replicas": gcs_replicas,
-        }
+        }  # fmt: skip
         if address == "local":
             return _start_local(started, options)
         given = [name for name, value in started.items() if value is not None]
@@ -182,7 +180,6 @@ def init(
 
 
 _REFUSED = {
-    "labels": "nodes have no labels; name what they have in resources",
     "local_mode": "run a cluster of one node, which starts in a fraction of a second",
     "dashboard_host": "there is no dashboard",
     "dashboard_port": "there is no dashboard",
@@ -296,6 +293,7 @@ def node_options_of(
     gcs_shards: int | None = None,
     gcs_replicas: int | None = None,
     trace: str | os.PathLike[str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Checked here, so that a mistake is a Python error and not a node that does not start."""
     for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
@@ -316,6 +314,12 @@ def node_options_of(
         from zray.core.resources import demand_from
 
         demand_from(resources)
+    if labels is not None:
+        if not isinstance(labels, Mapping):
+            raise TypeError(f"labels is a dict of strings by name, not {labels!r}")
+        from zray.core.labels import labels_from
+
+        labels_from(labels)
     whole = {
         "object_store_memory": object_store_memory, "gcs_shards": gcs_shards, "gcs_replicas": gcs_replicas,
     }  # fmt: skip
@@ -328,6 +332,7 @@ def node_options_of(
         "num_cpus": num_cpus,
         "num_gpus": num_gpus or 0,
         "resources": dict(resources or {}),
+        "labels": dict(labels or {}),
         "object_store_memory": object_store_memory,
         "gcs_shards": gcs_shards or 1,
         "trace": None if trace is None else os.path.abspath(os.fsdecode(trace)),

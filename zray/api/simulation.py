@@ -36,9 +36,12 @@ from sim.user_code import CrashedHereError, UserRun
 from sim.worker import SimWorker
 from zray import ids
 from zray.config import Config
+from zray.core.membership import Membership
+from zray.core.node_lists import nodes_report
 from zray.core.placement import SCHEDULING
 from zray.core.reports import report
 from zray.errors import TaskError, ZrayError
+from zray.protocol.cluster import ListNodes
 from zray.protocol.messages import ACTOR, Describe, Value
 from zray.protocol.user_messages import VALUES
 from zray.runtime import own_client
@@ -196,8 +199,15 @@ class SimulatedClient:
         """Nothing is pinned here."""
 
     def query(self, what: str, timeout_s: float = 10.0) -> bytes:
-        """A report of the node."""
-        return report(self.process.host.node, what)
+        """A report of the node, or of all of them."""
+        host = self.process.host
+        if what != "nodes":
+            return report(host.node, what)
+        for machine in host.cluster.shards[0].machines if host.cluster.shards else ():
+            if isinstance(machine, Membership):
+                rows = machine.census.answer(ListNodes(0)).rows
+                return nodes_report(host.node, rows, 0)
+        return nodes_report(host.node, (), 0)
 
     # --- what dies -----------------------------------------------------------------------------------
 

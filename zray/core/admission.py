@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from zray.core.machine import TRANSFER, invariant
 from zray.core.node_store import SEALED, ObjectEntry
-from zray.core.placement import Inputs, is_better_elsewhere
+from zray.core.placement import FITS, MISFIT, PINNED, SECOND_BEST, Inputs, fit_of, is_better_elsewhere
 from zray.core.worker_pool import TaskEntry
 from zray.ids import short
 from zray.protocol.messages import ACTOR, ERROR, FAULT, TASK_FAILED, Forward, Place
@@ -105,7 +105,9 @@ class TaskAdmission:
                 is_here = False
         if task.stays:
             leaves = False
-        elif not is_here and self._waits_again(task):
+        elif (not is_here and self._waits_again(task)) or (
+            task.task_class.descriptor.strategy is not None and not self._may_run(task)
+        ):
             return
         else:
             leaves = self._leaves(task, is_here)
@@ -141,11 +143,29 @@ class TaskAdmission:
         scheduler, task_class = self.scheduler, task.task_class
         if not scheduler.pool.resources.feasible(task_class.demand):
             return True
-        if not scheduler.peers or task.hops or self.is_bound(task):
+        fit = self._fit(task)
+        if fit == MISFIT:
+            return True
+        if not scheduler.peers or task.hops or fit == PINNED or self.is_bound(task):
             return False
-        if self._overloaded(task):
+        if fit == SECOND_BEST or self._overloaded(task):
             return True
         return not is_here and is_better_elsewhere(scheduler.node_id, self._inputs(task))
+
+    def _fit(self, task: TaskEntry) -> int:
+        """What the strategy of a task says of this node; one that was placed here once is here for good."""
+        strategy = task.task_class.descriptor.strategy
+        if strategy is None or task.hops:
+            return FITS
+        return fit_of(strategy, self.scheduler.node_id, self.scheduler.labels)
+
+    def _may_run(self, task: TaskEntry) -> bool:
+        """Whether a task can be anywhere where its strategy allows it to be; if not, it ends."""
+        if self._fit(task) != MISFIT or not self.is_bound(task):
+            return True
+        reason = "it is to run on another node, and what it is or takes ties it to that of its submitter"
+        self.scheduler.unschedulable(task, reason)
+        return False
 
     def is_bound(self, task: TaskEntry) -> bool:
         """Whether a task can run on the node of its submitter only."""

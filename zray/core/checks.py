@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+from zray.core.labels import LABELS_MAX, problem_of_rules
 from zray.ids import ID_BYTES
 from zray.protocol.messages import (
     ACTOR,
@@ -44,6 +45,13 @@ def problem_of_descriptor(message: Describe) -> str:
         return f"actor {message.name} returns {message.num_returns} values and not one, its handle"
     if message.max_retries < -1:
         return f"{message.name}() is tried again {message.max_retries} times"
+    strategy = message.strategy
+    if strategy is not None:
+        if len(strategy.node_id) not in (0, ID_BYTES):
+            return f"{message.name}() is to run on a node with an id of {len(strategy.node_id)} bytes"
+        problem = problem_of_rules((*strategy.hard, *strategy.wanted))
+        if problem:
+            return problem
     return problem_of_demand(message.demand)
 
 
@@ -65,6 +73,8 @@ def problem_of_report(message: NodeReport) -> str:
     load = message.backlog, message.run_ns, message.bandwidth, message.pulling
     if min(load) < 0:
         return f"a negative load: {load}"
+    if len(message.labels) > LABELS_MAX:
+        return f"a node with {len(message.labels)} labels"
     return problem_of_demand(message.total)
 
 

@@ -84,7 +84,9 @@ class ClusterSide:
         self.transfers = Transfers(
             out, config=scheduler.config, store=store, references=references, sharing=self.sharing
         )
-        self.reconstruction = Reconstruction(out, shards=shards, scheduler=scheduler, sharing=self.sharing)
+        self.reconstruction = Reconstruction(
+            out, shards=shards, scheduler=scheduler, sharing=self.sharing, over=self.guests.over
+        )
         self.peers = Peers(
             out, node_id=node_id, shards=shards, on_change=self._peers_changed, on_dead=self._node_dead
         )
@@ -102,7 +104,7 @@ class ClusterSide:
             Deny: self.guests.on_deny,
             Declined: self.away.on_declined,
             Taken: self.guests.on_taken,
-            JobOver: self.guests.on_job_over,
+            JobOver: self.on_job_over,
             JobContext: self.guests.on_job_context,
             TableChanged: self.reconstruction.on_table_changed,
             Members: self.peers.on_members,
@@ -178,7 +180,7 @@ class ClusterSide:
         self.transfers.node_dead(node)
         self.sharing.node_dead(node)
         for job in [job for job in self.scheduler.jobs.values() if job.home == node]:
-            self.guests.end_job(self.now_ns, job.job_id)
+            self._end_job(job.job_id)
         self.guests.node_dead(node)
         self.away.node_dead(self.now_ns, node)
         self.scheduler.admission.resend()
@@ -186,6 +188,14 @@ class ClusterSide:
     def shard_moved(self, number: int, address: Address) -> None:
         """A shard is served by another of its replicas from now on; that one will greet."""
         self.sharing.shard_moved(number, address)
+
+    def on_job_over(self, now_ns: int, source: Address, message: JobOver) -> None:
+        """The job of some guests has ended at their origin."""
+        self._end_job(message.job_id)
+
+    def _end_job(self, job_id: bytes) -> None:
+        self.guests.end_job(self.now_ns, job_id)
+        self.reconstruction.end_job(job_id)
 
     def shard_is_back(self, shard: Address) -> None:
         """A shard greets: it may have missed, or forgotten, anything."""

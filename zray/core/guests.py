@@ -17,7 +17,7 @@ from zray.core.placement import HOPS_MAX
 from zray.core.sharing import Sharing
 from zray.core.worker_pool import TaskEntry
 from zray.ids import return_ids, short
-from zray.protocol.cluster import Claim, Declined, Deny, Ended, Grant, Input, JobOver, Taken
+from zray.protocol.cluster import Claim, Declined, Deny, Ended, Grant, Input, Taken
 from zray.protocol.messages import ACTOR, AT_NODE, Describe, Forward, Infeasible, JobContext, Place
 from zray.protocol.user_messages import VALUES
 
@@ -250,10 +250,6 @@ class Guests:
                 guest.origin = b""
                 if guest.ended is not None:
                     self._forget(task_id)
-
-    def on_job_over(self, now_ns: int, source: Address, message: JobOver) -> None:
-        """The job of some guests has ended at their origin."""
-        self.end_job(now_ns, message.job_id)
 
     def end_job(self, now_ns: int, job_id: bytes) -> None:
         """End the guests of a job, for good: a grant that is still on its way finds it over."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 from zray.core.machine import Address
 from zray.core.worker_pool import TaskClass, Worker
 from zray.protocol.messages import PROTOCOL_VERSION, Demand, NodeHello, Welcome
+from zray.protocol.strategies import Labels
 
 
 class NodeIdentity:
     """What a node tells others about itself. All fields are constant for its life."""
 
     __slots__ = (
-        "arena_bytes", "arena_path", "endpoint", "host", "incarnation", "node_id", "pid", "spill_dir",
+        "arena_bytes", "arena_path", "endpoint", "host", "incarnation", "labels", "node_id", "pid",
+        "spill_dir",
     )  # fmt: skip
 
     def __init__(
@@ -25,6 +27,7 @@ class NodeIdentity:
         endpoint: str = "",
         arena_path: str = "",
         spill_dir: str = "",
+        labels: Labels = (),
     ) -> None:
         self.node_id = node_id
         self.arena_bytes = arena_bytes
@@ -34,12 +37,14 @@ class NodeIdentity:
         self.endpoint = endpoint
         self.arena_path = arena_path
         self.spill_dir = spill_dir
+        self.labels = labels
 
     def hello(self, total: Demand) -> NodeHello:
         """What a node with these resources tells every shard of itself."""
         return NodeHello(
-            PROTOCOL_VERSION, self.node_id, self.incarnation, self.pid, self.host, self.endpoint, total
-        )
+            PROTOCOL_VERSION, self.node_id, self.incarnation, self.pid, self.host, self.endpoint, total,
+            self.labels,
+        )  # fmt: skip
 
     def welcome(self, inline_bytes_max: int) -> Welcome:
         """The answer to a process that introduces itself."""

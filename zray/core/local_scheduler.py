@@ -49,6 +49,7 @@ from zray.protocol.messages import (
     Value,
     Withdraw,
 )
+from zray.protocol.strategies import Labels
 
 if TYPE_CHECKING:
     from zray.core.away import Away
@@ -60,7 +61,7 @@ class LocalScheduler:
 
     Args:
         out: the node's outbox.
-        node_id: of this node.
+        node_id, labels: of this node.
         global_scheduler: where tasks are forwarded; empty: nowhere (they wait and warn).
         config: limits.
         store, references, pool, actors, lineage, leases: the machines of the same node.
@@ -71,6 +72,7 @@ class LocalScheduler:
         out: list[Effect],
         *,
         node_id: bytes,
+        labels: Labels,
         global_scheduler: Address,
         config: Config,
         store: NodeStore,
@@ -82,6 +84,7 @@ class LocalScheduler:
     ) -> None:
         self.out = out
         self.node_id = node_id
+        self.labels = labels
         self.global_scheduler = global_scheduler
         self.config = config
         self.store = store
@@ -582,6 +585,12 @@ class LocalScheduler:
         if self.away is not None:
             self.away.job_over(job)
         self._forget_job(job_id)
+
+    def unschedulable(self, task: TaskEntry, reason: str) -> None:
+        """End a task that no node will ever run."""
+        name = task.task_class.descriptor.name
+        self.forwarded.pop(task.spec.task_id, None)
+        self.finish_all(task, faults.fault_value(faults.UNSCHEDULABLE, name, reason), TASK_FAILED)
 
     def _job_over(self, job_id: bytes) -> Value:
         return faults.fault_value(faults.OBJECT_LOST, short(job_id), "its job has ended")

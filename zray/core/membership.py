@@ -18,9 +18,10 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from zray.config import Config
+from zray.core.census import Census
 from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
 from zray.ids import short
-from zray.protocol.cluster import LinkLost, Members
+from zray.protocol.cluster import LinkLost, ListNodes, Members
 from zray.protocol.documents import decode_value
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
@@ -77,6 +78,7 @@ class Membership:
         self.epoch = 0
         self.members: dict[bytes, Member] = {}
         self.dead: dict[bytes, None] = {}
+        self.census = Census()
         self.burials: dict[int, bytes] = {}  # token of a write that is under way -> node
         self.tokens = life() << LIFE_SHIFT  # no answer to a former life is taken for one to this
         self.opened = False  # whether the graves and the node table were read
@@ -96,6 +98,8 @@ class Membership:
         """A node introduces itself, under its own name; the shard refuses one of another version."""
         if message.version != PROTOCOL_VERSION or source != message.node_id:
             return
+        if message.node_id not in self.dead:
+            self.census.introduced(message)
         member = self.members.get(message.node_id)
         if message.node_id in self.dead:
             self._tell(source)
@@ -119,6 +123,7 @@ class Membership:
             self.epoch = message.epoch
             self.changed = True
         member.epoch = message.epoch
+        self.census.reported(message)
         self._hear(now_ns, member)
 
     def _hear(self, now_ns: int, member: Member) -> None:
@@ -189,6 +194,7 @@ class Membership:
         if source != self.store or node_id is None or not (message.ok or message.value is not None):
             return
         self.dead[node_id] = None
+        self.census.died(node_id)
         member = self.members.pop(node_id, None)
         if member is not None:
             self.changed = True
@@ -225,8 +231,13 @@ class Membership:
             self.look_at_ns = now_ns + self.config.heartbeat_interval_ns
 
     def _remember(self, now_ns: int, node_id: bytes, value: bytes) -> None:
-        if node_id not in self.dead and node_id not in self.members:
-            hello = decode_value(value, NodeHello)
+        if node_id in self.members:
+            return
+        hello = decode_value(value, NodeHello)
+        self.census.introduced(hello)
+        if node_id in self.dead:
+            self.census.died(node_id)
+        else:
             self.members[node_id] = Member(now_ns, node_id, node_id, hello.endpoint)
 
     # --- telling -----------------------------------------------------------------------------------
@@ -243,6 +254,11 @@ class Membership:
         nodes = tuple((member.node_id, member.endpoint) for member in self.members.values())
         self.out.append((address, Members(self.epoch, nodes)))
 
+    def on_list_nodes(self, now_ns: int, source: Address, message: ListNodes) -> None:
+        """A node asks, for people, which nodes there are. Before the graves are read it asks again."""
+        if self.opened:
+            self.out.append((source, self.census.answer(message)))
+
     def _tell_operator(self, text: str) -> None:
         self.out.append((RUNTIME, Warn(text)))
 
@@ -257,4 +273,5 @@ class Membership:
         LinkLost: on_link_lost,
         TableReply: on_table_reply,
         TablePage: on_table_page,
+        ListNodes: on_list_nodes,
     }

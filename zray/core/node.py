@@ -16,7 +16,6 @@ from zray.core.chain_heads import ChainHeads
 from zray.core.cluster_side import CLUSTER_MESSAGES, ClusterSide
 from zray.core.extents import Extents
 from zray.core.identity import ClientEntry, NodeIdentity
-from zray.core.inquiries import Inquiries
 from zray.core.jobs import Job
 from zray.core.leases import Leases
 from zray.core.lineage import Lineage
@@ -139,6 +138,7 @@ class Node:
         self.scheduler = LocalScheduler(
             self.out,
             node_id=identity.node_id,
+            labels=identity.labels,
             global_scheduler=shards[0] if shards else RUNTIME,
             config=config,
             store=self.store,
@@ -150,8 +150,9 @@ class Node:
         )
         self.names, self.streams = user_requests.rooms_of(self)
         self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=self.shards)
-        self.inquiries = Inquiries(self.out, self.clients)
-        self.everywhere = user_requests.everywhere_of(self)
+        rooms = user_requests.questions_of(self)
+        self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
+        self.asked = (self.inquiries, self.everywhere, self.node_lists)
         self.now_ns = 0
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
@@ -164,7 +165,7 @@ class Node:
         wishes = (
             self.scheduler.wake_at_ns, self.lineage.wake_at_ns, self.store.wake_at_ns, self.report_at_ns,
             self.tables.wake_at_ns, self.leases.look_at_ns, self.cluster.wake_at_ns,
-            self.inquiries.wake_at_ns, self.everywhere.wake_at_ns,
+            *[room.wake_at_ns for room in self.asked],
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -184,8 +185,8 @@ class Node:
         self.lineage.flush_due(now_ns)
         self.tables.on_tick(now_ns)
         self.leases.on_tick(now_ns)
-        self.inquiries.on_tick(now_ns)
-        self.everywhere.on_tick(now_ns)
+        for room in self.asked:
+            room.on_tick(now_ns)
         self.cluster.on_tick(now_ns)
         if self.store.wake_at_ns is not None and self.store.wake_at_ns <= now_ns:
             for entry in self.store.on_tick(now_ns):
@@ -203,8 +204,8 @@ class Node:
         self.lineage.check()
         self.tables.check()
         self.names.check()
-        self.inquiries.check()
-        self.everywhere.check()
+        for room in self.asked:
+            room.check()
         self.scheduler.lives.check()
         self.scheduler.check()
         self.cluster.check()
@@ -271,8 +272,8 @@ class Node:
         promises.break_all(client, self.store, self.references)
         self.actors.client_gone(address)
         self.names.client_gone(address)
-        self.inquiries.client_gone(address)
-        self.everywhere.client_gone(address)
+        for room in self.asked:
+            room.client_gone(address)
         for entry in self.store.client_gone(address):
             self._not_created(now_ns, entry)
         self.references.client_gone(address)
@@ -625,14 +626,20 @@ class Node:
             self.cluster.guests.place_early(message)
 
     def on_infeasible(self, now_ns: int, source: Address, message: Infeasible) -> None:
-        """No node can run a task: it waits, and its submitter is told why."""
+        """No node can run a task: it waits, and its submitter is told why, or it ends."""
         task = self.scheduler.forwarded.get(message.task_id)
         if task is None or not (source in self.shards or source in self.cluster.peers.alive):
+            return
+        if message.verdict:
+            self.now_ns = self.scheduler.now_ns = now_ns
+            self.scheduler.unschedulable(task, message.verdict)
             return
         number = task.task_class.number.to_bytes(8, "big")
         if number not in self.warned:
             self.warned[number] = None
-            self.out.append((task.submitter, Warn(reports.infeasible_text(message))))
+            self.out.append(
+                (task.submitter, Warn(reports.infeasible_text(message, task.task_class.descriptor.strategy)))
+            )
 
     def _report(self, now_ns: int) -> None:
         """Tell the global scheduler our load: often while it changes, else as often as shows that we live."""

@@ -60,6 +60,11 @@ class SharedRow:
         value = self.value
         return value is not None and (value.kind in (INLINE, ERROR, FAULT) or bool(self.copies))
 
+    @property
+    def is_coming(self) -> bool:
+        """Whether it was never made and somebody will. A maker that waits for it follows its lineage only."""
+        return self.value is None and any(maker not in self.waiters for maker in self.makers)
+
     def forget(self, node: Address) -> bool:
         """Drop all that ``node`` said; whether there was any."""
         kinds = (self.holders, self.copies, self.makers, self.waiters)
@@ -158,6 +163,7 @@ class ObjectDirectory:
                 row.waiters.pop(node, None)
             case k if k == EXPECT:
                 row.makers[node] = None
+                row.waiters.pop(node, None)
             case k if k == UNCOPY:
                 row.copies.pop(node, None)
             case k if k == WANT:
@@ -235,7 +241,7 @@ class ObjectDirectory:
                 self.orphans.pop(object_id, None)
             elif not row.holders:
                 self._free(row)
-            elif row.found or (row.makers and row.value is None):
+            elif row.found or row.is_coming:
                 self.orphans.pop(object_id, None)
             elif object_id not in self.orphans:
                 self._orphaned(now_ns, row)
@@ -276,6 +282,7 @@ class ObjectDirectory:
             self.rebuilding[task_id] = node, attempt
         row.value = None
         row.makers[node] = None
+        row.waiters.pop(node, None)
         self.out.append((node, Rebuild(row.object_id, attempt, record)))
 
     def _tell_everybody(self, row: SharedRow) -> None:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from zray.config import Config
+from zray.core.labels import all_hold
 from zray.core.machine import Address
 from zray.core.resources import ResourcePool
 from zray.protocol.messages import RESOURCE_UNIT, Demand, Forward, NodeReport
+from zray.protocol.strategies import Labels, Strategy
 
 if TYPE_CHECKING:
     from random import Random
@@ -72,8 +74,8 @@ class NodeLoad:
     """
 
     __slots__ = (
-        "address", "backlog", "bandwidth", "heard_ns", "incarnation", "load", "node_id", "pool", "pulling",
-        "queue_ns", "queued_ns", "run_ns", "slot_ns", "slots",
+        "address", "backlog", "bandwidth", "heard_ns", "incarnation", "labels", "load", "node_id", "pool",
+        "pulling", "queue_ns", "queued_ns", "run_ns", "slot_ns", "slots",
     )  # fmt: skip
 
     def __init__(self, now_ns: int, address: Address, report: NodeReport, averages: ClusterAverages) -> None:
@@ -87,6 +89,7 @@ class NodeLoad:
         if dict(report.total) != self.pool.total:
             self.pool = ResourcePool(report.total)
         self.pool.set_free(report.free)
+        self.labels = dict(report.labels)
         cpus = self.pool.total.get("CPU", 0)
         self.slots = max(1, cpus // RESOURCE_UNIT)
         self.backlog = max(0, report.backlog)
@@ -137,6 +140,38 @@ Inputs = tuple[tuple[bytes, int, tuple[bytes, ...]], ...]
 
 Policy = Callable[[Sequence[NodeLoad], Forward, "Random | None"], NodeLoad]
 """``(nodes, task, random) -> node``: ``nodes`` is not empty, sorted by node id, and all are feasible."""
+
+
+# Whether a task stays where it is (fit_of).
+MISFIT, SECOND_BEST, FITS, PINNED = 0, 1, 2, 3
+
+
+def fit_of(strategy: Strategy, node_id: bytes, labels: Labels) -> int:
+    """What a strategy says of one node to a node that does not know the others.
+
+    Returns:
+        ``MISFIT``: another node must run the task; ``SECOND_BEST``: another may be better; ``FITS``: as good
+        as any; ``PINNED``: no other node will do as well.
+    """
+    own = dict(labels)
+    if not all_hold(strategy.hard, own):
+        return MISFIT
+    if strategy.node_id:
+        if strategy.node_id == node_id:
+            return PINNED
+        return SECOND_BEST if strategy.soft else MISFIT
+    return FITS if all_hold(strategy.wanted, own) else SECOND_BEST
+
+
+def eligible(nodes: Sequence[NodeLoad], strategy: Strategy | None) -> list[NodeLoad]:
+    """Those of the nodes that a strategy leaves to a policy: if there are any, those that it wants."""
+    if strategy is None:
+        return list(nodes)
+    allowed = [node for node in nodes if all_hold(strategy.hard, node.labels)]
+    if strategy.node_id:
+        on_it = [node for node in allowed if node.node_id == strategy.node_id]
+        return on_it if on_it or not strategy.soft else allowed
+    return [node for node in allowed if all_hold(strategy.wanted, node.labels)] or allowed
 
 
 def queue_ns(node: NodeLoad, demand: Demand) -> int:

@@ -8,7 +8,7 @@ found missing by the same path, one level further up.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zray.core.jobs import remember
@@ -16,7 +16,7 @@ from zray.core.machine import Address, Effect, invariant
 from zray.core.node_store import PENDING, REMOTE, SEALED, ObjectEntry
 from zray.core.sharing import Sharing
 from zray.core.worker_pool import TaskClass, TaskEntry
-from zray.ids import return_ids, shard_of, short
+from zray.ids import producer_of, return_ids, shard_of, short
 from zray.protocol import faults
 from zray.protocol.cluster import Rebuild
 from zray.protocol.documents import decode_value
@@ -37,6 +37,7 @@ from zray.protocol.messages import (
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
 
+JOB_OVER = "its last copy is lost and the job that made it has ended"
 FIRST_TOKEN = 1 << 40
 """Tokens of look-ups; those of table writes are lower."""
 
@@ -45,12 +46,19 @@ class Reconstruction:
     """Tasks that are to run again here. Pure; shares its node's outbox."""
 
     def __init__(
-        self, out: list[Effect], *, shards: Sequence[Address], scheduler: LocalScheduler, sharing: Sharing
+        self,
+        out: list[Effect],
+        *,
+        shards: Sequence[Address],
+        scheduler: LocalScheduler,
+        sharing: Sharing,
+        over: Mapping[bytes, None],
     ) -> None:
         self.out = out
         self.shards = shards
         self.scheduler = scheduler
         self.sharing = sharing
+        self.over = over  # jobs of other nodes that have ended
         self.waiting: dict[bytes, Rebuild] = {}  # task -> what was asked, until all is known of it
         self.asked: dict[int, tuple[int, bytes]] = {}  # token -> table and key
         self.descriptors: dict[bytes, Describe] = {}
@@ -67,7 +75,9 @@ class Reconstruction:
             self.sharing.expose((message.object_id,))  # here it is
             return
         self._expect(entry)
-        if record.task_id not in self.scheduler.tasks and record.task_id not in self.waiting:
+        if record.job_id in self.over:
+            self._lose(record, JOB_OVER)
+        elif record.task_id not in self.scheduler.tasks and record.task_id not in self.waiting:
             self.waiting[record.task_id] = message
             self._go_on(now_ns, message, record)
 
@@ -167,15 +177,28 @@ class Reconstruction:
     def _refuse(self, task_class: TaskClass, record: TaskRecord) -> None:
         """A task that must not run twice: what it made is lost."""
         name = task_class.descriptor.name
-        reason = f"its last copy is lost and {name}() may not run again (max_retries=0)"
-        for object_id in return_ids(record.task_id, task_class.descriptor.num_returns):
-            entry = self.scheduler.store.objects.get(object_id)
-            if entry is not None and entry.state != SEALED:
-                self.scheduler.store.lose(entry)
-                self.scheduler.store.seal(
-                    entry, faults.fault_value(faults.OBJECT_LOST, short(object_id), reason)
-                )
+        self._lose(record, f"its last copy is lost and {name}() may not run again (max_retries=0)")
+
+    def _lose(self, record: TaskRecord, reason: str) -> None:
+        """What a task made, as far as this node knows of it, is lost. Cost: O(shared objects)."""
+        store = self.scheduler.store
+        made = [object_id for object_id in self.sharing.shared if producer_of(object_id) == record.task_id]
+        for object_id in made:
+            entry = store.objects[object_id]
+            if entry.state != SEALED:
+                store.lose(entry)
+                store.seal(entry, faults.fault_value(faults.OBJECT_LOST, short(object_id), reason))
                 self.scheduler.references.free_if_unneeded(entry)
+
+    def end_job(self, job_id: bytes) -> None:
+        """A job is over, and with it what is asked for its sake: nobody may ever answer."""
+        for message in list(self.waiting.values()):
+            record = message.record
+            if record is not None and record.job_id == job_id:
+                del self.waiting[record.task_id]
+                self._lose(record, JOB_OVER)
+        if not self.waiting:
+            self.asked.clear()
 
     def check(self) -> None:
         """Whatever waits, waits for something that was asked for."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from zray.core.labels import rule_text
 from zray.core.node_store import SEALED
 from zray.core.resources import amounts_of
 from zray.core.worker_pool import DEDICATED, IDLE, LEASED, STARTING
 from zray.protocol.documents import encode_report
 from zray.protocol.messages import ACTOR, DRIVER, Infeasible, NodeReport
+from zray.protocol.strategies import Strategy
 
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
@@ -48,7 +50,7 @@ def load_of(node: Node) -> NodeReport:
     return NodeReport(
         node.identity.node_id, node.identity.incarnation, resources.as_demand(), resources.free_demand(),
         scheduler.backlog(), _run_ns(scheduler), transfers.bandwidth, node.cluster.peers.epoch,
-        transfers.wanted_bytes(),
+        transfers.wanted_bytes(), node.identity.labels,
     )  # fmt: skip
 
 
@@ -65,13 +67,15 @@ def _resources(node: Node) -> dict[str, Any]:
     return {"total": amounts_of(pool.as_demand()), "available": amounts_of(pool.free_demand())}
 
 
-def _node(node: Node) -> dict[str, Any]:
+def node_report(node: Node) -> dict[str, Any]:
+    """A node of itself."""
     identity, store = node.identity, node.store
     return {
         "node_id": identity.node_id.hex(),
         "host": identity.host,
         "pid": identity.pid,
         "endpoint": identity.endpoint,
+        "labels": dict(identity.labels),
         "alive": True,
         **_resources(node),
         "store": {
@@ -198,7 +202,7 @@ def _jobs(node: Node) -> list[dict[str, Any]]:
 
 _REPORTS = {
     "resources": _resources,
-    "node": _node,
+    "node": node_report,
     "workers": _workers,
     "tasks": tasks_of,
     "actors": _actors,
@@ -207,10 +211,14 @@ _REPORTS = {
 }
 
 
-def infeasible_text(message: Infeasible) -> str:
+def infeasible_text(message: Infeasible, strategy: Strategy | None) -> str:
     """What the submitter of a task is told that no node can run."""
-    asked = ", ".join(f"{amount:g} {name}" for name, amount in amounts_of(message.demand).items())
+    asked = [f"{amount:g} {name}" for name, amount in amounts_of(message.demand).items()]
+    if strategy is not None:
+        asked += [rule_text(rule) for rule in strategy.hard]
+        if strategy.node_id and not strategy.soft:
+            asked.append(f"node {strategy.node_id.hex()}")
     return (
-        f"{message.name}() asks for {asked}, which no node can provide; it stays pending until one "
-        f"joins that can. {'; '.join(message.nodes) or 'no node is known'}"
+        f"{message.name}() asks for {', '.join(asked)}, which no node can provide; it stays "
+        f"pending until one joins that can. {'; '.join(message.nodes) or 'no node is known'}"
     )

@@ -436,6 +436,7 @@ class Sharing:
                 entry = self.store.objects[object_id]
                 if not shared.nodes and entry.state == REMOTE:
                     self.want_again(entry)
+                    self.references.free_if_unneeded(entry)  # it may have been let go already
 
     def check(self) -> None:
         """Every shared object is known to the store, and what needs it is counted."""

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from zray.core import reports
 from zray.core.actor_names import ActorNames
 from zray.core.everywhere import PREFIX, Answerer, Everywhere
-from zray.core.inquiries import TOPICS
+from zray.core.inquiries import TOPICS, Inquiries
 from zray.core.machine import Address, Handler
+from zray.core.node_lists import NodeLists
+from zray.core.probes import Probes
 from zray.core.streams import FIRST_ITEM_INDEX, Streams
 from zray.ids import RETURNS_MAX
-from zray.protocol.cluster import AskPeer, PeerAnswer
+from zray.protocol.cluster import AskPeer, Knocked, NodeList, PeerAnswer, Probe
 from zray.protocol.messages import (
     DRIVER,
     Abort,
@@ -161,6 +163,9 @@ def on_query(node: Node, now_ns: int, source: Address, message: Query) -> None:
     client = node.known(source)
     if client is None:
         return
+    if message.what == "nodes":
+        node.node_lists.ask(now_ns, source, message)
+        return
     if message.what == "abandoned":
         body = reports.abandoned(node, client.job_id if client.worker is None else client.worker.job_id)
         node.out.append((source, Answer(message.token, body)))
@@ -189,6 +194,12 @@ def everywhere_of(node: Node) -> Everywhere:
     )
 
 
+def questions_of(node: Node) -> tuple[Inquiries, Everywhere, NodeLists, Probes]:
+    """The rooms of a node for what people want to know."""
+    inquiries = Inquiries(node.out, node.clients)
+    return inquiries, everywhere_of(node), NodeLists(node), Probes(node.out)
+
+
 def on_ask_peer(node: Node, now_ns: int, source: Address, message: AskPeer) -> None:
     """Another node asks for a report."""
     node.everywhere.on_ask_peer(now_ns, source, message)
@@ -215,6 +226,21 @@ def on_table_reply(node: Node, now_ns: int, source: Address, message: TableReply
 def on_table_page(node: Node, now_ns: int, source: Address, message: TablePage) -> None:
     """A shard answers a listing."""
     node.names.on_page(source, message)
+
+
+def on_node_list(node: Node, now_ns: int, source: Address, message: NodeList) -> None:
+    """The control store says which nodes there are."""
+    node.node_lists.on_list(source, message)
+
+
+def on_probe(node: Node, now_ns: int, source: Address, message: Probe) -> None:
+    """Somebody who has the key wants to know what this node can connect to."""
+    node.probes.on_probe(source, message)
+
+
+def on_knocked(node: Node, now_ns: int, source: Address, message: Knocked) -> None:
+    """This process has tried."""
+    node.probes.on_knocked(source, message)
 
 
 def on_watch_actor(node: Node, now_ns: int, source: Address, message: WatchActor) -> None:
@@ -279,4 +305,7 @@ HANDLERS: dict[type[Any], Handler] = {
     Told: on_told,
     TableReply: on_table_reply,
     TablePage: on_table_page,
+    NodeList: on_node_list,
+    Probe: on_probe,
+    Knocked: on_knocked,
 }

@@ -52,6 +52,7 @@ class TaskClass:
         self.leasable = (
             self.may_run_ahead
             and not descriptor.spread
+            and descriptor.strategy is None
             and descriptor.num_returns == 1
             and descriptor.returns == VALUES
             and not descriptor.retry_exceptions

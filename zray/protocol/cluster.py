@@ -7,7 +7,8 @@ The rules are those of ``messages.py``. Words: a task is *away* at the node wher
 from __future__ import annotations
 
 from zray.protocol.base import Message
-from zray.protocol.messages import JobContext, Submit, TaskRecord, Value
+from zray.protocol.messages import Demand, JobContext, Refused, Submit, TaskRecord, Value
+from zray.protocol.strategies import Labels
 
 # What a node tells the shard of a shared object (ShareUpdate.kind).
 HOLD = 0  # something on the node needs it
@@ -183,6 +184,51 @@ class Members(Message, frozen=True, tag=180):
     nodes: tuple[tuple[bytes, str], ...]
 
 
+class ListNodes(Message, frozen=True, tag=275):
+    """Node -> first shard: which nodes there are; answered by ``NodeList`` with the same token."""
+
+    token: int
+
+
+class NodeRow(Message, frozen=True):
+    """What is known of one node; ``free`` and ``backlog`` of its last report, if it is alive."""
+
+    node_id: bytes
+    host: str
+    pid: int
+    endpoint: str
+    labels: Labels
+    total: Demand
+    free: Demand
+    backlog: int
+    alive: bool
+
+
+class NodeList(Message, frozen=True, tag=276):
+    """Answer to ``ListNodes``: the living, then the newest of the dead, without ``left_out`` of them."""
+
+    token: int
+    rows: tuple[NodeRow, ...]
+    left_out: int = 0
+
+
+# --- whoever has the key <-> node ------------------------------------------------------------------
+
+
+class Probe(Message, frozen=True, tag=277):
+    """Can the receiver connect to these tcp endpoints? Answered by ``Probed``."""
+
+    token: int
+    endpoints: tuple[str, ...]
+
+
+class Probed(Message, frozen=True, tag=278):
+    """Answer to ``Probe``: one sentence per endpoint, empty if it can be connected to."""
+
+    token: int
+    problems: tuple[str, ...]
+
+
 # --- a node <-> the process that hosts it --------------------------------------------------------
 
 
@@ -251,13 +297,32 @@ class ChunkArrived(Message, frozen=True, tag=184):
     size: int
 
 
+class Knock(Message, frozen=True, tag=279):
+    """Connect to these endpoints and hang up; answered by ``Knocked`` with the same token and asker."""
+
+    asker: bytes
+    token: int
+    endpoints: tuple[str, ...]
+
+
+class Knocked(Message, frozen=True, tag=280):
+    """What came of ``Knock``, one sentence per endpoint."""
+
+    asker: bytes
+    token: int
+    problems: tuple[str, ...]
+
+
 FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild
 FromPeer = (
     Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed | AskPeer | PeerAnswer
 )  # fmt: skip
-OfHost = LinkPeer | UnlinkPeer | LinkLost | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived
+OfHost = (
+    LinkPeer | UnlinkPeer | LinkLost | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived | Knock | Knocked
+)
 
-ToClusterNode = FromDirectory | FromPeer | Members | JobContext
-ToDirectory = ShareUpdates | Members
+ToClusterNode = FromDirectory | FromPeer | Members | JobContext | NodeList | Probe
+ToDirectory = ShareUpdates | Members | ListNodes
 OnDataLink = Chunk | PullFailed
-"""What a node of a cluster, and a shard that keeps its directory, accept beside ``messages.py``."""
+ToDoctor = Probed | Refused
+"""What a node of a cluster, a shard with its directory, and ``zray doctor`` accept beside ``messages.py``."""

@@ -17,6 +17,7 @@ from zray.errors import (
     RemoteProtocolError,
     RuntimeEnvSetupError,
     TaskCancelledError,
+    TaskUnschedulableError,
     WorkerCrashedError,
     ZrayError,
 )
@@ -30,6 +31,7 @@ OUT_OF_DISK = "out_of_disk"  # need, detail
 CANCELLED = "cancelled"  # task_id
 ACTOR_UNAVAILABLE = "actor_unavailable"  # actor_id, reason
 ENVIRONMENT = "environment"  # reason
+UNSCHEDULABLE = "unschedulable"  # name, reason
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -51,6 +53,7 @@ _ERRORS = {
     CANCELLED: TaskCancelledError,
     ACTOR_UNAVAILABLE: ActorUnavailableError,
     ENVIRONMENT: RuntimeEnvSetupError,
+    UNSCHEDULABLE: TaskUnschedulableError,
 }
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from zray.protocol.base import Message as Message
 from zray.protocol.base import Value as Value
+from zray.protocol.strategies import Labels, Strategy
 from zray.protocol.user_messages import VALUES, UserDirect, UserFromNode, UserToNode
 from zray.protocol.user_messages import Call as Call
 from zray.protocol.user_messages import Reply as Reply
@@ -89,6 +90,7 @@ class Describe(Message, frozen=True, tag=3):
     checkpoint_interval: int = -1  # calls of an actor between checkpoints; 0: on demand; -1: it has none
     records_calls: bool = False  # what an actor did since its checkpoint is repeated when it is made again
     spread: bool = False  # every task goes to the node with the fewest tasks, wherever its inputs are
+    strategy: Strategy | None = None  # which nodes it may run on
 
 
 class ExportFunction(Message, frozen=True, tag=4):
@@ -447,7 +449,7 @@ TASK_PENDING = 2
 
 
 class NodeHello(Message, frozen=True, tag=100):
-    """First message of a node to a shard. Its layout never changes."""
+    """First message of a node to a shard. The layout of the first seven fields never changes."""
 
     version: int
     node_id: bytes
@@ -456,6 +458,7 @@ class NodeHello(Message, frozen=True, tag=100):
     host: str
     endpoint: str
     total: Demand
+    labels: Labels = ()
 
 
 class RecordTasks(Message, frozen=True, tag=101):
@@ -623,6 +626,7 @@ class NodeReport(Message, frozen=True, tag=130):
     bandwidth: int  # exponential average of transfers, bytes per second; 0: unknown
     epoch: int = 0  # of the newest ``Members`` it heard
     pulling: int = 0  # bytes of copies that it wants and has not got
+    labels: Labels = ()
 
 
 class Forward(Message, frozen=True, tag=131):
@@ -652,12 +656,13 @@ class Place(Message, frozen=True, tag=140):
 
 
 class Infeasible(Message, frozen=True, tag=141):
-    """Global -> local: no node can ever run the task; it stays pending. One sentence per node."""
+    """Global -> local: no node can run the task. It waits, unless ``verdict`` says why it has to end."""
 
     task_id: bytes
     name: str
     demand: Demand
-    nodes: tuple[str, ...]
+    nodes: tuple[str, ...]  # one sentence each
+    verdict: str = ""
 
 
 # --- submitter <-> the worker that is leased to it -------------------------------------------------

@@ -22,6 +22,7 @@ import msgspec
 
 from zray.errors import ZrayError
 from zray.protocol.messages import Demand
+from zray.protocol.strategies import Labels
 
 MAGIC = b"zraytrc1"
 DIGEST_BYTES = 16
@@ -63,6 +64,7 @@ class NodeStart(_Record, frozen=True, tag="node"):
     total: Demand
     shards: tuple[bytes, ...]
     replicas: tuple[tuple[bytes, ...], ...] = ()
+    labels: Labels = ()
 
 
 class ShardStart(_Record, frozen=True, tag="shard"):

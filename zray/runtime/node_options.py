@@ -12,6 +12,7 @@ from zray.runtime.spawning import python_command
 
 if TYPE_CHECKING:  # 14 ms that whoever starts a node need not pay first
     from zray.protocol.messages import Demand
+    from zray.protocol.strategies import Labels
 
 
 class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
@@ -20,6 +21,7 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     num_cpus: float | None = None
     num_gpus: float = 0
     resources: dict[str, float] = {}
+    labels: dict[str, str] = {}
     object_store_memory: int | None = None
     gcs_shards: int = 1
     """Control-store processes that the node starts itself, when ``gcs`` is empty."""
@@ -51,6 +53,16 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
         cpus = self.num_cpus if self.num_cpus is not None else usable_cpus()
         named = {"CPU": cpus, "GPU": self.num_gpus, "memory": memory_bytes(), **self.resources}
         return demand_from(named)
+
+    def wire_labels(self) -> Labels:
+        """The labels of the node.
+
+        Raises:
+            ValueError: if one makes no sense.
+        """
+        from zray.core.labels import labels_from
+
+        return labels_from(self.labels)
 
     def arena_bytes(self) -> int:
         """The size of the object store, in whole pages."""

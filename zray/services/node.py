@@ -27,7 +27,7 @@ from zray import ids
 from zray.config import Config
 from zray.core.machine import DISK, RUNTIME, TRANSFER, WORKER_POOL
 from zray.errors import ClusterUnavailableError, ZrayError
-from zray.protocol.cluster import BuriedAlive, LinkPeer, UnlinkPeer
+from zray.protocol.cluster import BuriedAlive, Knock, LinkPeer, UnlinkPeer
 from zray.protocol.codec import decode_for_node
 from zray.protocol.local_messages import (
     ClientGone,
@@ -48,6 +48,7 @@ from zray.protocol.messages import (
 )
 from zray.runtime import session_dir
 from zray.runtime.endpoints import addresses_of_shards, beside, knock, public_part, why
+from zray.runtime.knocking import answer_in_thread
 from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, usable_cpus
 from zray.runtime.processes import (
@@ -207,7 +208,7 @@ class NodeProcess:
         start = NodeStart(
             identity.node_id, identity.incarnation, identity.arena_bytes, identity.pid, identity.host,
             identity.endpoint, identity.arena_path, identity.spill_dir, self.options.total(),
-            self.heads, self.replicas,
+            self.heads, self.replicas, identity.labels,
         )  # fmt: skip
         recorder = Recorder(self.options.trace, [start], self.config)
         stack.callback(recorder.close)
@@ -260,6 +261,7 @@ class NodeProcess:
             endpoint=",".join(self._endpoints()),
             arena_path=self.arena.path,
             spill_dir=self.session.spill_dir,
+            labels=self.options.wire_labels(),
         )
 
     def _endpoints(self) -> list[str]:
@@ -371,6 +373,8 @@ class NodeProcess:
                 self._forget_driver(message.client)
             elif isinstance(message, Warn):
                 log.warning("%s", message.text)
+            elif isinstance(message, Knock):
+                answer_in_thread(message, self.loop.post_threadsafe)
             elif isinstance(message, LinkPeer):
                 self._link_peer(message)
             elif isinstance(message, UnlinkPeer):

@@ -21,6 +21,10 @@ def add_node_arguments(parser: argparse.ArgumentParser) -> None:
         help='custom resources, amounts by name, such as \'{"disk": 2}\'',
     )  # fmt: skip
     add(
+        "--labels", type=_labels, default={}, metavar="NAME=VALUE,...",
+        help="labels by which tasks can choose the node, such as zone=a,disk=ssd; also as a JSON object",
+    )  # fmt: skip
+    add(
         "--object-store-memory", type=_positive, metavar="BYTES",
         help="size of the object store (default: 30%% of the memory)",
     )  # fmt: skip
@@ -114,6 +118,7 @@ def options_of(
         num_cpus=given.num_cpus,
         num_gpus=given.num_gpus,
         resources=given.resources,
+        labels=given.labels,
         object_store_memory=given.object_store_memory,
         gcs_shards=given.gcs_shards,
         gcs_replicas=given.gcs_replicas,
@@ -124,6 +129,7 @@ def options_of(
     )
     try:
         options.total()
+        options.wire_labels()
     except (TypeError, ValueError, OverflowError) as error:
         parser.error(str(error))
     return options
@@ -140,6 +146,19 @@ def _resources(text: str) -> dict[str, float]:
         if reserved in found:
             raise argparse.ArgumentTypeError(f"give {reserved} as {flag}")
     return found
+
+
+def _labels(text: str) -> dict[str, str]:
+    if text.lstrip().startswith("{"):
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"not a JSON object of labels: {error}") from None
+        return dict(found)
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(sign for _, sign, _ in pairs):
+        raise argparse.ArgumentTypeError(f"labels are NAME=VALUE with commas between them, not {text!r}")
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def _endpoint(text: str) -> str:

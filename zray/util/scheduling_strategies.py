@@ -1,32 +1,35 @@
-"""``scheduling_strategies``: Ray's names. zray places tasks by queueing and transfer time (paper, 4.2.2)."""
+"""``scheduling_strategies``: which nodes a task may run on, under Ray's names."""
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
-_REASON = "zray refuses {}: ask for a custom resource that only the wanted nodes have"
-
-
-class NodeAffinitySchedulingStrategy:
-    """Refused, with the reason, when it is made."""
-
-    def __init__(self, node_id: str, soft: bool, **options: Any) -> None:
-        _refuse(type(self).__name__)
-
-
-class NodeLabelSchedulingStrategy:
-    """Refused, with the reason, when it is made."""
-
-    def __init__(self, hard: Any = None, soft: Any = None) -> None:
-        _refuse(type(self).__name__)
+from zray.api.strategies import (
+    DoesNotExist,
+    Exists,
+    In,
+    NodeAffinitySchedulingStrategy,
+    NodeLabelSchedulingStrategy,
+    NotIn,
+)
 
 
 class PlacementGroupSchedulingStrategy:
     """Refused, with the reason, when it is made."""
 
     def __init__(self, placement_group: Any, **options: Any) -> None:
-        _refuse(type(self).__name__)
+        raise NotImplementedError(
+            "zray refuses PlacementGroupSchedulingStrategy: placement groups do not exist yet; "
+            "ask for a custom resource, or labels, that only the wanted nodes have"
+        )
 
 
-def _refuse(name: str) -> NoReturn:
-    raise NotImplementedError(_REASON.format(name))
+__all__ = [
+    "DoesNotExist",
+    "Exists",
+    "In",
+    "NodeAffinitySchedulingStrategy",
+    "NodeLabelSchedulingStrategy",
+    "NotIn",
+    "PlacementGroupSchedulingStrategy",
+]

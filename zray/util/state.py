@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from zray.api.cluster import with_ray_keys
+from zray.api.cluster import nodes, with_ray_keys
 from zray.api.everywhere import documents, rows
 from zray.api.inquiries import collect_metrics, prometheus_text, stacks
 
@@ -24,7 +24,7 @@ def _chosen(
             raise ValueError(f"a filter compares with '=' or '!=', not {predicate!r}")
         if found and key not in found[0]:
             raise ValueError(f"there is no key {key!r}; there are {', '.join(found[0])}")
-        found = [row for row in found if (str(row[key]) == str(value)) == (predicate == "=")]
+        found = [row for row in found if (str(row.get(key)) == str(value)) == (predicate == "=")]
     return found[:limit]
 
 
@@ -56,8 +56,9 @@ def list_workers(filters: Sequence[Filter] | None = None, limit: int = LIMIT) ->
 
 
 def list_nodes(filters: Sequence[Filter] | None = None, limit: int = LIMIT) -> list[dict[str, Any]]:
-    """Living nodes: resources, store, counts."""
-    return _chosen([with_ray_keys(node) for _, node in documents("node")], filters, limit)
+    """Nodes, alive and dead: address, labels, resources; of the living ones also store and counts."""
+    details = {node["node_id"]: with_ray_keys(node) for _, node in documents("node")}
+    return _chosen([details.get(row["node_id"], row) for row in nodes()], filters, limit)
 
 
 def list_jobs(filters: Sequence[Filter] | None = None, limit: int = LIMIT) -> list[dict[str, Any]]:
