@@ -121,7 +121,7 @@ def test_two_nodes_that_rebuild_one_loss_are_noticed(monkeypatch: Patch) -> None
     monkeypatch.setattr(ObjectDirectory, "_lost", lost)
     kind, detail = first_failure(load("lost_objects"), range(12))
     assert kind == CORRECTNESS
-    assert "attempt" in detail
+    assert "attempt" in detail or "rebuilds left" in detail
 
 
 @pytest.mark.usefixtures("no_self_judgement")
@@ -195,3 +195,18 @@ def test_a_new_head_that_decides_before_all_have_restated_is_noticed(monkeypatch
     kind, detail = first_failure(FAIL_OVERS, range(12))
     assert kind == CORRECTNESS
     assert "and nothing died" in detail
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_home_that_is_taken_for_a_maker_is_noticed(monkeypatch: Patch) -> None:
+    """A node and the head of a chain die in one moment, and all who knew that an object was made."""
+    monkeypatch.setattr("zray.core.sharing._will_be_told", lambda entry, shared: True)
+    scenario = replace(
+        load("lost_objects"),
+        check_every=20,
+        cluster=replace(load("lost_objects").cluster, nodes=4, drivers=2, replicas=3),
+        faults=FaultsPart(twin_crash=10.0, outage_ms=40),
+        phases=PhasesPart(faulty_s=0.5, liveness_s=20.0, quiet_s=14.0),
+    )
+    kind, _ = first_failure(scenario, range(3))
+    assert kind != PASSED

@@ -24,6 +24,7 @@ from zray.protocol.cluster import (
     DROP,
     EXPECT,
     HOLD,
+    HOME,
     UNCOPY,
     WANT,
     FreeObjects,
@@ -44,13 +45,14 @@ DEAD_NODES_MAX = 10_000
 class SharedRow:
     """What is known of one shared object; every dictionary is an ordered set of nodes."""
 
-    __slots__ = ("copies", "holders", "makers", "object_id", "value", "waiters")
+    __slots__ = ("copies", "holders", "idle", "makers", "object_id", "value", "waiters")
 
     def __init__(self, object_id: bytes) -> None:
         self.object_id = object_id
         self.holders: dict[Address, None] = {}
         self.copies: dict[Address, None] = {}
         self.makers: dict[Address, None] = {}
+        self.idle: dict[Address, None] = {}  # makers that only follow the lineage of what was made once
         self.waiters: dict[Address, None] = {}
         self.value: Value | None = None  # inline, or how large it is and what it contains
 
@@ -61,13 +63,16 @@ class SharedRow:
         return value is not None and (value.kind in (INLINE, ERROR, FAULT) or bool(self.copies))
 
     @property
-    def is_coming(self) -> bool:
-        """Whether it was never made and somebody will. A maker that waits for it follows its lineage only."""
-        return self.value is None and any(maker not in self.waiters for maker in self.makers)
+    def is_being_made(self) -> bool:
+        """Whether a node is about to give it a value.
+
+        Of a row whose value is known that does not follow from its makers: they stay, for its lineage.
+        """
+        return self.value is None and len(self.idle) < len(self.makers)
 
     def forget(self, node: Address) -> bool:
         """Drop all that ``node`` said; whether there was any."""
-        kinds = (self.holders, self.copies, self.makers, self.waiters)
+        kinds = (self.holders, self.copies, self.makers, self.idle, self.waiters)
         found = [kind for kind in kinds if node in kind]
         for kind in found:
             del kind[node]
@@ -163,7 +168,9 @@ class ObjectDirectory:
                 row.waiters.pop(node, None)
             case k if k == EXPECT:
                 row.makers[node] = None
-                row.waiters.pop(node, None)
+                row.idle.pop(node, None)
+            case k if k == HOME:
+                row.makers[node] = row.idle[node] = None
             case k if k == UNCOPY:
                 row.copies.pop(node, None)
             case k if k == WANT:
@@ -241,7 +248,7 @@ class ObjectDirectory:
                 self.orphans.pop(object_id, None)
             elif not row.holders:
                 self._free(row)
-            elif row.found or row.is_coming:
+            elif row.found or row.is_being_made:
                 self.orphans.pop(object_id, None)
             elif object_id not in self.orphans:
                 self._orphaned(now_ns, row)
@@ -282,7 +289,7 @@ class ObjectDirectory:
             self.rebuilding[task_id] = node, attempt
         row.value = None
         row.makers[node] = None
-        row.waiters.pop(node, None)
+        row.idle.pop(node, None)
         self.out.append((node, Rebuild(row.object_id, attempt, record)))
 
     def _tell_everybody(self, row: SharedRow) -> None:
@@ -299,6 +306,7 @@ class ObjectDirectory:
             invariant(row.object_id == object_id, "a row under another id")
             invariant(bool(row.holders or self.silent), "a row that no node holds:", short(object_id))
             invariant(not (row.found and row.waiters), "I6 waits for what is there:", short(object_id))
+            invariant(not row.idle.keys() - row.makers.keys(), "idle and no maker of", short(object_id))
             everybody = {**row.holders, **row.copies, **row.makers, **row.waiters}
             invariant(all(node in self.alive for node in everybody), "I9 the dead in", short(object_id))
         for object_id in self.orphans:
