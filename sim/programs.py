@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from zray import ids
-from zray.errors import ActorDiedError, ObjectLostError, WorkerCrashedError, ZrayError
+from zray.errors import ActorDiedError, ActorUnavailableError, ObjectLostError, WorkerCrashedError, ZrayError
 from zray.protocol.faults import fault_error
-from zray.protocol.messages import ERROR, FAULT, RESOURCE_UNIT, Demand, Describe, Value
+from zray.protocol.messages import ACTOR, ERROR, FAULT, RESOURCE_UNIT, Demand, Describe, Value
 
 Program = Generator[Any, Any, Any]
 _Ext = msgspec.msgpack.Ext
@@ -122,6 +122,10 @@ class MakeActor(NamedTuple):
     actor: str
     args: tuple[Any, ...] = ()
     cpus: float = 0.0
+    restarts: int = 0
+    checkpoint: int = -1
+    """Calls between two checkpoints; -1: it has none, 0: none but the recorded calls."""
+    spread: bool = False
 
 
 class CallActor(NamedTuple):
@@ -131,6 +135,8 @@ class CallActor(NamedTuple):
     method: str
     args: tuple[Any, ...] = ()
     returns: int = 1
+    repeats: int = 0
+    """How often it may run again if the actor is made again; -1: without end."""
 
 
 class EndActor(NamedTuple):
@@ -165,6 +171,26 @@ _descriptors: dict[tuple[Any, ...], Describe] = {}
 
 def descriptor_of(name: str, kind: int, returns: int, cpus: float, retries: int, again: bool) -> Describe:
     """The descriptor of tasks that have all this in common."""
+    return _descriptor(name, kind, returns, cpus, retries, again)
+
+
+def descriptor_of_actor(operation: MakeActor) -> Describe:
+    """The descriptor of the creation tasks of such actors."""
+    plain = _descriptor(operation.actor, ACTOR, 1, operation.cpus, 0, False)
+    special = operation.restarts, operation.checkpoint, operation.spread
+    if special == (0, -1, False):
+        return plain
+    return msgspec.structs.replace(
+        plain,
+        descriptor_id=ids.content_id(plain.descriptor_id + repr(special).encode()),
+        max_restarts=operation.restarts,
+        checkpoint_interval=operation.checkpoint,
+        records_calls=operation.checkpoint >= 0,
+        spread=operation.spread,
+    )
+
+
+def _descriptor(name: str, kind: int, returns: int, cpus: float, retries: int, again: bool) -> Describe:
     key = (name, kind, returns, cpus, retries, again)
     found = _descriptors.get(key)
     if found is None:
@@ -312,6 +338,7 @@ def unpack_error(data: bytes) -> ProgramError:
 
 _ORIGINS: dict[type[ZrayError], str] = {
     WorkerCrashedError: "worker_crashed", ObjectLostError: "object_lost", ActorDiedError: "actor_died",
+    ActorUnavailableError: "actor_unavailable",
 }  # fmt: skip
 
 

@@ -192,8 +192,7 @@ def describe_actor(
     """The descriptor of an actor's creation task.
 
     Raises:
-        ValueError: if it is to be saved and runs several calls at once: there is no state between them; or if
-            it is to live on another node than its creator.
+        ValueError: if it is to be saved and runs several calls at once: there is no state between them.
     """
     groups = options["concurrency_groups"] or {}
     concurrency = options["max_concurrency"] or (ASYNC_CONCURRENCY if is_async else 1)
@@ -203,10 +202,6 @@ def describe_actor(
             "calls one after the other has a state between them that can be saved"
         )
     is_saved = is_saved and options["max_restarts"] != 0
-    if options["scheduling_strategy"] == "SPREAD":
-        raise ValueError(
-            "scheduling_strategy='SPREAD' is for tasks: an actor lives on the node of its creator"
-        )
     return _with_id(
         Describe(
             ids.NIL_ID,
@@ -225,6 +220,7 @@ def describe_actor(
             environment=environment,
             checkpoint_interval=options["checkpoint_interval"] if is_saved else -1,
             records_calls=is_saved and options["max_task_retries"] not in (0, None),
+            spread=options["scheduling_strategy"] == "SPREAD",
         )
     )
 

@@ -32,6 +32,7 @@ from zray.protocol.documents import encode_value
 from zray.protocol.local_messages import ClientGone, ClientJoined, Spilled, SpillFailed, WorkerExited
 from zray.protocol.messages import (
     ACTOR_DEAD,
+    ACTOR_PENDING,
     DRIVER,
     ERROR,
     EXTENT,
@@ -149,7 +150,9 @@ class Node:
             leases=self.leases,
         )
         self.names, self.streams = user_requests.rooms_of(self)
-        self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=self.shards)
+        self.cluster = ClusterSide(
+            self.out, scheduler=self.scheduler, shards=self.shards, clients=self.clients
+        )
         self.inquiries = Inquiries(self.out, self.clients)
         self.everywhere = user_requests.everywhere_of(self)
         self.now_ns = 0
@@ -218,7 +221,11 @@ class Node:
         self.actors.released(producer_of(creation_object))
 
     def _actor_changed(self, state: ActorState) -> None:
-        self.tables.put(self.now_ns, TABLE_ACTOR, state.actor_id, encode_value(state))
+        entry, side = self.actors.entries[state.actor_id], self.cluster.actors
+        if state.state == ACTOR_PENDING and not self.cluster.sharing.active:
+            return  # nobody else could ask for it
+        side.changed(entry)
+        self.tables.put(self.now_ns, TABLE_ACTOR, state.actor_id, encode_value(side.row_of(entry)))
 
     # --- processes come and go -------------------------------------------------------------------
 
@@ -270,6 +277,7 @@ class Node:
         self.leases.submitter_gone(address)
         promises.break_all(client, self.store, self.references)
         self.actors.client_gone(address)
+        self.cluster.actors.views.client_gone(address)
         self.names.client_gone(address)
         self.inquiries.client_gone(address)
         self.everywhere.client_gone(address)
@@ -283,6 +291,7 @@ class Node:
         if source != RUNTIME or worker is None:
             return
         self._client_gone(now_ns, message.worker_id)
+        self.cluster.actors.relay.worker_gone(message.worker_id)
         self.scheduler.worker_exited(now_ns, worker, message)
 
     def _worker(self, source: Address) -> Worker | None:
@@ -435,6 +444,9 @@ class Node:
         """A process holds objects that it got from another."""
         if self.known(source) is not None:
             self.references.acquire(now_ns, source, message.object_ids)
+            worker = self._worker(source) if message.token else None
+            if worker is not None and self.cluster.actors.hosted.acknowledges_later(worker, message.token):
+                return
             if message.token:
                 self.out.append((source, Acked(message.token)))
 
@@ -507,6 +519,8 @@ class Node:
         if self.known(source) is None or self.refused(source, checks.problem_of_create(message)):
             return
         self.now_ns = now_ns
+        if self.cluster.actors.relay.here:
+            self.cluster.actors.relay.creating(source, message.object_id)
         entry = self.store.on_create(now_ns, source, message)
         if entry is None:
             return

@@ -37,8 +37,8 @@ from zray.protocol.messages import (
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
 
-FIRST_TOKEN = 1 << 40
-"""Tokens of look-ups; those of table writes are lower."""
+FIRST_TOKEN = 1 << 41
+"""Tokens of look-ups; those of table writes and of questions about names are lower."""
 
 
 class Reconstruction:
