@@ -37,7 +37,7 @@ from zray.protocol.actor_messages import (
     WatchFrom,
 )
 from zray.protocol.cluster import Declined
-from zray.protocol.messages import ACTOR_ALIVE, ACTOR_DEAD, KillActor, TableReply
+from zray.protocol.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, KillActor, TableReply
 from zray.protocol.user_messages import CancelCall, ConsumedItems
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class ActorSide:
     ) -> None:
         scheduler = cluster.scheduler
         self.node_id = scheduler.node_id
+        self.sharing = cluster.sharing
         self.actors, self.lives = scheduler.actors, scheduler.lives
         self.dead_max = scheduler.config.finished_tasks_max
         self.couriers = Couriers(out, sharing=cluster.sharing, on_post=self._on_post)
@@ -124,17 +125,23 @@ class ActorSide:
 
     # --- the actors of this node, as others see them -----------------------------------------------
 
-    def changed(self, entry: ActorEntry) -> None:
-        """An actor of this node has another state: calls to a life that is over are dropped first."""
+    def changed(self, entry: ActorEntry) -> ActorRow | None:
+        """An actor of this node has another state: calls to a life that is over are dropped first.
+
+        Returns:
+            its row of the actor table, unless nobody else could ask for it yet.
+        """
+        if entry.state.state == ACTOR_PENDING and not self.sharing.active:
+            return None
         if entry.state.state != ACTOR_ALIVE:
             self.relay.life_over(entry.actor_id)
         if entry.watching_nodes:
             at = self._at(entry)
             for node in entry.watching_nodes:
                 self.couriers.post(node, at)
+        return self._row_of(entry)
 
-    def row_of(self, entry: ActorEntry) -> ActorRow:
-        """What the actor table is told of an actor of this node."""
+    def _row_of(self, entry: ActorEntry) -> ActorRow:
         at, state = self._at(entry), entry.state
         return ActorRow(
             entry.actor_id,

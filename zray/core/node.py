@@ -32,7 +32,6 @@ from zray.protocol.documents import encode_value
 from zray.protocol.local_messages import ClientGone, ClientJoined, Spilled, SpillFailed, WorkerExited
 from zray.protocol.messages import (
     ACTOR_DEAD,
-    ACTOR_PENDING,
     DRIVER,
     ERROR,
     EXTENT,
@@ -221,11 +220,9 @@ class Node:
         self.actors.released(producer_of(creation_object))
 
     def _actor_changed(self, state: ActorState) -> None:
-        entry, side = self.actors.entries[state.actor_id], self.cluster.actors
-        if state.state == ACTOR_PENDING and not self.cluster.sharing.active:
-            return  # nobody else could ask for it
-        side.changed(entry)
-        self.tables.put(self.now_ns, TABLE_ACTOR, state.actor_id, encode_value(side.row_of(entry)))
+        row = self.cluster.actors.changed(self.actors.entries[state.actor_id])
+        if row is not None:
+            self.tables.put(self.now_ns, TABLE_ACTOR, state.actor_id, encode_value(row))
 
     # --- processes come and go -------------------------------------------------------------------
 
