@@ -184,6 +184,11 @@ class ActorSide:
         self.views.ask_again(shard)
         self.sweeper.shard_is_back(shard)
 
+    def client_gone(self, client: Address) -> None:
+        """A process of this node is gone: it watches nothing."""
+        self.actors.client_gone(client)
+        self.views.client_gone(client)
+
     # --- other nodes, and time ---------------------------------------------------------------------
 
     def peers_changed(self, alive: dict[Address, str]) -> None:

@@ -222,9 +222,9 @@ class HostedActors:
             return
         self.scheduler.out.append((hosted.worker.worker_id, message.message))
 
-    def acknowledges_later(self, worker: Worker, token: int) -> bool:
+    def acknowledges_later(self, worker: Worker | None, token: int) -> bool:
         """Whether the home of this worker's actor must first have what the worker said before."""
-        hosted = self.of(worker)
+        hosted = None if worker is None else self.of(worker)
         if hosted is None or not hosted.unkept:
             return False
         hosted.tokens.append(token)

@@ -273,8 +273,7 @@ class Node:
             self.out.append((RUNTIME, ClientGone(address)))
         self.leases.submitter_gone(address)
         promises.break_all(client, self.store, self.references)
-        self.actors.client_gone(address)
-        self.cluster.actors.views.client_gone(address)
+        self.cluster.actors.client_gone(address)
         self.names.client_gone(address)
         self.inquiries.client_gone(address)
         self.everywhere.client_gone(address)
@@ -441,10 +440,8 @@ class Node:
         """A process holds objects that it got from another."""
         if self.known(source) is not None:
             self.references.acquire(now_ns, source, message.object_ids)
-            worker = self._worker(source) if message.token else None
-            if worker is not None and self.cluster.actors.hosted.acknowledges_later(worker, message.token):
-                return
-            if message.token:
+            hosted = self.cluster.actors.hosted
+            if message.token and not hosted.acknowledges_later(self._worker(source), message.token):
                 self.out.append((source, Acked(message.token)))
 
     def on_hold_for(self, now_ns: int, source: Address, message: HoldFor) -> None:
@@ -516,8 +513,7 @@ class Node:
         if self.known(source) is None or self.refused(source, checks.problem_of_create(message)):
             return
         self.now_ns = now_ns
-        if self.cluster.actors.relay.here:
-            self.cluster.actors.relay.creating(source, message.object_id)
+        self.cluster.actors.relay.creating(source, message.object_id)
         entry = self.store.on_create(now_ns, source, message)
         if entry is None:
             return
