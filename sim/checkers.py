@@ -17,14 +17,14 @@ from sim.programs import error_in, unpack_error
 from zray.core.machine import Address
 from zray.core.object_directory import ObjectDirectory
 from zray.ids import short
-from zray.protocol.messages import ACTOR_ALIVE, RecordTasks, ReleaseLineage, Value
+from zray.protocol.messages import ACTOR_ALIVE, Call, RecordTasks, ReleaseLineage, Value
 
 if TYPE_CHECKING:
     from sim.hosts import SimNode, SimShard
     from sim.replicas import SimReplica
     from sim.scenario import FaultsPart
 
-CRASH_ORIGINS = ("worker_crashed", "actor_died", "object_lost")
+CRASH_ORIGINS = ("worker_crashed", "actor_died", "actor_unavailable", "object_lost")
 DISK_ORIGINS = ("out_of_disk", "store_full", "OutOfDiskError", "ObjectStoreFullError")
 
 
@@ -75,7 +75,10 @@ class Judge:
         self.started: dict[tuple[bytes, int], int] = {}  # attempt -> times
         self.made: dict[tuple[Address, bytes], list[bytes]] = {}  # (caller, actor) -> calls
         self.applied: dict[tuple[Address, bytes], int] = {}
+        self.callers_of: dict[bytes, list[Address]] = {}  # call -> who made it; several if a task ran again
+        self.attempts: dict[tuple[bytes, int], int] = {}  # attempt of a call -> how often it ran
         self.constructed: dict[bytes, None] = {}
+        self.lives: dict[bytes, int] = {}  # actor -> the number of its newest life
         self.killed: dict[bytes, None] = {}  # actors that a program ended
         self.gone: dict[bytes, None] = {}  # actors and processes that are no more
         self.unconfirmed: dict[tuple[Address, Address], dict[int, list[tuple[bytes, int]]]] = {}
@@ -149,20 +152,34 @@ class Judge:
         """A process calls an actor."""
         if self.strict:
             self.made.setdefault((caller, actor_id), []).append(task_id)
+            self.callers_of.setdefault(task_id, []).append(caller)
 
-    def call_applied(self, caller: Address, actor_id: bytes, task_id: bytes) -> None:
-        """An actor runs a call."""
+    def call_applied(self, actor_id: bytes, call: Call, worker: Address) -> None:
+        """An actor runs a call: each attempt once, and in each life in the order in which calls were made.
+
+        An actor without restarts has one life, which misses none. Of a call that a task made in each of its
+        attempts nobody can say whose it is.
+        """
         if not self.strict:
             return
-        made = self.made.get((caller, actor_id), [])
-        position = self.applied.get((caller, actor_id), 0)
-        if position >= len(made) or made[position] != task_id:
-            self.fail(f"I3: {short(actor_id)} runs {short(task_id)} as number {position} of {caller.hex()}")
-        self.applied[caller, actor_id] = position + 1
+        task_id, callers = call.task_id, self.callers_of[call.task_id]
+        times = self.attempts[task_id, call.attempt] = self.attempts.get((task_id, call.attempt), 0) + 1
+        if times > len(callers):
+            self.fail(f"I8: attempt {call.attempt} of call {short(task_id)} runs again, in {worker.hex()}")
+        for caller in dict.fromkeys(callers):
+            made, position = self.made[caller, actor_id], self.applied.get((worker, caller), 0)
+            number = made.index(task_id, position) if task_id in made[position:] else -1
+            is_next = number == position or (number > position and self.lives.get(actor_id, 0) > 0)
+            if not is_next and len(callers) == 1:
+                self.fail(
+                    f"I3: {short(actor_id)} runs {short(task_id)} as number {position} of {caller.hex()}"
+                )
+            self.applied[worker, caller] = self.applied[caller, actor_id] = max(position, number + 1)
 
-    def actor_made(self, actor_id: bytes) -> None:
+    def actor_made(self, actor_id: bytes, life: int) -> None:
         """A constructor returned."""
         self.constructed[actor_id] = None
+        self.lives[actor_id] = life
 
     def actor_killed(self, actor_id: bytes) -> None:
         """A program ends an actor."""
@@ -300,6 +317,12 @@ class Judge:
             "guests": [short(task_id) for task_id in cluster.guests.guests],
             "transfers": [short(object_id) for object_id in cluster.transfers.active],
             "rebuilds": [short(task_id) for task_id in cluster.reconstruction.waiting],
+            "hosted actors": [short(actor_id) for actor_id in cluster.actors.hosted.actors],
+            "away calls": [short(task_id) for task_id in cluster.actors.relay.away],
+            "hosted calls": [short(task_id) for task_id in cluster.actors.relay.here],
+            "untaken replies": [short(task_id) for _, task_id, _ in cluster.actors.relay.untaken],
+            "posts": [posted for s in cluster.actors.couriers.streams.values() for posted in s.unacked],
+            "pasts": [short(actor_id) for actor_id in node.scheduler.lives.checkpoints.pasts],
             "counted": list(node.references.counted),
             "copies": [short(object_id) for object_id in node.store.copies],
         }

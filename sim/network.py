@@ -15,12 +15,15 @@ from typing import Any, NamedTuple
 
 from sim.kernel import Kernel
 from zray.core.machine import Address
+from zray.protocol.actor_messages import ToActorNode
 from zray.protocol.chain import ToMaster, ToReplica
 from zray.protocol.cluster import OnDataLink, ToClusterNode, ToDirectory
 from zray.protocol.codec import BATCH_MESSAGES_MAX, batch_decoder, encode_batch
 from zray.protocol.messages import ToNode, ToProcess
 
-_decode = batch_decoder(ToNode | ToProcess | ToReplica | ToMaster | ToClusterNode | ToDirectory | OnDataLink)
+_decode = batch_decoder(
+    ToNode | ToProcess | ToReplica | ToMaster | ToClusterNode | ToActorNode | ToDirectory | OnDataLink
+)
 
 Receiver = Callable[[Address, list[Any]], None]
 

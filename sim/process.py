@@ -29,6 +29,7 @@ from sim.programs import (
     Spawn,
     Store,
     descriptor_of,
+    descriptor_of_actor,
     error_in,
     pack,
     pack_args,
@@ -41,7 +42,6 @@ from zray.core.client_objects import ClientObjects
 from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import Address, Effect
 from zray.protocol.messages import (
-    ACTOR,
     EXTENT,
     FILE,
     INLINE,
@@ -347,8 +347,7 @@ class Process(ABC):
 
     def do_make_actor(self, operation: MakeActor) -> Steps:
         """Submit a creation task."""
-        kind = descriptor_of(operation.actor, ACTOR, 1, operation.cpus, 0, False)
-        (object_id,) = yield from self._submit(kind, operation.args)
+        (object_id,) = yield from self._submit(descriptor_of_actor(operation), operation.args)
         return ActorRef(object_id)
 
     def _submit(self, kind: Describe, args: tuple[Any, ...]) -> Steps:
@@ -552,7 +551,7 @@ class Process(ABC):
     def do_call_actor(self, operation: CallActor) -> Steps:
         """Call a method."""
         self._debt_ns += self.costs.submit_ns
-        handle, method, args, count = operation
+        handle, method, args, count, repeats = operation
         packed, deps = pack_args(args) if args else (_NO_ARGS, ())
         data, deps, stored = yield from self._args_as_sent(packed, deps)
         task_id = ids.task_id(self._next_prefix(), self._counter)
@@ -562,7 +561,7 @@ class Process(ABC):
         sequence = self.calls.next_sequence(handle.actor_id)
         call = Call(task_id, handle.actor_id, sequence, method, count, data, deps)
         self.cluster.judge.call_made(self.address, handle.actor_id, task_id)
-        self.caller.call(call, returns, arguments)
+        self.caller.call(call, returns, arguments, repeats)
         for object_id in returns:
             self._add_handle(object_id)
         if stored:

@@ -16,13 +16,14 @@ import msgspec
 from zray import ids
 from zray.errors import (
     ActorDiedError,
+    ActorUnavailableError,
     ObjectLostError,
     TaskUnschedulableError,
     WorkerCrashedError,
     ZrayError,
 )
 from zray.protocol.faults import fault_error
-from zray.protocol.messages import ERROR, FAULT, RESOURCE_UNIT, Demand, Describe, Value
+from zray.protocol.messages import ACTOR, ERROR, FAULT, RESOURCE_UNIT, Demand, Describe, Value
 from zray.protocol.strategies import Strategy
 
 Program = Generator[Any, Any, Any]
@@ -130,6 +131,10 @@ class MakeActor(NamedTuple):
     actor: str
     args: tuple[Any, ...] = ()
     cpus: float = 0.0
+    restarts: int = 0
+    checkpoint: int = -1
+    """Calls between two checkpoints; -1: it has none, 0: none but the recorded calls."""
+    spread: bool = False
 
 
 class CallActor(NamedTuple):
@@ -139,6 +144,8 @@ class CallActor(NamedTuple):
     method: str
     args: tuple[Any, ...] = ()
     returns: int = 1
+    repeats: int = 0
+    """How often it may run again if the actor is made again; -1: without end."""
 
 
 class EndActor(NamedTuple):
@@ -176,6 +183,29 @@ def descriptor_of(
     strategy: Strategy | None = None,
 ) -> Describe:  # fmt: skip
     """The descriptor of tasks that have all this in common."""
+    return _descriptor(name, kind, returns, cpus, retries, again, strategy)
+
+
+def descriptor_of_actor(operation: MakeActor) -> Describe:
+    """The descriptor of the creation tasks of such actors."""
+    plain = _descriptor(operation.actor, ACTOR, 1, operation.cpus, 0, False)
+    special = operation.restarts, operation.checkpoint, operation.spread
+    if special == (0, -1, False):
+        return plain
+    return msgspec.structs.replace(
+        plain,
+        descriptor_id=ids.content_id(plain.descriptor_id + repr(special).encode()),
+        max_restarts=operation.restarts,
+        checkpoint_interval=operation.checkpoint,
+        records_calls=operation.checkpoint >= 0,
+        spread=operation.spread,
+    )
+
+
+def _descriptor(
+    name: str, kind: int, returns: int, cpus: float, retries: int, again: bool,
+    strategy: Strategy | None = None,
+) -> Describe:  # fmt: skip
     key = (name, kind, returns, cpus, retries, again, strategy)
     found = _descriptors.get(key)
     if found is None:
@@ -325,6 +355,7 @@ def unpack_error(data: bytes) -> ProgramError:
 _ORIGINS: dict[type[ZrayError], str] = {
     WorkerCrashedError: "worker_crashed", ObjectLostError: "object_lost", ActorDiedError: "actor_died",
     TaskUnschedulableError: "unschedulable",
+    ActorUnavailableError: "actor_unavailable",
 }  # fmt: skip
 
 

@@ -42,6 +42,8 @@ CLUSTER_SEEDS = 500_000
 """All seeds from here on draw clusters of several nodes, which exchange tasks and objects."""
 CHAINED_SEEDS = 700_000
 """All seeds from here on draw such clusters on shards that are replicated."""
+ACTOR_SEEDS = 900_000
+"""All seeds from here on draw clusters of several nodes whose programs make actors on all of them."""
 REPLICATED_SHARE = 1 / 3
 """Of the seeds below this share draws replicated shards."""
 CLUSTER_SHARE = 0.5
@@ -68,6 +70,8 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= ACTOR_SEEDS:
+        return _with_actors(seed, _clustered(seed, plain))
     if seed >= CHAINED_SEEDS:
         return _replicated(_clustered(seed, plain), **_draw_replicas(seed), **_draw_twins(seed))
     if seed >= CLUSTER_SEEDS:
@@ -86,7 +90,8 @@ def plain_scenario_of(seed: int) -> Scenario:
         present, share = random.random() < 0.35, random.random()
         if present:
             rates[name] = round(most * share * share, 4)
-    kind: Any = random.choice([name for name in KINDS if name not in ("empty", "lone", "choosy")])
+    plain_kinds = [name for name in KINDS if name not in ("empty", "lone", "choosy", "actors")]
+    kind: Any = random.choice(plain_kinds)
     if stream(seed, "swarm/lone").random() < LONE_SHARE:
         kind = "lone"
     pressed = kind in ("memory_pressure", "shuffle", "references", "mixed")
@@ -138,6 +143,17 @@ def _clustered(seed: int, plain: Scenario) -> Scenario:
     return msgspec.structs.replace(
         plain, check_every=random.choice((1, 3)), cluster=cluster, faults=faults, phases=phases
     )
+
+
+def _with_actors(seed: int, clustered: Scenario) -> Scenario:
+    """The same cluster, whose programs make actors on all nodes; some of their processes die as well."""
+    random = stream(seed, "swarm/actors")
+    worker_crash = random.choice((0.0, 0.0, round(40 * random.random(), 2)))
+    workload = msgspec.structs.replace(
+        clustered.workload, kind="actors", tasks=random.randint(5, 80), actors=random.randint(1, 5)
+    )
+    faults = msgspec.structs.replace(clustered.faults, worker_crash=worker_crash)
+    return msgspec.structs.replace(clustered, workload=workload, faults=faults)
 
 
 def _replicated(plain: Scenario, replicas: int, **rates: float) -> Scenario:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from sim.checkpoints import SimCheckpoints
 from sim.process import ARGS_IN_LAST_DEP, Process, Steps
 from sim.programs import (
     ACTORS,
@@ -54,7 +55,7 @@ from zray.protocol.messages import (
     Unblocked,
     Value,
 )
-from zray.protocol.user_messages import SeeGpus
+from zray.protocol.user_messages import CheckpointFound, RepeatCall, SeeGpus
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
@@ -76,6 +77,7 @@ class SimWorker(Process):
         self.kinds: dict[bytes, Describe] = {}
         self.actor: Any = None
         self.actor_id = b""
+        self.checkpoints: SimCheckpoints | None = None
         self.kept: list[bytes] = []  # refs in the actor's own state, each held once
         self.current = ids.NIL_ID
         self.current_returns = 0  # return objects of what runs
@@ -151,7 +153,8 @@ class SimWorker(Process):
 
     def on_call(self, source: Address, message: Call | LeasedRun) -> None:
         """A method call, or a task straight from its submitter."""
-        self.routes[source] = self.address + SERVER_SUFFIX
+        if source != self.node:  # which passes on calls from other nodes
+            self.routes[source] = self.address + SERVER_SUFFIX
         self.waiting_calls.append((source, message))
 
     def on_describe(self, source: Address, message: Describe) -> None:
@@ -175,6 +178,16 @@ class SimWorker(Process):
     def on_exit(self, source: Address, message: Exit) -> None:
         """End once the calls that are here are done."""
         self.exiting = True
+
+    def on_repeat(self, source: Address, message: RepeatCall) -> None:
+        """A former process of the actor ran this call."""
+        assert self.checkpoints is not None
+        self.checkpoints.told.append(message)
+
+    def on_checkpoint_found(self, source: Address, message: CheckpointFound) -> None:
+        """All is said of the former processes."""
+        if message.token in self._replies:
+            self._replies[message.token] = message
 
     def return_queued(self) -> None:
         """Give every task back that was not started."""
@@ -279,8 +292,12 @@ class SimWorker(Process):
         made = (self.cluster.functions.get(code) or ACTORS[kind.name])(*args)
         self.actor = (yield from self.drive(made)) if hasattr(made, "send") else made
         self.actor_id = run.task_id
-        self.cluster.judge.actor_made(run.task_id)
+        self.cluster.judge.actor_made(run.task_id, run.attempt)
         self._keep_state()
+        if kind.checkpoint_interval >= 0:
+            self.checkpoints = SimCheckpoints(self, kind)
+            if run.attempt:
+                yield from self.checkpoints.restore()
         self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
         return (Value(INLINE, pack(None).data),)
 
@@ -344,6 +361,11 @@ class SimWorker(Process):
     # --- actor calls -------------------------------------------------------------------------------
 
     def _run_call(self, source: Address, call: Call) -> Steps:
+        checkpoints = self.checkpoints
+        answer = None if checkpoints is None else checkpoints.answers.pop(call.task_id, None)
+        if answer is not None:  # it ran before this process was made, and only its reply was lost
+            self.out.append((source, Reply(call.task_id, answer)))
+            return
         self.current, self.current_returns = call.task_id, call.num_returns
         self.set_context(call.task_id)
         self._debt_ns += self.costs.run_ns
@@ -355,7 +377,7 @@ class SimWorker(Process):
             data = inputs.pop() if call.args == ARGS_IN_LAST_DEP else call.args
             args, refs = unpack_args(data, inputs)
             self.take_up(refs)
-            self.cluster.judge.call_applied(source, self.actor_id, call.task_id)
+            self.cluster.judge.call_applied(self.actor_id, call, self.address)
             result = getattr(self.actor, call.method)(*args)
             if hasattr(result, "send"):
                 result = yield from self.drive(result)
@@ -363,10 +385,12 @@ class SimWorker(Process):
         except ProgramError as error:
             values = (Value(ERROR, pack_error(error)),) * call.num_returns
         except _InputFailedError as error:
-            self.cluster.judge.call_applied(source, self.actor_id, call.task_id)
+            self.cluster.judge.call_applied(self.actor_id, call, self.address)
             values = (error.value,) * call.num_returns
         self._keep_state()
-        if self.objects.acquires != acquires:
+        if checkpoints is not None:
+            yield from checkpoints.note(call, values)
+        elif self.objects.acquires != acquires:
             yield from self.confirm_acquired()
         yield from self._spend()
         self.current = ids.NIL_ID
@@ -388,6 +412,8 @@ class SimWorker(Process):
         Recall: on_recall,
         SeeGpus: on_see_gpus,
         Exit: on_exit,
+        RepeatCall: on_repeat,
+        CheckpointFound: on_checkpoint_found,
     }
 
 

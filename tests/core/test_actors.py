@@ -85,7 +85,7 @@ def test_every_state_is_reported(out: Outbox) -> None:
     machine.alive(A, host)
     machine.died(A, CAUSE)
     machine.died(A, CAUSE)
-    assert [state.state for state in states] == [ACTOR_ALIVE, ACTOR_DEAD]
+    assert [state.state for state in states] == [ACTOR_PENDING, ACTOR_ALIVE, ACTOR_DEAD]
 
 
 def test_an_unknown_actor_is_dead(actors: Actors, out: Outbox) -> None:

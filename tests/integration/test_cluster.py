@@ -55,11 +55,6 @@ def where(number: int) -> int:
 
 
 @zray.remote
-class Nothing:
-    """An actor."""
-
-
-@zray.remote
 def slow(number: int) -> int:
     time.sleep(1.0)
     return number
@@ -98,8 +93,6 @@ def test_tasks_that_are_to_spread_do(cluster: Cluster) -> None:
     spread = where.options(scheduling_strategy="SPREAD")
     with cluster.connect():
         eventually(lambda: len(set(zray.get([spread.remote(i) for i in range(3)]))) == 3, 20.0)
-        with pytest.raises(ValueError, match="an actor lives on the node of its creator"):
-            Nothing.options(scheduling_strategy="SPREAD").remote()
 
 
 def test_nested_tasks(cluster: Cluster) -> None:

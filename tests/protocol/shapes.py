@@ -16,16 +16,29 @@ import msgspec
 import msgspec.inspect as shape
 from hypothesis import strategies as st
 
-from zray.protocol import base, chain, cluster, codec, local_messages, messages, strategies, user_messages
+from zray.protocol import (
+    actor_messages,
+    base,
+    chain,
+    cluster,
+    codec,
+    local_messages,
+    messages,
+    strategies,
+    user_messages,
+)
 
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 """What one msgpack integer holds."""
 
-MODULES = (base, strategies, user_messages, messages, cluster, local_messages, chain)
+MODULES = (base, strategies, user_messages, messages, cluster, actor_messages, local_messages, chain)
 """Where messages are defined: those of every cluster, of a process with itself, of logs and chains."""
 
 LINKS: dict[str, tuple[Callable[[bytes], list[Any]], Any]] = {
-    "node": (codec.decode_for_node, messages.ToNode | cluster.ToClusterNode),
+    "node": (
+        codec.decode_for_node,
+        messages.ToNode | cluster.ToClusterNode | actor_messages.ToActorNode,
+    ),
     "gcs": (codec.decode_for_gcs, messages.ToGcs | cluster.ToDirectory),
     "replica": (codec.batch_decoder(chain.ToReplica), chain.ToReplica),
     "master": (codec.batch_decoder(chain.ToMaster), chain.ToMaster),

@@ -131,7 +131,7 @@ def test_structs_without_a_tag_travel_inside_messages() -> None:
     names = {struct.__name__ for struct in shapes.untagged()}
     assert names == {
         "Value", "TaskRecord", "Logged", "Command", "ChainMember", "ShareUpdate", "Input", "NodeRow",
-        "Strategy", "LabelRule",
+        "Strategy", "LabelRule", "ActorRow",
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from sim import command
 from sim.run import CORRECTNESS, CRASH, LIVENESS, PASSED, run_scenario
 from sim.scenario import ScenarioError, load, shipped
 from sim.swarm import (
+    ACTOR_SEEDS,
     CHAINED_SEEDS,
     CLUSTER_SEEDS,
     Regression,
@@ -31,6 +32,7 @@ SMOKE_SEEDS = [
     *range(100),
     *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40),
     *range(CHAINED_SEEDS, CHAINED_SEEDS + 15),
+    *range(ACTOR_SEEDS, ACTOR_SEEDS + 20),
 ]
 
 

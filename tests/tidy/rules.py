@@ -29,8 +29,8 @@ FOUNDATION = ("zray._version", "zray.ids", "zray.errors", "zray.exceptions", "zr
 # What machines need of the protocol: messages, and values that they hand on as opaque bytes. Never the codec.
 VALUES = (
     "zray.protocol.base", "zray.protocol.messages", "zray.protocol.user_messages", "zray.protocol.strategies",
-    "zray.protocol.cluster",
-    "zray.protocol.local_messages", "zray.protocol.chain", "zray.protocol.faults", "zray.protocol.documents",
+    "zray.protocol.cluster", "zray.protocol.local_messages", "zray.protocol.actor_messages",
+    "zray.protocol.chain", "zray.protocol.faults", "zray.protocol.documents",
 )  # fmt: skip
 BELOW_RUNTIME = (*FOUNDATION, "zray.protocol", "zray.core", "zray.store", "zray.serialize")
 BELOW_SERVICES = (*BELOW_RUNTIME, "zray.runtime")
@@ -57,7 +57,7 @@ LAYERS = (
     # The simulation of a user's own program: the API on one side, the simulator on the other.
     Layer(own=("zray.api.simulation",), project=(*BELOW_SERVICES, "zray.api", "sim"),
           third_party=PROCESS_LIBRARIES),
-    Layer(own=("zray.cli", "zray.cli_state"),
+    Layer(own=("zray.cli", "zray.cli_state", "zray.cli_doctor"),
           project=(*BELOW_SERVICES, "zray.services", "zray.api", "zray", "zray.util", "sim"),
           third_party=(*PROCESS_LIBRARIES, "rich")),
     Layer(own=("sim",), project=(*FOUNDATION, "zray.protocol", "zray.core"),

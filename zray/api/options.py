@@ -194,8 +194,7 @@ def describe_actor(
     """The descriptor of an actor's creation task.
 
     Raises:
-        ValueError: if it is to be saved and runs several calls at once: there is no state between them; or if
-            it is to live on another node than its creator.
+        ValueError: if it is to be saved and runs several calls at once: there is no state between them.
     """
     groups = options["concurrency_groups"] or {}
     concurrency = options["max_concurrency"] or (ASYNC_CONCURRENCY if is_async else 1)
@@ -205,10 +204,6 @@ def describe_actor(
             "calls one after the other has a state between them that can be saved"
         )
     is_saved = is_saved and options["max_restarts"] != 0
-    if options["scheduling_strategy"] not in (None, "DEFAULT") or options["label_selector"]:
-        raise ValueError(
-            "scheduling_strategy and label_selector are for tasks: an actor lives on the node of its creator"
-        )
     return _with_id(
         Describe(
             ids.NIL_ID,
@@ -227,6 +222,8 @@ def describe_actor(
             environment=environment,
             checkpoint_interval=options["checkpoint_interval"] if is_saved else -1,
             records_calls=is_saved and options["max_task_retries"] not in (0, None),
+            spread=options["scheduling_strategy"] == "SPREAD",
+            strategy=strategy_of(options["scheduling_strategy"], options["label_selector"]),
         )
     )
 

@@ -1,10 +1,10 @@
 """The caller's side of actor calls: their order, where the actor is, and what becomes of them if it dies.
 
-Calls of one caller reach the actor in the order they were made, over one link (I3). Until the node has said
-where the actor is they wait here. When it is dead, every call without a reply ends with the cause the node
-gave. When it is made again, those that may be repeated wait at the front, in their order, and the others
-under way end: they may have run or not. A call is in ``waiting`` or in ``in_flight`` of exactly one actor
-until it has a reply or a fault.
+Calls of one caller reach the actor in the order they were made, over one link (I3). Until the node has
+said where the actor is they wait here. When it is dead, every call without a reply ends with the cause
+the node gave. An actor of another node is called through the own one. When it is made again, those that
+may be repeated wait at the front, in their order, and the others under way end: they may have run or not.
+A call is in ``waiting`` or in ``in_flight`` of exactly one actor until it has a reply or a fault.
 """
 
 from __future__ import annotations
@@ -113,13 +113,17 @@ class ActorCalls:
             self.sequences.pop(message.actor_id, None)
         if callee is None or (callee.state is not None and callee.state.state == ACTOR_DEAD):
             return []
-        callee.state = message
+        former, callee.state = callee.state, message
         if message.state == ACTOR_ALIVE:
+            if not message.address:  # it lives on another node
+                message = callee.state = replace(message, address=self.node)
             for call in callee.waiting:
                 callee.in_flight[call.task_id] = call
                 self.out.append((message.address, call))
             callee.waiting.clear()
         elif message.state == ACTOR_RESTARTING:
+            if not message.address and former is not None and former.state != ACTOR_RESTARTING:
+                self.out.append((self.node, WatchActor(message.actor_id)))  # what it called before is void
             return self._keep_repeatable(callee, message)
         elif message.state == ACTOR_DEAD:
             self.out.append((self.node, LetGo(message.actor_id)))  # a reply that still comes is ignored
@@ -197,7 +201,8 @@ class ActorCalls:
             return None
         if callee.state.state != ACTOR_DEAD:
             self.sequences[actor_id] = callee.sequence
-        return callee.state.address or None
+        address = callee.state.address
+        return address if address and address != self.node else None
 
     def check(self) -> None:
         """Every unanswered call is in one place."""

@@ -1,4 +1,4 @@
-"""How the actors of one node begin, are made again, and end.
+"""How the actors of one node begin, are made again, and end; wherever they live.
 
 An actor is its creation task, kept: when its process dies and restarts are left, the same task is queued
 once more, and its callers wait (paper, section 4.2.1: the actor table knows where it is). What the
@@ -12,22 +12,29 @@ Invariant: an actor that may be made again has its inputs; one that is dead for 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zray.core.actors import ActorEntry
 from zray.core.checkpoints import ActorPasts
-from zray.core.machine import invariant
-from zray.core.worker_pool import TaskEntry, Worker
+from zray.core.machine import Address, invariant
+from zray.core.placement import HOPS_MAX
+from zray.core.worker_pool import TaskClass, TaskEntry, Worker
 from zray.ids import first_return_id, short
 from zray.protocol import faults
+from zray.protocol.actor_messages import EndLife, LifeEnded
 from zray.protocol.local_messages import WorkerExited
 from zray.protocol.messages import ACTOR_DEAD, Describe, JobContext, TaskDone, Value
 
 if TYPE_CHECKING:
+    from zray.core.hosted_actors import HostedActors
     from zray.core.local_scheduler import LocalScheduler
 
 
 def _nobody_cares(actor_id: bytes, descriptor: Describe) -> None:
+    pass
+
+
+def _nobody_hears(node: Address, message: Any) -> None:
     pass
 
 
@@ -39,6 +46,8 @@ class ActorLives:
         self.actors = scheduler.actors
         self.checkpoints = ActorPasts(scheduler)
         self.on_gone: Callable[[bytes, Describe], None] = _nobody_cares
+        self.hosted: HostedActors | None = None  # lives of other nodes' actors; set in a node with peers
+        self.post: Callable[[Address, Any], None] = _nobody_hears
 
     # --- beginnings ------------------------------------------------------------------------------
 
@@ -48,6 +57,8 @@ class ActorLives:
         former = self.actors.entries.get(spec.task_id)
         if former is not None:  # its creator runs again and makes it anew
             self._let_go(former)
+            if former.host:
+                self.end_away(former, kill=True)
         if descriptor.detached:
             self._detach(task)
         self.actors.submitted(spec.task_id, task.task_class.job_id, descriptor.name)
@@ -58,6 +69,27 @@ class ActorLives:
             self._pin(task)
         if descriptor.detached:
             scheduler.references.pin(scheduler.store.objects[first_return_id(spec.task_id)])
+
+    def forward_unfit(self, task_class: TaskClass) -> None:
+        """An actor waits for nothing that would end soon: what does not fit here now goes elsewhere."""
+        scheduler = self.scheduler
+        if scheduler.pool.resources.fits(task_class.demand):
+            return  # it waits for a worker only
+        while task_class.ready:
+            task = task_class.ready.popleft()
+            if task.spec.task_id not in scheduler.guests:
+                self.look_elsewhere(task)
+            elif scheduler.guest_tasks is not None:
+                scheduler.guest_tasks.decline(task)
+
+    def look_elsewhere(self, task: TaskEntry) -> None:
+        """A node that was chosen has no room: look on, and after some nodes in vain only now and then."""
+        admission, task.stays = self.scheduler.admission, False
+        if task.hops < HOPS_MAX:
+            admission.forward(task)
+        else:
+            task.hops = 0
+            admission.forwarded[task.spec.task_id] = task  # and is told with the next ones
 
     def _detach(self, task: TaskEntry) -> None:
         """The actor is a job from now on, which knows what the job of its creator knew."""
@@ -71,9 +103,16 @@ class ActorLives:
             scheduler.add_job(job)
         task.task_class = scheduler.describe(actor_id, task.task_class.descriptor)
 
+    def dispatched(self, actor_id: bytes, worker: Worker) -> None:
+        """A worker starts to run a constructor."""
+        if self.hosted is None or not self.hosted.dispatched(actor_id, worker):
+            self.actors.dispatched(actor_id, worker)
+
     def created(self, worker: Worker, task: TaskEntry, message: TaskDone) -> None:
         """The constructor has ended."""
         actor_id = task.spec.task_id
+        if self.hosted is not None and self.hosted.created(worker, message):
+            return
         entry = self.actors.entries.get(actor_id)
         if message.failed:
             if entry is not None and entry.worker is worker:
@@ -84,11 +123,20 @@ class ActorLives:
 
     # --- ends ------------------------------------------------------------------------------------
 
+    def created_away(self, task: TaskEntry, host: Address, values: tuple[Value, ...], failed: bool) -> None:
+        """The constructor has ended on another node."""
+        if failed:
+            self.died(task.spec.task_id, values[0])
+        else:
+            self.actors.alive_at(task.spec.task_id, host)
+
     def exited(self, worker: Worker, queue: list[TaskEntry], message: WorkerExited) -> None:
         """The process of an actor is gone."""
+        if self.hosted is not None and self.hosted.exited(worker, queue, message):
+            return
         actor_id = worker.actor_id
         entry = self.actors.entries.get(actor_id)
-        reason = self._reason(entry, message)
+        reason = self._reason(entry, message.exit_code)
         current = entry is not None and entry.worker is worker  # else it was ended before, or is made anew
         if current and entry is not None and self._may_restart(entry):
             self._restart(entry, queue, reason)
@@ -101,14 +149,64 @@ class ActorLives:
                 cause = entry.state.cause
             self.scheduler.end_task(task, cause)
 
-    def _reason(self, entry: ActorEntry | None, message: WorkerExited) -> str:
+    def life_ended(self, source: Address, message: LifeEnded) -> None:
+        """The process of a life is gone on another node."""
+        entry = self.actors.entries.get(message.actor_id)
+        if entry is None or entry.state.state == ACTOR_DEAD or entry.restarts != message.life:
+            return
+        entry.leaving = entry.leaving or message.leaving
+        reason = f"{self._reason(entry, message.exit_code)}, on node {short(source)}"
+        if entry.host == source:
+            self._over(entry, None, reason)
+        elif self.scheduler.away is not None:  # that it had begun was not heard
+            task = self.scheduler.away.taken_back(message.actor_id, source)
+            if task is not None:
+                self._over(entry, task, reason)
+
+    def lost_away(self, task: TaskEntry, reason: str) -> None:
+        """The constructor did not end on another node, and will not."""
+        entry = self.actors.entries.get(task.spec.task_id)
+        if entry is not None and entry.state.state != ACTOR_DEAD:
+            self._over(entry, task, reason)
+        else:
+            cause = faults.fault_value(faults.ACTOR_DIED, short(task.spec.task_id), reason)
+            self.scheduler.end_task(task, cause)
+
+    def node_dead(self, node: Address) -> None:
+        """The actors of this node that lived on a dead one are made again, or die."""
+        for entry in [entry for entry in self.actors.entries.values() if entry.host == node]:
+            self._over(entry, None, f"node {short(node)}, where it lived, died")
+        for entry in self.actors.entries.values():
+            entry.watching_nodes.pop(node, None)
+
+    def _over(self, entry: ActorEntry, task: TaskEntry | None, reason: str) -> None:
+        """A life on another node is over, perhaps in its constructor, which ``task`` is then."""
+        if self._may_restart(entry):
+            self._restart(entry, [] if task is None else [task], reason)
+            return
+        cause = faults.fault_value(faults.ACTOR_DIED, short(entry.actor_id), reason)
+        self.died(entry.actor_id, cause)
+        if task is not None:
+            self.scheduler.end_task(task, cause)
+
+    def job_over(self, job_id: bytes) -> None:
+        """What a job made on other nodes ends with it."""
+        for entry in self.actors.entries.values():
+            if entry.host and entry.job_id == job_id:
+                self.end_away(entry, kill=True)
+
+    def end_away(self, entry: ActorEntry, *, kill: bool = False) -> None:
+        """End a life on another node."""
+        self.post(entry.host, EndLife(entry.actor_id, entry.restarts, kill))
+
+    def _reason(self, entry: ActorEntry | None, exit_code: int) -> str:
         if entry is not None and entry.leaving:
             return "it ended itself with exit_actor()"
-        if entry is not None and entry.released and message.exit_code == 0:
+        if entry is not None and entry.released and exit_code == 0:
             return "no handle of it was left"
-        if message.exit_code < 0:
-            return f"its process was killed by signal {-message.exit_code}"
-        return f"its process exited with code {message.exit_code}"
+        if exit_code < 0:
+            return f"its process was killed by signal {-exit_code}"
+        return f"its process exited with code {exit_code}"
 
     def _may_restart(self, entry: ActorEntry) -> bool:
         if entry.creation is None or entry.leaving or entry.released or entry.creation.task_class.ended:
@@ -124,7 +222,7 @@ class ActorLives:
         cause = faults.fault_value(faults.ACTOR_UNAVAILABLE, short(entry.actor_id), text)
         self.actors.restarting(entry.actor_id, cause)
         task = queue[0] if queue else self._again(creation)
-        task.attempt = entry.restarts
+        task.attempt, task.hops = entry.restarts, 0
         self.scheduler.run_again(task)
 
     def _again(self, former: TaskEntry) -> TaskEntry:
@@ -142,10 +240,14 @@ class ActorLives:
         if not no_restart and self._may_restart(entry):
             if worker is not None:
                 scheduler.pool.kill(worker)
+            elif entry.host:
+                self.end_away(entry, kill=True)
             return
         cause = faults.fault_value(faults.ACTOR_DIED, short(actor_id), "it was ended by zray.kill()")
         task = scheduler.tasks.get(actor_id)
-        if worker is None and task is not None:
+        if entry.host:
+            self.end_away(entry, kill=True)
+        elif worker is None and task is not None:
             scheduler.withdraw(task, cause)
         self.died(actor_id, cause)
         if worker is not None:
@@ -153,12 +255,16 @@ class ActorLives:
 
     def leaving(self, worker: Worker) -> None:
         """An actor says that it ends on purpose."""
+        if self.hosted is not None and self.hosted.leaving(worker):
+            return
         entry = self.actors.entries.get(worker.actor_id)
         if entry is not None and entry.worker is worker:
             entry.leaving = True
 
     def died(self, actor_id: bytes, cause: Value) -> None:
         """An actor is dead for good."""
+        if self.hosted is not None:
+            self.hosted.dropped(actor_id)
         entry = self.actors.entries.get(actor_id)
         if entry is None or entry.state.state == ACTOR_DEAD:
             return

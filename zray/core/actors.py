@@ -30,12 +30,16 @@ SERVER_SUFFIX = b"+"
 """The routing id of a worker's bound socket is the worker's id and this."""
 
 
+def _nobody_lives_there(entry: ActorEntry) -> None:
+    pass
+
+
 class ActorEntry:
     """One actor; found in ``Actors.entries``."""
 
     __slots__ = (
-        "actor_id", "creation", "descriptor", "job_id", "leaving", "name", "released", "restarts",
-        "state", "watchers", "worker",
+        "actor_id", "creation", "descriptor", "host", "job_id", "leaving", "name", "released", "restarts",
+        "state", "watchers", "watching_nodes", "worker",
     )  # fmt: skip
 
     def __init__(self, actor_id: bytes, job_id: bytes, name: str) -> None:
@@ -47,8 +51,10 @@ class ActorEntry:
         self.restarts = 0  # how often it was made again
         self.leaving = False  # it ends on purpose
         self.worker: Worker | None = None  # from the start of the constructor until it is dead
+        self.host: Address = b""  # the node where it lives, if that is another
         self.state = ActorState(actor_id, ACTOR_PENDING)
         self.watchers: dict[Address, None] = {}
+        self.watching_nodes: dict[Address, None] = {}
         self.released = False
 
 
@@ -58,12 +64,13 @@ class Actors:
     Args:
         out: the node's outbox.
         dead_max: dead actors remembered, so that a late caller hears the cause.
-        on_change: called with every new state of an actor.
+        on_change: called with every new state of an actor, before its watchers are told.
     """
 
     def __init__(self, out: list[Effect], *, dead_max: int, on_change: Callable[[ActorState], None]) -> None:
         self.out = out
         self.on_change = on_change
+        self.end_away: Callable[[ActorEntry], None] = _nobody_lives_there  # set in a node with peers
         self.dead_max = dead_max
         self.entries: dict[bytes, ActorEntry] = {}
         self.dead: dict[bytes, None] = {}  # oldest first
@@ -76,7 +83,14 @@ class Actors:
                 reason = "its creator ran again and makes it anew"
                 self.died(actor_id, faults.fault_value(faults.ACTOR_DIED, short(actor_id), reason))
                 self.dead.pop(actor_id, None)
-            self.entries[actor_id] = ActorEntry(actor_id, job_id, name)
+            entry = self.entries[actor_id] = ActorEntry(actor_id, job_id, name)
+            self.on_change(entry.state)
+
+    def tell_pending(self) -> None:
+        """There are other nodes from now on, which may ask for actors that are still to be made."""
+        for entry in self.entries.values():
+            if entry.state.state == ACTOR_PENDING:
+                self.on_change(entry.state)
 
     def dispatched(self, actor_id: bytes, worker: Worker) -> None:
         """A worker starts to run the constructor."""
@@ -92,19 +106,35 @@ class Actors:
         if entry.released:
             self._end(entry)
 
+    def alive_at(self, actor_id: bytes, host: Address) -> None:
+        """The constructor returned on another node: processes of this one call through it."""
+        entry = self.entries.get(actor_id)
+        if entry is None or entry.state.state == ACTOR_DEAD:
+            return
+        entry.host = host
+        self._change(entry, ActorState(actor_id, ACTOR_ALIVE))
+        if entry.released:
+            self._end(entry)
+
     def restarting(self, actor_id: bytes, cause: Value) -> None:
-        """The process is gone and the actor is made again; ``cause`` ends calls that are not repeated."""
+        """The process is gone and the actor is made again; ``cause`` ends calls that are not repeated.
+
+        Whoever called it through this node watches anew: a call from before is not taken for one of after.
+        """
         entry = self.entries[actor_id]
-        entry.worker = None
+        was_away = bool(entry.host)
+        entry.worker, entry.host = None, b""
         entry.restarts += 1
         self._change(entry, ActorState(actor_id, ACTOR_RESTARTING, entry.state.address, cause=cause))
+        if was_away:
+            entry.watchers.clear()
 
     def died(self, actor_id: bytes, cause: Value) -> None:
         """The constructor failed, or the process is gone for good. The first cause counts."""
         entry = self.entries.get(actor_id)
         if entry is None or entry.state.state == ACTOR_DEAD:
             return
-        entry.worker = None
+        entry.worker, entry.host = None, b""
         self._change(entry, ActorState(actor_id, ACTOR_DEAD, entry.state.address, cause=cause))
         self.dead[actor_id] = None
         if len(self.dead) > self.dead_max:
@@ -120,6 +150,9 @@ class Actors:
                 self._end(entry)
 
     def _end(self, entry: ActorEntry) -> None:
+        if entry.host:
+            self.end_away(entry)
+            return
         assert entry.worker is not None
         self.out.append((entry.worker.worker_id, Exit("no handle of the actor is left")))
 
@@ -140,6 +173,7 @@ class Actors:
         self.out.extend((client, state) for client in entry.watchers)
         if state.state == ACTOR_DEAD:
             entry.watchers.clear()
+            entry.watching_nodes.clear()
 
     def client_gone(self, client: Address) -> None:
         """A process is gone: it watches nothing."""
@@ -150,7 +184,9 @@ class Actors:
         """States and owners agree."""
         for actor_id, entry in self.entries.items():
             state = entry.state.state
-            invariant(state != ACTOR_ALIVE or entry.worker is not None, "no worker of", short(actor_id))
+            at_home = entry.worker is not None
+            invariant(state != ACTOR_ALIVE or at_home or bool(entry.host), "no worker of", short(actor_id))
+            invariant(not (at_home and entry.host), "in two places:", short(actor_id))
             invariant(state != ACTOR_DEAD or entry.worker is None, "worker of dead actor", short(actor_id))
             invariant((state == ACTOR_DEAD) == (actor_id in self.dead), "dead", short(actor_id))
         invariant(len(self.dead) <= self.dead_max, "I15: dead actors")

@@ -148,7 +148,11 @@ class TaskAdmission:
             return True
         if not scheduler.peers or task.hops or fit == PINNED or self.is_bound(task):
             return False
-        if fit == SECOND_BEST or self._overloaded(task):
+        if fit == SECOND_BEST:
+            return True
+        if task_class.descriptor.kind == ACTOR:  # it stays if it fits, see ``ActorLives.forward_unfit``
+            return task_class.descriptor.spread
+        if self._overloaded(task):
             return True
         return not is_here and is_better_elsewhere(scheduler.node_id, self._inputs(task))
 
@@ -169,11 +173,7 @@ class TaskAdmission:
 
     def is_bound(self, task: TaskEntry) -> bool:
         """Whether a task can run on the node of its submitter only."""
-        descriptor = task.task_class.descriptor
-        if descriptor.kind == ACTOR or descriptor.returns != VALUES:
-            return True
-        objects, spec = self.store.objects, task.spec  # the actors of this node are called from this node
-        return any(objects[object_id].is_actor for object_id in (*spec.borrowed, *spec.deps))
+        return task.task_class.descriptor.returns != VALUES
 
     def _overloaded(self, task: TaskEntry) -> bool:
         """Whether a task is to spread, or the backlog above the threshold."""

@@ -17,9 +17,11 @@ from zray.core.sharing import Sharing
 from zray.core.worker_pool import TaskEntry
 from zray.ids import return_ids, short
 from zray.protocol import faults
+from zray.protocol.actor_messages import EndLife
 from zray.protocol.cluster import Claim, Declined, Deny, Ended, Grant, Input, JobOver, Taken
 from zray.protocol.local_messages import WorkerExited
 from zray.protocol.messages import (
+    ACTOR,
     AT_NODE,
     EXTENT,
     FILE,
@@ -71,7 +73,7 @@ class Away:
     def _grant(self, task: TaskEntry, host: Address) -> None:
         spec, task_class = task.spec, task.task_class
         self.sharing.expose(spec.borrowed)
-        inputs = tuple([given for object_id in spec.deps if (given := self._input(object_id))])
+        inputs = tuple([given for object_id in spec.deps if (given := self.input(object_id))])
         self._introduce(task, host)
         job = self.scheduler.jobs.get(task_class.job_id)
         home = job.home if job is not None and job.home else self.node_id
@@ -79,7 +81,7 @@ class Away:
         grant = Grant(spec, task.attempt, task_class.job_id, inputs, home, number)
         self.sharing.depart(host, grant)
 
-    def _input(self, object_id: bytes) -> Input | None:
+    def input(self, object_id: bytes) -> Input | None:
         """What the host is told of an input: a small one itself, of a large one where it is.
 
         One that was lost meanwhile it looks for itself; this node goes on holding it until the task ends.
@@ -117,11 +119,30 @@ class Away:
             self.sharing.depart(host, descriptor)
 
     def on_declined(self, now_ns: int, source: Address, message: Declined) -> None:
-        """The host has the task from elsewhere, or had it: it is forwarded again with the next ones."""
+        """The host has the task from elsewhere, or had it, or has no room for an actor: place it anew."""
         task, host = self.tasks.get(message.task_id, (None, b""))
         if task is not None and host == source and self.numbers[message.task_id] == message.number:
             self.forget(message.task_id)
-            self.scheduler.forwarded[message.task_id] = task
+            if task.task_class.descriptor.kind == ACTOR:
+                task.hops += 1
+                self.scheduler.lives.look_elsewhere(task)
+            else:
+                self.scheduler.forwarded[message.task_id] = task
+
+    def taken_back(self, task_id: bytes, host: Address) -> TaskEntry | None:
+        """The task that a node has of ours, which it has lost."""
+        task, its_host = self.tasks.get(task_id, (None, b""))
+        if task is None or its_host != host:
+            return None
+        self.forget(task_id)
+        return task
+
+    def drop(self, task_id: bytes) -> None:
+        """A task is not wanted any more. Its host runs it to its end; an actor would go on."""
+        task, host = self.tasks.get(task_id, (None, b""))
+        if task is not None and task.task_class.descriptor.kind == ACTOR:
+            self.scheduler.lives.post(host, EndLife(task_id, task.attempt))
+        self.forget(task_id)
 
     def forget(self, task_id: bytes) -> None:
         """A task is not away (any more)."""
@@ -141,7 +162,9 @@ class Away:
     def _end(self, now_ns: int, host: Address, task: TaskEntry, message: Ended) -> None:
         scheduler, descriptor = self.scheduler, task.task_class.descriptor
         scheduler.now_ns = now_ns
-        if message.crashed:
+        if message.crashed and descriptor.kind == ACTOR:
+            scheduler.lives.lost_away(task, f"its process ended in the constructor, on node {short(host)}")
+        elif message.crashed:
             self._lost(task, WorkerExited(b"", message.exit_code))
         elif message.failed and descriptor.retry_exceptions and task.retries_left:
             scheduler.try_again(task)
@@ -155,6 +178,8 @@ class Away:
                 )
             )
             scheduler.finish(task, values, TASK_FAILED if message.failed else TASK_FINISHED, recorded=True)
+            if descriptor.kind == ACTOR:
+                scheduler.lives.created_away(task, host, values, message.failed)
 
     def _taken(self, host: Address, object_id: bytes, value: Value) -> Value:
         """A value as this node keeps it; of a large one, where it is."""
@@ -181,7 +206,10 @@ class Away:
         for task_id, (task, host) in list(self.tasks.items()):
             if host == node:
                 self.forget(task_id)
-                if task.retries_left and not task.task_class.ended:
+                if task.task_class.descriptor.kind == ACTOR:
+                    reason = f"node {short(node)}, where its constructor ran, died"
+                    self.scheduler.lives.lost_away(task, reason)
+                elif task.retries_left and not task.task_class.ended:
                     self.scheduler.try_again(task)
                 else:
                     name, reason = task.task_class.descriptor.name, f"node {short(node)}, which ran it, died"

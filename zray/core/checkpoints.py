@@ -1,8 +1,10 @@
 """What a node keeps of an actor that can be saved: its last checkpoint, and the calls that it ran since.
 
 The checkpoint is an object, pinned here, and so are the inputs of the calls that may have to be repeated
-(paper, section 4.2.3: an actor is reconstructed from a checkpoint and the calls after it). Of those before it
-only the latest answers are kept, for callers whose reply was lost with the process.
+(paper, section 4.2.3: an actor is reconstructed from a checkpoint and the calls after it). Of those
+before it only the latest answers are kept, for callers whose reply was lost with the process. If the
+actor lives on another node a checkpoint counts once a copy of its bytes is here, and a large value in a
+recorded answer is lost with that node, which the caller is told if it needs that answer.
 
 Invariant: what is kept belongs to an actor that may be made again. Both logs are bounded (I15); an actor that
 does more between two checkpoints than there is room for is not made again when it dies.
@@ -15,10 +17,13 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
-from zray.core.machine import RUNTIME, invariant
+from zray.core.machine import RUNTIME, Address, invariant
+from zray.core.node_store import SEALED
 from zray.core.worker_pool import Worker
 from zray.ids import short
-from zray.protocol.messages import Warn
+from zray.protocol import faults
+from zray.protocol.actor_messages import FromPast, PastKept, ToPast
+from zray.protocol.messages import EXTENT, FAULT, Warn
 from zray.protocol.user_messages import (
     CheckpointFound,
     FindCheckpoint,
@@ -28,6 +33,7 @@ from zray.protocol.user_messages import (
 )
 
 if TYPE_CHECKING:
+    from zray.core.actors import ActorEntry
     from zray.core.local_scheduler import LocalScheduler
 
 CALLS_MAX = 10_000
@@ -40,10 +46,11 @@ ANSWERS_KEPT = 100
 class _ActorPast:
     """What one actor is made of again."""
 
-    __slots__ = ("answers", "calls", "calls_bytes", "object_id")
+    __slots__ = ("answers", "arriving", "calls", "calls_bytes", "object_id")
 
     def __init__(self) -> None:
         self.object_id = b""
+        self.arriving = b""  # a checkpoint whose bytes are on their way here, pinned
         self.calls: list[RecordCall] = []
         self.calls_bytes = 0
         self.answers: deque[RecordCall] = deque(maxlen=ANSWERS_KEPT)
@@ -55,16 +62,31 @@ class ActorPasts:
     def __init__(self, scheduler: LocalScheduler) -> None:
         self.scheduler = scheduler
         self.pasts: dict[bytes, _ActorPast] = {}
+        self.arriving: dict[bytes, tuple[Address, ToPast]] = {}  # actors whose checkpoint is on its way
 
     def _past_of(self, worker: Worker) -> _ActorPast | None:
         """What is kept of the actor of a worker; nothing for one that is not made again."""
         entry = self.scheduler.actors.entries.get(worker.actor_id)
-        if entry is None or entry.worker is not worker or entry.creation is None:
+        return None if entry is None or entry.worker is not worker else self._past(entry)
+
+    def _past_away(self, host: Address, message: ToPast) -> _ActorPast | None:
+        """The same of a life on another node, which may not be known to be alive yet."""
+        entry = self.scheduler.actors.entries.get(message.actor_id)
+        if entry is None or entry.restarts != message.life:
+            return None
+        away = self.scheduler.away
+        begins = away is not None and away.tasks.get(entry.actor_id, (None, b""))[1] == host
+        return self._past(entry) if entry.host == host or begins else None
+
+    def _past(self, entry: ActorEntry) -> _ActorPast | None:
+        if entry.creation is None:
             return None
         past = self.pasts.get(entry.actor_id)
         if past is None:
             past = self.pasts[entry.actor_id] = _ActorPast()
         return past
+
+    # --- of actors that live here ------------------------------------------------------------------
 
     def saved(self, worker: Worker, message: SaveCheckpoint) -> None:
         """An object is the state of an actor: it replaces the one before and the calls since then."""
@@ -73,7 +95,97 @@ class ActorPasts:
         if past is None or message.object_id not in objects or message.object_id == past.object_id:
             return
         self.scheduler.references.pin(objects[message.object_id])
-        former, past.object_id = past.object_id, message.object_id
+        self._replace(past, message.object_id)
+
+    def recorded(self, worker: Worker, message: RecordCall) -> None:
+        """An actor ran a call, whose caller keeps its inputs until the reply, which follows this."""
+        past = self._past_of(worker)
+        if past is not None:
+            self._record(worker.actor_id, past, message)
+
+    def find(self, worker: Worker, message: FindCheckpoint) -> None:
+        """Tell a new process of an actor what the former ones did."""
+        entry = self.scheduler.actors.entries.get(worker.actor_id)
+        past = None if entry is None or entry.worker is not worker else self.pasts.get(entry.actor_id)
+        for said in _story(past, message.token):
+            self.scheduler.out.append((worker.worker_id, said))
+
+    # --- of actors that live on other nodes ----------------------------------------------------------
+
+    def on_to_past(self, now_ns: int, host: Address, message: ToPast) -> None:
+        """The host of a life passes on what its worker says."""
+        past, said = self._past_away(host, message), message.message
+        if isinstance(said, FindCheckpoint):
+            self._find_away(host, message, past, said.token)
+        elif isinstance(said, RecordCall):
+            if past is not None:
+                self.scheduler.references.contain(now_ns, _inputs(said))
+                self._record(message.actor_id, past, _without_large_values(said))
+                self._unpin(_inputs(said))
+            self._answer(host, message, b"")
+        elif past is None:
+            self._answer(host, message, said.object_id)
+        else:
+            self._fetch(now_ns, host, message, past, said.object_id)
+
+    def _find_away(self, host: Address, message: ToPast, past: _ActorPast | None, token: int) -> None:
+        scheduler = self.scheduler
+        if past is not None and past.object_id and scheduler.away is not None:
+            scheduler.away.sharing.expose((past.object_id,))
+        for record in () if past is None or scheduler.away is None else past.calls:
+            assert scheduler.away is not None
+            scheduler.away.sharing.expose(_inputs(record))
+        for said in _story(past, token):
+            if isinstance(said, RepeatCall):
+                record = _without_large_values(RecordCall(said.call, said.values))
+                said = RepeatCall(record.call, record.values, said.covered)
+            scheduler.lives.post(host, FromPast(message.actor_id, message.life, said))
+
+    def _fetch(self, now_ns: int, host: Address, message: ToPast, past: _ActorPast, object_id: bytes) -> None:
+        """A checkpoint is on its way: it counts once its bytes are here, so that its host may die."""
+        store, references = self.scheduler.store, self.scheduler.references
+        references.contain(now_ns, (object_id,))
+        self._give_up_on(past)
+        past.arriving = object_id
+        self.arriving[message.actor_id] = host, message
+        entry = store.objects[object_id]
+        if entry.state != SEALED:
+            entry.waiters = [*(entry.waiters or ()), RUNTIME]  # nobody is told; the bytes come
+            store.want_copy(entry)
+
+    def _give_up_on(self, past: _ActorPast) -> None:
+        """The checkpoint on its way is not wanted any more, if there is one."""
+        object_id, past.arriving = past.arriving, b""
+        if object_id:
+            self.scheduler.store.unsubscribe(RUNTIME, self.scheduler.store.objects[object_id])
+            self._unpin((object_id,))
+
+    def flush(self) -> None:
+        """Once per batch: take the checkpoints that have come."""
+        for actor_id, (host, message) in list(self.arriving.items()):
+            past = self.pasts.get(actor_id)
+            if past is None or not past.arriving:
+                del self.arriving[actor_id]
+                continue
+            entry = self.scheduler.store.objects[past.arriving]
+            if entry.state != SEALED:
+                continue
+            del self.arriving[actor_id]
+            object_id, past.arriving = past.arriving, b""
+            if entry.value is not None and entry.value.kind == FAULT:  # lost with its host
+                self._unpin((object_id,))
+                continue
+            self._replace(past, object_id)
+            self._answer(host, message, object_id)
+
+    def _answer(self, host: Address, message: ToPast, object_id: bytes) -> None:
+        self.scheduler.lives.post(host, PastKept(message.actor_id, message.life, object_id))
+
+    # --- both ----------------------------------------------------------------------------------------
+
+    def _replace(self, past: _ActorPast, object_id: bytes) -> None:
+        """A pinned object is the checkpoint from now on; it covers the calls so far."""
+        former, past.object_id = past.object_id, object_id
         if former:
             self._unpin((former,))
         for record in past.calls:
@@ -82,41 +194,24 @@ class ActorPasts:
         past.calls.clear()
         past.calls_bytes = 0
 
-    def recorded(self, worker: Worker, message: RecordCall) -> None:
-        """An actor ran a call, whose caller keeps its inputs until the reply, which follows this."""
-        past = self._past_of(worker)
-        if past is None:
-            return
+    def _record(self, actor_id: bytes, past: _ActorPast, message: RecordCall) -> None:
         scheduler = self.scheduler
         past.calls_bytes += len(message.call.args) + sum(len(value.data) for value in message.values)
         if len(past.calls) >= CALLS_MAX or past.calls_bytes > CALLS_BYTES_MAX:
-            text = f"actor {short(worker.actor_id)} did too much since its last checkpoint to be repeated"
+            text = f"actor {short(actor_id)} did too much since its last checkpoint to be repeated"
             scheduler.out.append((RUNTIME, Warn(f"{text}; if it dies it is not made again")))
-            scheduler.lives.spend(worker.actor_id)
+            scheduler.lives.spend(actor_id)
             return
         for object_id in _inputs(message):
             scheduler.references.pin(scheduler.store.entry(object_id))
         past.calls.append(message)
-
-    def find(self, worker: Worker, message: FindCheckpoint) -> None:
-        """Tell a new process of an actor what the former ones did."""
-        entry = self.scheduler.actors.entries.get(worker.actor_id)
-        past = None if entry is None or entry.worker is not worker else self.pasts.get(entry.actor_id)
-        out = self.scheduler.out
-        if past is None:
-            out.append((worker.worker_id, CheckpointFound(message.token)))
-            return
-        for record in past.answers:
-            out.append((worker.worker_id, RepeatCall(record.call, record.values, True)))
-        for record in past.calls:
-            out.append((worker.worker_id, RepeatCall(record.call, record.values)))
-        out.append((worker.worker_id, CheckpointFound(message.token, past.object_id)))
 
     def forget(self, actor_id: bytes) -> None:
         """An actor is not made again."""
         past = self.pasts.pop(actor_id, None)
         if past is None:
             return
+        self._give_up_on(past)
         if past.object_id:
             self._unpin((past.object_id,))
         for record in past.calls:
@@ -132,6 +227,25 @@ class ActorPasts:
             entry = self.scheduler.actors.entries.get(actor_id)
             invariant(entry is not None and entry.creation is not None, "past of", short(actor_id))
             invariant(len(past.calls) <= CALLS_MAX, "I15: calls of", short(actor_id), len(past.calls))
+
+
+def _story(past: _ActorPast | None, token: int) -> list[RepeatCall | CheckpointFound]:
+    """What a new process of an actor is told of the former ones, in this order."""
+    if past is None:
+        return [CheckpointFound(token)]
+    told: list[RepeatCall | CheckpointFound] = []
+    told += [RepeatCall(record.call, record.values, True) for record in past.answers]
+    told += [RepeatCall(record.call, record.values) for record in past.calls]
+    return [*told, CheckpointFound(token, past.object_id)]
+
+
+def _without_large_values(record: RecordCall) -> RecordCall:
+    """An answer as another node can give it."""
+    if all(value.kind != EXTENT for value in record.values):
+        return record
+    name, reason = short(record.call.task_id), "its actor has moved to another node since it gave this result"
+    lost = faults.fault_value(faults.OBJECT_LOST, name, reason)
+    return RecordCall(record.call, tuple(lost if v.kind == EXTENT else v for v in record.values))
 
 
 def _inputs(record: RecordCall) -> tuple[bytes, ...]:

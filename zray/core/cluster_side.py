@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from zray.core import actor_views
+from zray.core.actor_side import ACTOR_MESSAGES, ActorSide
 from zray.core.away import Away
 from zray.core.guests import Guests
+from zray.core.identity import ClientEntry
 from zray.core.local_scheduler import LocalScheduler
 from zray.core.machine import RUNTIME, Address, Effect
 from zray.core.node_store import ObjectEntry
@@ -36,12 +39,12 @@ from zray.protocol.cluster import (
     ShareReset,
     Taken,
 )
-from zray.protocol.messages import Describe, ExportFunction, JobContext, TableChanged
+from zray.protocol.messages import Describe, ExportFunction, JobContext, TableChanged, TableReply
 
 CLUSTER_MESSAGES: tuple[type, ...] = (
     ShareAcked, ShareReset, ObjectFound, FreeObjects, Rebuild, Claim, Ended, Grant, Deny, Declined, Taken,
     JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived,
-    TableChanged,
+    TableChanged, *ACTOR_MESSAGES,
 )  # fmt: skip
 """What ``ClusterSide.on_message`` takes."""
 RESEND_FORWARDS_NS = 5_000_000_000
@@ -63,6 +66,7 @@ class ClusterSide:
         *,
         scheduler: LocalScheduler,
         shards: Sequence[Address],
+        clients: dict[Address, ClientEntry],
     ) -> None:
         node_id, store, references = scheduler.node_id, scheduler.store, scheduler.references
         self.shards = shards
@@ -90,6 +94,7 @@ class ClusterSide:
         self.peers = Peers(
             out, node_id=node_id, shards=shards, on_change=self._peers_changed, on_dead=self._node_dead
         )
+        self.actors = ActorSide(out, cluster=self, clients=clients)
         self.now_ns = 0
         self.resend_at_ns: int | None = None
         self.handlers: dict[type, Callable[[int, Address, Any], None]] = {
@@ -106,11 +111,12 @@ class ClusterSide:
             Taken: self.guests.on_taken,
             JobOver: self.on_job_over,
             JobContext: self.guests.on_job_context,
-            TableChanged: self.reconstruction.on_table_changed,
+            TableChanged: self._on_table_changed,
             Members: self.peers.on_members,
             ChunkArrived: self.transfers.on_chunk_arrived,
             Pull: self.transfers.on_pull,
             PullFailed: self.transfers.on_pull_failed,
+            **dict.fromkeys(ACTOR_MESSAGES, self.actors.on_message),
         }
 
     # --- what the store asks -----------------------------------------------------------------------
@@ -147,6 +153,19 @@ class ClusterSide:
         if source in self.peers.alive or source in self.shards or source == RUNTIME:
             self.handlers[type(message)](now_ns, source, message)
 
+    def on_table_reply(self, now_ns: int, message: TableReply) -> None:
+        """A shard answers a look-up of one of these machines."""
+        self.now_ns = self.scheduler.now_ns = now_ns
+        if message.token > actor_views.FIRST_TOKEN:
+            self.actors.on_table_reply(message)
+        else:
+            self.reconstruction.on_table_reply(now_ns, message)
+
+    def _on_table_changed(self, now_ns: int, source: Address, message: TableChanged) -> None:
+        self.reconstruction.on_table_changed(now_ns, source, message)
+        if source in self.shards:
+            self.actors.views.on_table_changed(message)
+
     def introduces(self, source: Address, message: Describe | ExportFunction) -> bool:
         """Whether another node says what its tasks have in common, which is kept then."""
         if source not in self.peers.alive:
@@ -165,6 +184,7 @@ class ClusterSide:
         if self.peers.alive and not self.sharing.active:
             self._begin_sharing()
         self.guests.peers_changed(self.now_ns, self.peers.alive)
+        self.actors.peers_changed(self.peers.alive)
 
     def _begin_sharing(self) -> None:
         self.sharing.active = True
@@ -174,6 +194,7 @@ class ClusterSide:
         for object_id in strangers:
             if object_id in self.store.objects:
                 self.sharing.foreign(self.store.objects[object_id])
+        self.scheduler.actors.tell_pending()
         self.resend_at_ns = self.now_ns + RESEND_FORWARDS_NS
 
     def _node_dead(self, node: Address) -> None:
@@ -182,6 +203,7 @@ class ClusterSide:
         for job in [job for job in self.scheduler.jobs.values() if job.home == node]:
             self._end_job(job.job_id)
         self.guests.node_dead(node)
+        self.actors.node_dead(node)
         self.away.node_dead(self.now_ns, node)
         self.scheduler.admission.resend()
 
@@ -202,6 +224,7 @@ class ClusterSide:
         self.peers.remind(shard)
         self.sharing.restate(shard)
         self.reconstruction.ask_again(shard)
+        self.actors.shard_is_back(shard)
 
     # --- time --------------------------------------------------------------------------------------
 
@@ -212,6 +235,7 @@ class ClusterSide:
             return None
         wishes = (
             self.sharing.wake_at_ns, self.transfers.wake_at_ns, self.guests.repeat_at_ns, self.resend_at_ns,
+            self.actors.wake_at_ns,
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -223,12 +247,14 @@ class ClusterSide:
         self.sharing.on_tick(now_ns)
         self.transfers.on_tick(now_ns)
         self.guests.on_tick(now_ns)
+        self.actors.on_tick(now_ns)
         if self.resend_at_ns is not None and self.resend_at_ns <= now_ns:
             self.resend_at_ns = now_ns + RESEND_FORWARDS_NS
             self.scheduler.admission.resend()
 
     def flush(self, now_ns: int) -> None:
         """Once per batch, after tasks were dispatched."""
+        self.actors.flush(now_ns)
         self.transfers.flush(now_ns)
         self.sharing.flush(now_ns)
         self.transfers.sweep()
@@ -237,5 +263,6 @@ class ClusterSide:
         """Every invariant of every machine."""
         for machine in (
             self.peers, self.sharing, self.away, self.guests, self.transfers, self.reconstruction,
+            self.actors,
         ):  # fmt: skip
             machine.check()

@@ -34,10 +34,11 @@ SPILL_BACK_BACKLOGS = 4
 class Guest:
     """One task of another node; found in ``Guests.guests`` from its grant until its end was taken."""
 
-    __slots__ = ("ended", "origin", "returns")
+    __slots__ = ("ended", "number", "origin", "returns")
 
-    def __init__(self, origin: Address, returns: tuple[bytes, ...]) -> None:
+    def __init__(self, origin: Address, number: int, returns: tuple[bytes, ...]) -> None:
         self.origin = origin  # empty: it is dead
+        self.number = number  # of the grant
         self.returns = returns  # pinned here
         self.ended: Ended | None = None
 
@@ -64,8 +65,8 @@ class Guests:
     def on_place(self, now_ns: int, message: Place) -> None:
         """The global scheduler chose this node for a task of another: claim it, or spill it back."""
         task_id, descriptor = message.spec.task_id, message.descriptor
-        if descriptor.kind == ACTOR or descriptor.returns != VALUES:
-            reason = "actors and generators run on the node of their submitter, which has not got these"
+        if descriptor.returns != VALUES:
+            reason = "generators run on the node of their submitter, which has not got these"
             refusal = Infeasible(task_id, descriptor.name, descriptor.demand, (reason,))
             self.out.append((message.origin, refusal))
             return
@@ -95,8 +96,11 @@ class Guests:
                 self.on_place(now_ns, message)
 
     def _has(self, task_id: bytes) -> bool:
-        """Whether the task is here already, as one of this node or of some origin."""
-        return task_id in self.guests or task_id in self.scheduler.tasks
+        """Whether the task, or the actor, is here already, as one of this node or of some origin."""
+        scheduler, hosted = self.scheduler, self.scheduler.lives.hosted
+        if task_id in scheduler.actors.entries or (hosted is not None and task_id in hosted.actors):
+            return True
+        return task_id in self.guests or task_id in scheduler.tasks
 
     def _is_full(self) -> bool:
         slots = max(1, len(self.scheduler.pool.workers))
@@ -147,15 +151,17 @@ class Guests:
         task = TaskEntry(spec, task_class, source)
         task.attempt, task.hops = message.attempt, 1
         task.alone = bool(message.attempt)
-        guest = Guest(source, return_ids(spec.task_id, descriptor.num_returns))
+        guest = Guest(source, message.number, return_ids(spec.task_id, descriptor.num_returns))
         self.guests[spec.task_id] = guest
+        if descriptor.kind == ACTOR and self.scheduler.lives.hosted is not None:
+            self.scheduler.lives.hosted.granted(task, source)
         for object_id in guest.returns:
             self.scheduler.store.announce(object_id).pins += 1
         for one in message.inputs:
-            self._bring(now_ns, one)
+            self.bring(now_ns, one)
         self.scheduler.admit(now_ns, task)
 
-    def _bring(self, now_ns: int, given: Input) -> None:
+    def bring(self, now_ns: int, given: Input) -> None:
         """Make an input known here, unless it is."""
         store, references = self.scheduler.store, self.scheduler.references
         entry = store.objects.get(given.object_id)
@@ -185,15 +191,32 @@ class Guests:
         ended = Ended(task.spec.task_id, task.attempt, values, failed, run_ns=task.task_class.run_ns)
         self._tell(guest, ended)
 
+    def decline(self, task: TaskEntry) -> None:
+        """An actor for which there is no room any more goes back to its origin."""
+        scheduler, spec = self.scheduler, task.spec
+        guest = self.guests[spec.task_id]
+        del scheduler.tasks[spec.task_id]
+        for object_id in (*spec.deps, *spec.borrowed):
+            scheduler.references.unpin(scheduler.store.objects[object_id])
+        if scheduler.lives.hosted is not None:
+            scheduler.lives.hosted.dropped(spec.task_id)
+        self._make_none(guest)
+        self._forget(spec.task_id)
+        if guest.origin:
+            scheduler.lives.post(guest.origin, Declined(spec.task_id, guest.number))
+
     def crashed(self, task: TaskEntry, exit_code: int) -> None:
         """The worker of a guest is lost: its origin decides what becomes of the task."""
         task_id = task.spec.task_id
         guest = self.guests[task_id]
+        self._make_none(guest)
+        self._tell(guest, Ended(task_id, task.attempt, (), crashed=True, exit_code=exit_code))
+
+    def _make_none(self, guest: Guest) -> None:
         for object_id in guest.returns:
             entry = self.scheduler.store.objects[object_id]
             if entry.state < SEALED:
                 self._not_made_here(entry)
-        self._tell(guest, Ended(task_id, task.attempt, (), crashed=True, exit_code=exit_code))
 
     def _not_made_here(self, entry: ObjectEntry) -> None:
         """A value that a guest was to return comes from elsewhere, if it is needed at all."""

@@ -234,7 +234,9 @@ class LocalScheduler:
                 self._send(now_ns, worker, ready.popleft())
             if ready and task_class.run_ns and task_class.may_run_ahead:
                 self._run_ahead(now_ns, task_class)
-            if not ready:
+            elif ready and self.peers and task_class.descriptor.kind == ACTOR:
+                self.lives.forward_unfit(task_class)
+            if not task_class.ready:
                 del self.ready[number]
         if self.ready:
             self.leases.revoke()
@@ -286,7 +288,7 @@ class LocalScheduler:
             self.out.append((worker.worker_id, credit_of(task.consumed)))
         if descriptor.kind == ACTOR:
             self.pool.dedicate(worker, spec.task_id)
-            self.actors.dispatched(spec.task_id, worker)
+            self.lives.dispatched(spec.task_id, worker)
 
     def _introduce(self, worker: Worker, task_class: TaskClass) -> None:
         known, descriptor = worker.known, task_class.descriptor
@@ -474,7 +476,7 @@ class LocalScheduler:
             task.retries_left -= 1
         self._run_anew(task)
 
-    def _give_up(self, task: TaskEntry, exit_code: int) -> None:
+    def give_up(self, task: TaskEntry, exit_code: int) -> None:
         """An attempt of a guest is lost: this node is done with it."""
         spec = task.spec
         if task.task_class.ended:
@@ -488,7 +490,7 @@ class LocalScheduler:
 
     def _run_anew(self, task: TaskEntry) -> None:
         if task.spec.task_id in self.guests:
-            self._give_up(task, 0)
+            self.give_up(task, 0)
             return
         task.attempt += 1
         task.alone = True
@@ -523,7 +525,7 @@ class LocalScheduler:
         if task.cancelled:
             self.finish_all(task, cancelled_value(task.spec.task_id), TASK_FAILED)
         elif task.spec.task_id in self.guests:
-            self._give_up(task, message.exit_code)
+            self.give_up(task, message.exit_code)
         elif task.retries_left and not task.task_class.ended:
             self.try_again(task)
         else:
@@ -547,7 +549,8 @@ class LocalScheduler:
         """Queue a creation task whose process is gone."""
         task.alone = True
         self.retried += 1
-        self.queue(task)
+        task.stays = False
+        self.admission.decide(task)
 
     def add_job(self, context: JobContext) -> None:
         """A job begins."""
@@ -559,7 +562,7 @@ class LocalScheduler:
         if self.forwarded.pop(task.spec.task_id, None) is not None:
             self.out.append((self.global_scheduler, Withdraw(task.spec.task_id)))
         elif self.away is not None:
-            self.away.forget(task.spec.task_id)
+            self.away.drop(task.spec.task_id)
         self.finish_all(task, value, TASK_FAILED)
 
     def end_job(self, now_ns: int, job_id: bytes) -> None:
@@ -582,6 +585,7 @@ class LocalScheduler:
                 self._drop(task, lost)
         for worker in workers:
             self.pool.kill(worker)
+        self.lives.job_over(job_id)
         if self.away is not None:
             self.away.job_over(job)
         self._forget_job(job_id)

@@ -149,7 +149,9 @@ class Node:
             leases=self.leases,
         )
         self.names, self.streams = user_requests.rooms_of(self)
-        self.cluster = ClusterSide(self.out, scheduler=self.scheduler, shards=self.shards)
+        self.cluster = ClusterSide(
+            self.out, scheduler=self.scheduler, shards=self.shards, clients=self.clients
+        )
         rooms = user_requests.questions_of(self)
         self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
         self.asked = (self.inquiries, self.everywhere, self.node_lists)
@@ -219,7 +221,9 @@ class Node:
         self.actors.released(producer_of(creation_object))
 
     def _actor_changed(self, state: ActorState) -> None:
-        self.tables.put(self.now_ns, TABLE_ACTOR, state.actor_id, encode_value(state))
+        row = self.cluster.actors.changed(self.actors.entries[state.actor_id])
+        if row is not None:
+            self.tables.put(self.now_ns, TABLE_ACTOR, state.actor_id, encode_value(row))
 
     # --- processes come and go -------------------------------------------------------------------
 
@@ -270,7 +274,7 @@ class Node:
             self.out.append((RUNTIME, ClientGone(address)))
         self.leases.submitter_gone(address)
         promises.break_all(client, self.store, self.references)
-        self.actors.client_gone(address)
+        self.cluster.actors.client_gone(address)
         self.names.client_gone(address)
         for room in self.asked:
             room.client_gone(address)
@@ -284,6 +288,7 @@ class Node:
         if source != RUNTIME or worker is None:
             return
         self._client_gone(now_ns, message.worker_id)
+        self.cluster.actors.relay.worker_gone(message.worker_id)
         self.scheduler.worker_exited(now_ns, worker, message)
 
     def _worker(self, source: Address) -> Worker | None:
@@ -436,7 +441,8 @@ class Node:
         """A process holds objects that it got from another."""
         if self.known(source) is not None:
             self.references.acquire(now_ns, source, message.object_ids)
-            if message.token:
+            hosted = self.cluster.actors.hosted
+            if message.token and not hosted.acknowledges_later(self._worker(source), message.token):
                 self.out.append((source, Acked(message.token)))
 
     def on_hold_for(self, now_ns: int, source: Address, message: HoldFor) -> None:
@@ -508,6 +514,7 @@ class Node:
         if self.known(source) is None or self.refused(source, checks.problem_of_create(message)):
             return
         self.now_ns = now_ns
+        self.cluster.actors.relay.creating(source, message.object_id)
         entry = self.store.on_create(now_ns, source, message)
         if entry is None:
             return

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
 
 JOB_OVER = "its last copy is lost and the job that made it has ended"
-FIRST_TOKEN = 1 << 40
-"""Tokens of look-ups; those of table writes are lower."""
+FIRST_TOKEN = 1 << 41
+"""Tokens of look-ups; those of table writes and of questions about names are lower."""
 
 
 class Reconstruction:

@@ -157,6 +157,8 @@ def _actors(node: Node) -> list[dict[str, Any]]:
                 "name": entry.name,
                 "state": names[entry.state.state],
                 "pid": client.pid if client is not None else None,
+                "node_id": (entry.host or (node.identity.node_id if entry.worker is not None else b"")).hex(),
+                "restarts": entry.restarts,
             }
         )
     return rows

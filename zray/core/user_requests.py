@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zray.core import reports
+from zray.core import reconstruction, reports
 from zray.core.actor_names import ActorNames
 from zray.core.everywhere import PREFIX, Answerer, Everywhere
 from zray.core.inquiries import TOPICS, Inquiries
@@ -31,9 +31,12 @@ from zray.protocol.messages import (
     WatchActor,
 )
 from zray.protocol.user_messages import (
+    Call,
     Cancel,
+    CancelCall,
     ClaimName,
     Consumed,
+    ConsumedItems,
     FindCheckpoint,
     FindName,
     JobOptions,
@@ -42,6 +45,8 @@ from zray.protocol.user_messages import (
     Output,
     Printed,
     RecordCall,
+    Reply,
+    ReplyItem,
     SaveCheckpoint,
     Told,
     Yielded,
@@ -88,7 +93,8 @@ def on_save_checkpoint(node: Node, now_ns: int, source: Address, message: SaveCh
     client = node.clients.get(source)
     if client is not None and client.worker is not None:
         node.now_ns = node.scheduler.now_ns = now_ns
-        node.scheduler.lives.checkpoints.saved(client.worker, message)
+        if not node.cluster.actors.hosted.tell_past(client.worker, message):
+            node.scheduler.lives.checkpoints.saved(client.worker, message)
 
 
 def on_record_call(node: Node, now_ns: int, source: Address, message: RecordCall) -> None:
@@ -96,14 +102,17 @@ def on_record_call(node: Node, now_ns: int, source: Address, message: RecordCall
     client = node.clients.get(source)
     if client is not None and client.worker is not None:
         node.now_ns = node.scheduler.now_ns = now_ns
-        node.scheduler.lives.checkpoints.recorded(client.worker, message)
+        if not node.cluster.actors.hosted.tell_past(client.worker, message):
+            node.scheduler.lives.checkpoints.recorded(client.worker, message)
 
 
 def on_find_checkpoint(node: Node, now_ns: int, source: Address, message: FindCheckpoint) -> None:
     """An actor was made again and wants to be what it was."""
     client = node.clients.get(source)
     if client is not None and client.worker is not None:
-        node.scheduler.lives.checkpoints.find(client.worker, message)
+        node.now_ns = node.scheduler.now_ns = now_ns
+        if not node.cluster.actors.hosted.tell_past(client.worker, message):
+            node.scheduler.lives.checkpoints.find(client.worker, message)
 
 
 def on_yielded(node: Node, now_ns: int, source: Address, message: Yielded) -> None:
@@ -217,15 +226,18 @@ def on_told(node: Node, now_ns: int, source: Address, message: Told) -> None:
 
 def on_table_reply(node: Node, now_ns: int, source: Address, message: TableReply) -> None:
     """A shard answers a write or a question of ours."""
-    if not node.names.on_reply(source, message):
-        node.tables.on_reply(now_ns, source, message)
+    if message.token > reconstruction.FIRST_TOKEN:
         if source in node.shards:
-            node.cluster.reconstruction.on_table_reply(now_ns, message)
+            node.now_ns = now_ns
+            node.cluster.on_table_reply(now_ns, message)
+    elif not node.names.on_reply(source, message):
+        node.tables.on_reply(now_ns, source, message)
 
 
 def on_table_page(node: Node, now_ns: int, source: Address, message: TablePage) -> None:
     """A shard answers a listing."""
-    node.names.on_page(source, message)
+    if not (source in node.shards and node.cluster.actors.sweeper.on_page(message)):
+        node.names.on_page(source, message)
 
 
 def on_node_list(node: Node, now_ns: int, source: Address, message: NodeList) -> None:
@@ -246,14 +258,43 @@ def on_knocked(node: Node, now_ns: int, source: Address, message: Knocked) -> No
 def on_watch_actor(node: Node, now_ns: int, source: Address, message: WatchActor) -> None:
     """A process wants to call an actor."""
     if node.known(source) is not None:
-        node.actors.watch(source, message.actor_id)
+        views = node.cluster.actors.views
+        here = message.actor_id in node.actors.entries or not node.cluster.sharing.active
+        views.now_ns = now_ns
+        (node.actors if here else views).watch(source, message.actor_id)
 
 
 def on_kill_actor(node: Node, now_ns: int, source: Address, message: KillActor) -> None:
     """A process ends an actor."""
     if node.known(source) is not None:
         node.now_ns = node.scheduler.now_ns = now_ns
-        node.scheduler.lives.kill(now_ns, message.actor_id, message.no_restart)
+        if message.actor_id in node.actors.entries or not node.cluster.sharing.active:
+            node.scheduler.lives.kill(now_ns, message.actor_id, message.no_restart)
+        else:
+            node.cluster.actors.views.kill(message)
+
+
+def on_call(node: Node, now_ns: int, source: Address, message: Call) -> None:
+    """A process calls an actor of another node."""
+    if node.known(source) is not None:
+        node.cluster.actors.relay.on_call(now_ns, source, message)
+
+
+def on_said_of_call(node: Node, now_ns: int, source: Address, message: CancelCall | ConsumedItems) -> None:
+    """A process takes back a call to an actor of another node, or items of its stream."""
+    node.cluster.actors.relay.on_said(source, message)
+
+
+def on_reply(node: Node, now_ns: int, source: Address, message: Reply) -> None:
+    """An actor answers a call that came from another node."""
+    node.now_ns = now_ns
+    node.cluster.actors.relay.on_reply(now_ns, source, message)
+
+
+def on_reply_item(node: Node, now_ns: int, source: Address, message: ReplyItem) -> None:
+    """An actor has made an item for a caller of another node."""
+    node.now_ns = now_ns
+    node.cluster.actors.relay.on_item(now_ns, source, message)
 
 
 def rooms_of(node: Node) -> tuple[ActorNames, Streams]:
@@ -287,6 +328,11 @@ def rooms_of(node: Node) -> tuple[ActorNames, Streams]:
 HANDLERS: dict[type[Any], Handler] = {
     WatchActor: on_watch_actor,
     KillActor: on_kill_actor,
+    Call: on_call,
+    CancelCall: on_said_of_call,
+    ConsumedItems: on_said_of_call,
+    Reply: on_reply,
+    ReplyItem: on_reply_item,
     JobOptions: on_job_options,
     Cancel: on_cancel,
     Leaving: on_leaving,

@@ -228,7 +228,8 @@ class WorkerProcess:
             self.credits.open(message.task_id)
 
     def _on_call(self, source: Address, message: Call | LeasedRun) -> None:
-        self.client.routes[source] = self.client.servers[0]
+        if source != self.client.node:  # which passes on calls from other nodes
+            self.client.routes[source] = self.client.servers[0]
         if isinstance(message, LeasedRun):
             self.calls.append((source, message))
         elif self.actor is not None:

@@ -1,0 +1,175 @@
+"""Messages about actors that live on another node than where they were made, or are called from another.
+
+The rules are those of ``messages.py``. Words: the *home* of an actor is the node of its creator, which
+decides about its lives; its *host* is the node where the present *life* runs, numbered from 0. A call is
+*relayed* from the caller's node, its *origin*, to the host. What nodes say of actors is *posted*: it arrives
+once and in order.
+"""
+
+from __future__ import annotations
+
+from zray.protocol.base import Message, Value
+from zray.protocol.cluster import Declined, Input
+from zray.protocol.messages import KillActor
+from zray.protocol.user_messages import (
+    Call,
+    CancelCall,
+    CheckpointFound,
+    ConsumedItems,
+    FindCheckpoint,
+    RecordCall,
+    RepeatCall,
+    Reply,
+    ReplyItem,
+    SaveCheckpoint,
+)
+
+
+class ActorRow(Message, frozen=True):
+    """What the actor table knows of an actor: ``state`` as in ``ActorState``, and where to ask for more."""
+
+    actor_id: bytes
+    state: int
+    home: bytes
+    host: bytes = b""  # of the present life; empty: it has none yet, or any more
+    life: int = 0
+    address: bytes = b""  # of its worker, for processes of the host
+    name: str = ""  # of its class
+    cause: Value | None = None  # what its calls end with once it is dead
+
+
+# --- watcher -> home -----------------------------------------------------------------------------
+
+
+class WatchFrom(Message, frozen=True, tag=262):
+    """Tell the sender how the actor is, now and at every change."""
+
+    actor_id: bytes
+
+
+# --- home -> watcher -----------------------------------------------------------------------------
+
+
+class ActorAt(Message, frozen=True, tag=263):
+    """How an actor is and where. ``cause`` is what calls of a life that is over end with."""
+
+    actor_id: bytes
+    state: int
+    life: int = 0
+    host: bytes = b""
+    cause: Value | None = None
+
+
+# --- host -> home --------------------------------------------------------------------------------
+
+
+class LifeEnded(Message, frozen=True, tag=264):
+    """The process of a life is gone. ``leaving``: on purpose."""
+
+    actor_id: bytes
+    life: int
+    exit_code: int
+    leaving: bool = False
+
+
+class ToPast(Message, frozen=True, tag=265):
+    """What the worker of an actor says of checkpoints; the first two are answered by ``PastKept``."""
+
+    actor_id: bytes
+    life: int
+    message: SaveCheckpoint | RecordCall | FindCheckpoint
+
+
+# --- home -> host --------------------------------------------------------------------------------
+
+
+class EndLife(Message, frozen=True, tag=266):
+    """End a life: at once (``kill``), or after the calls that it has."""
+
+    actor_id: bytes
+    life: int
+    kill: bool = True
+
+
+class PastKept(Message, frozen=True, tag=267):
+    """The home has a checkpoint, a copy of its bytes included, or a recorded call."""
+
+    actor_id: bytes
+    life: int
+    object_id: bytes = b""  # the checkpoint
+
+
+class FromPast(Message, frozen=True, tag=268):
+    """What the worker of a new life is told of the former ones."""
+
+    actor_id: bytes
+    life: int
+    message: RepeatCall | CheckpointFound
+
+
+# --- origin -> host ------------------------------------------------------------------------------
+
+
+class CallAway(Message, frozen=True, tag=269):
+    """Run a call in this life, and in no other. What it takes and borrows is kept at the origin."""
+
+    call: Call
+    life: int
+    inputs: tuple[Input, ...] = ()  # the values that are known already
+
+
+class ReplyTaken(Message, frozen=True, tag=270):
+    """The origin holds what came out of a call, or out of item ``index`` of it."""
+
+    task_id: bytes
+    attempt: int
+    index: int = -1
+
+
+# --- host -> origin ------------------------------------------------------------------------------
+
+
+class ReplyAway(Message, frozen=True, tag=271):
+    """The values of a call; large ones are ``AT_NODE``, at the host."""
+
+    task_id: bytes
+    attempt: int
+    life: int
+    values: tuple[Value, ...]
+
+
+class ItemAway(Message, frozen=True, tag=272):
+    """Item ``index`` of a call that is a generator."""
+
+    task_id: bytes
+    attempt: int
+    life: int
+    index: int
+    value: Value
+
+
+# --- node <-> node -------------------------------------------------------------------------------
+
+Post = (
+    WatchFrom | ActorAt | LifeEnded | ToPast | EndLife | PastKept | FromPast | CallAway | ReplyTaken
+    | ReplyAway | ItemAway | KillActor | CancelCall | ConsumedItems | Declined
+)  # fmt: skip
+"""What is posted."""
+
+
+class Posted(Message, frozen=True, tag=260):
+    """A numbered message, from 1 on for each pair of nodes; repeated until ``PostTaken``."""
+
+    number: int
+    message: Post
+
+
+class PostTaken(Message, frozen=True, tag=261):
+    """Every post up to and including ``number`` has come."""
+
+    number: int
+
+
+Relayed = Call | Reply | ReplyItem | ConsumedItems | CancelCall
+"""What a caller and an actor's worker say to their own node when the other is elsewhere."""
+ToActorNode = Posted | PostTaken | Relayed
