@@ -44,7 +44,7 @@ def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
         allowed += CRASH_ORIGINS
     if faults.driver_crash:
         allowed += ("object_lost",)  # by workers whose job is over
-    if faults.node_crash or faults.node_freeze or faults.node_silence:
+    if faults.node_crash or faults.twin_crash or faults.node_freeze or faults.node_silence:
         allowed += (*CRASH_ORIGINS, "unschedulable")  # by tasks that are bound to the node
     if faults.spill_failure:
         allowed += DISK_ORIGINS
@@ -65,7 +65,9 @@ class Judge:
         self.may_be_silent = bool(
             faults.node_freeze or faults.node_silence or faults.partition or faults.clog
         )
-        crashes = faults.worker_crash or faults.worker_crash_creating or faults.node_crash
+        crashes = (
+            faults.worker_crash or faults.worker_crash_creating or faults.node_crash or faults.twin_crash
+        )
         self.may_retry = bool(crashes or faults.worker_start_hang or self.may_be_silent)
         self.oracle: dict[bytes, Outcome] = {}
         self.values: dict[bytes, Outcome] = {}

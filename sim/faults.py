@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sim.cluster import Cluster
     from sim.hosts import SimNode
     from sim.network import Link
-    from sim.replicas import SimChain
+    from sim.replicas import SimChain, SimReplica
     from sim.scenario import FaultsPart
     from sim.worker import SimWorker
 
@@ -57,6 +57,7 @@ class Faults:
             "peer_partition": (self.rates.peer_partition, self._partition_peers),
             "shard_crash": (self.rates.shard_crash, self._crash_shard),
             "replica_crash": (self.rates.replica_crash, self._crash_replica),
+            "twin_crash": (self.rates.twin_crash, self._crash_twins),
             "replica_partition": (self.rates.replica_partition, self._partition_replica),
             "master_crash": (self.rates.master_crash, self._crash_master),
             "partition": (self.rates.partition, self._partition),
@@ -188,10 +189,24 @@ class Faults:
         chain = self._whole_chain(random)
         if chain is None:
             return False
-        host = random.choice(chain.hosts)
+        self._kill_replica(random, random.choice(chain.hosts))
+        return True
+
+    def _kill_replica(self, random: Random, host: SimReplica) -> None:
         host.crash(with_log=random.random() < 0.7)
         back_ns = self.cluster.kernel.now_ns + self._outage_ns(random)
         self.cluster.kernel.at(min(self.faulty_ns, back_ns), host.restart_if_down)
+
+    def _crash_twins(self, random: Random) -> bool:
+        """A node and, in the same moment, who keeps a directory: the head of a chain, or a shard."""
+        victim = self._node_victim(random)
+        chain = self._whole_chain(random)
+        if victim is None or (chain is None and self.cluster.chains):
+            return False
+        self._kill_node(random, victim)
+        if chain is None:
+            return self._crash_shard(random)
+        self._kill_replica(random, chain.head())
         return True
 
     def _crash_master(self, random: Random) -> bool:
@@ -229,8 +244,11 @@ class Faults:
 
     def _crash_node(self, random: Random) -> bool:
         victim = self._node_victim(random)
-        if victim is None:
-            return False
+        if victim is not None:
+            self._kill_node(random, victim)
+        return victim is not None
+
+    def _kill_node(self, random: Random, victim: SimNode) -> None:
         self.cluster.crash_node(victim)
         if random.random() < 0.7:  # else only its silence tells
             notice_ns = int(random.expovariate(1.0) * 20 * MS)
@@ -238,7 +256,6 @@ class Faults:
             self.cluster.kernel.after(notice_ns, lambda _: self.cluster.tell_first_shard(notice))
         back_ns = min(self.faulty_ns, self.cluster.kernel.now_ns + self._outage_ns(random))
         self.cluster.kernel.at(back_ns, lambda _: self._revive(victim))
-        return True
 
     def _lose_link(self, random: Random) -> bool:
         """A node's link to the control store breaks for a moment: nothing may come of it."""

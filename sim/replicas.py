@@ -206,6 +206,10 @@ class SimChain:
         newest = max(heads, key=lambda replica: replica.epoch).newest
         return tuple(member.address for member in newest.members)
 
+    def head(self) -> SimReplica:
+        """Who serves clients; of a chain that is whole."""
+        return next(host for host in self.hosts if host.replica.is_head)
+
     def seated(self) -> list[SimReplica]:
         """The living members of the newest epoch that any of them has heard of."""
         newest = max((host.replica.newest for host in self.hosts), key=lambda newest: newest.epoch)

@@ -85,6 +85,7 @@ class FaultsPart(_Part, frozen=True):
     peer_partition: Rate = 0.0
     shard_crash: Rate = 0.0
     replica_crash: Rate = 0.0
+    twin_crash: Rate = 0.0
     replica_partition: Rate = 0.0
     master_crash: Rate = 0.0
     partition: Rate = 0.0

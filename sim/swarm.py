@@ -52,6 +52,8 @@ CHOOSY_SHARE = 0.2
 """Of this many clusters the workload is ``choosy``; drawn apart like ``LONE_SHARE``."""
 CHAIN_RATES = {"replica_crash": 30.0, "replica_partition": 30.0, "master_crash": 10.0}
 """The same of replicated shards."""
+TWIN_RATE = 12.0
+"""The same of a node and a head that die in one moment."""
 SHRINK_RUNS_MAX = 60
 
 
@@ -67,7 +69,7 @@ def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
     if seed >= CHAINED_SEEDS:
-        return _replicated(_clustered(seed, plain), **_draw_replicas(seed))
+        return _replicated(_clustered(seed, plain), **_draw_replicas(seed), **_draw_twins(seed))
     if seed >= CLUSTER_SEEDS:
         return _clustered(seed, plain)
     if stream(seed, "swarm/replicas").random() <= REPLICATED_SHARE:
@@ -159,6 +161,12 @@ def _draw_replicas(seed: int) -> dict[str, Any]:
     for name, most in CHAIN_RATES.items():
         drawn[name] = round(most * random.random(), 4)
     return drawn
+
+
+def _draw_twins(seed: int) -> dict[str, Any]:
+    """How often a node dies together with the head of a chain, in some seeds."""
+    random = stream(seed, "swarm/twins")
+    return {"twin_crash": round(TWIN_RATE * random.random(), 4)} if random.random() < 0.4 else {}
 
 
 def run_seed(seed: int) -> tuple[int, Verdict]:

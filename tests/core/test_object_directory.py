@@ -16,6 +16,7 @@ from zray.protocol.cluster import (
     DROP,
     EXPECT,
     HOLD,
+    HOME,
     UNCOPY,
     WANT,
     FreeObjects,
@@ -230,3 +231,23 @@ def test_after_all_have_restated_what_nobody_holds_is_freed() -> None:
     bench.say(B, (COPY, MADE, LARGE))
     bench.say(C)
     assert bench.say(A) == [(B, FreeObjects((MADE,)))]
+
+
+def test_who_only_follows_the_lineage_of_what_a_new_life_cannot_find_makes_it_again() -> None:
+    """The only copy died together with the former life, which alone knew that it had been made."""
+    bench = Bench(RECORD)
+    bench.feed(RUNTIME, ShardOpened())
+    bench.say(C)
+    bench.say(A, (HOLD, MADE), (HOME, MADE))
+    assert bench.die(B) == [(A, Rebuild(MADE, 1, RECORD))]
+    assert bench.say(C, (HOLD, MADE), (WANT, MADE)) == []  # it is being made now
+    assert bench.say(A, (COPY, MADE, LARGE)) == [(C, ObjectFound(MADE, LARGE, (A,)))]
+
+
+def test_what_one_node_follows_and_another_one_makes_is_waited_for() -> None:
+    bench = Bench(RECORD)
+    bench.feed(RUNTIME, ShardOpened())
+    bench.say(A, (HOLD, MADE), (HOME, MADE), (WANT, MADE))
+    bench.say(B, (HOLD, MADE), (EXPECT, MADE))
+    assert bench.say(C) == []
+    assert bench.die(B) == [(A, Rebuild(MADE, 1, RECORD))]

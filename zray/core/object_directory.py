@@ -24,6 +24,7 @@ from zray.protocol.cluster import (
     DROP,
     EXPECT,
     HOLD,
+    HOME,
     UNCOPY,
     WANT,
     FreeObjects,
@@ -44,13 +45,14 @@ DEAD_NODES_MAX = 10_000
 class SharedRow:
     """What is known of one shared object; every dictionary is an ordered set of nodes."""
 
-    __slots__ = ("copies", "holders", "makers", "object_id", "value", "waiters")
+    __slots__ = ("copies", "holders", "idle", "makers", "object_id", "value", "waiters")
 
     def __init__(self, object_id: bytes) -> None:
         self.object_id = object_id
         self.holders: dict[Address, None] = {}
         self.copies: dict[Address, None] = {}
         self.makers: dict[Address, None] = {}
+        self.idle: dict[Address, None] = {}  # makers that only follow the lineage of what was made once
         self.waiters: dict[Address, None] = {}
         self.value: Value | None = None  # inline, or how large it is and what it contains
 
@@ -62,12 +64,17 @@ class SharedRow:
 
     @property
     def is_coming(self) -> bool:
-        """Whether it was never made and somebody will. A maker that waits for it follows its lineage only."""
-        return self.value is None and any(maker not in self.waiters for maker in self.makers)
+        """Whether it is not made (any more) and somebody will.
+
+        A maker that waits for it, or said ``HOME``, only follows its lineage. Of a row whose value is known
+        nothing follows from its makers: they stay, for its lineage.
+        """
+        makers = (maker for maker in self.makers if maker not in self.idle)
+        return self.value is None and any(maker not in self.waiters for maker in makers)
 
     def forget(self, node: Address) -> bool:
         """Drop all that ``node`` said; whether there was any."""
-        kinds = (self.holders, self.copies, self.makers, self.waiters)
+        kinds = (self.holders, self.copies, self.makers, self.idle, self.waiters)
         found = [kind for kind in kinds if node in kind]
         for kind in found:
             del kind[node]
@@ -164,6 +171,9 @@ class ObjectDirectory:
             case k if k == EXPECT:
                 row.makers[node] = None
                 row.waiters.pop(node, None)
+                row.idle.pop(node, None)
+            case k if k == HOME:
+                row.makers[node] = row.idle[node] = None
             case k if k == UNCOPY:
                 row.copies.pop(node, None)
             case k if k == WANT:
@@ -283,6 +293,7 @@ class ObjectDirectory:
         row.value = None
         row.makers[node] = None
         row.waiters.pop(node, None)
+        row.idle.pop(node, None)
         self.out.append((node, Rebuild(row.object_id, attempt, record)))
 
     def _tell_everybody(self, row: SharedRow) -> None:
@@ -299,6 +310,7 @@ class ObjectDirectory:
             invariant(row.object_id == object_id, "a row under another id")
             invariant(bool(row.holders or self.silent), "a row that no node holds:", short(object_id))
             invariant(not (row.found and row.waiters), "I6 waits for what is there:", short(object_id))
+            invariant(not row.idle.keys() - row.makers.keys(), "idle and no maker of", short(object_id))
             everybody = {**row.holders, **row.copies, **row.makers, **row.waiters}
             invariant(all(node in self.alive for node in everybody), "I9 the dead in", short(object_id))
         for object_id in self.orphans:

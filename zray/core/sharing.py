@@ -30,6 +30,7 @@ from zray.protocol.cluster import (
     DROP,
     EXPECT,
     HOLD,
+    HOME,
     UNCOPY,
     WANT,
     FreeObjects,
@@ -272,7 +273,7 @@ class Sharing:
         shared.held = True
         self._update(HOLD, entry.object_id)
         if shared.expected:
-            self._update(EXPECT, entry.object_id)
+            self._update(EXPECT if _will_be_told(entry, shared) else HOME, entry.object_id)
         if shared.copied:
             self._update(COPY, entry.object_id, _as_shared(entry))
         elif shared.wanted and entry.state == PENDING:
@@ -347,7 +348,7 @@ class Sharing:
         if shared.held:
             self._update(HOLD, object_id)
         if shared.expected:
-            self._update(EXPECT, object_id)
+            self._update(EXPECT if _will_be_told(entry, shared) else HOME, object_id)
         if shared.copied:
             self._update(COPY, object_id, _as_shared(entry))
         if shared.wanted and entry.state == PENDING:
@@ -452,6 +453,12 @@ class Sharing:
 def _is_made_here(entry: ObjectEntry, shared: SharedObject) -> bool:
     """Whether this node is about to give the object its value, and not as a copy."""
     return entry.state < SEALED and not shared.wanted and entry.creator != TRANSFER
+
+
+def _will_be_told(entry: ObjectEntry, shared: SharedObject) -> bool:
+    """Whether this node is still to announce the value, which a directory without one has to wait for."""
+    waits_at_gate = entry.state == SEALED and shared.announced and not shared.copied
+    return _is_made_here(entry, shared) or waits_at_gate
 
 
 def _as_shared(entry: ObjectEntry) -> Value:

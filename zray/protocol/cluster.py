@@ -13,10 +13,11 @@ from zray.protocol.strategies import Labels
 # What a node tells the shard of a shared object (ShareUpdate.kind).
 HOLD = 0  # something on the node needs it
 DROP = 1  # nothing on the node needs it any more
-EXPECT = 2  # a task of the node will make it, or it was made and the node follows its lineage
+EXPECT = 2  # a task of the node will make it; afterwards the node follows its lineage
 COPY = 3  # the node has it: inline in ShareUpdate.value, or of ShareUpdate.value.size bytes in its store
 UNCOPY = 4  # the node has it no more
 WANT = 5  # look up or subscribe: one ObjectFound, now or as soon as there is a copy
+HOME = 6  # it was made, and the node follows its lineage: what a snapshot says instead of EXPECT
 
 # --- node -> directory of a shard ----------------------------------------------------------------
 
