@@ -199,10 +199,14 @@ def test_a_new_head_that_decides_before_all_have_restated_is_noticed(monkeypatch
 
 @pytest.mark.usefixtures("no_self_judgement")
 def test_a_home_that_is_taken_for_a_maker_is_noticed(monkeypatch: Patch) -> None:
-    """A node and the head of a chain die in one moment, and with them all who knew that an object was made."""
+    """A node and the head of a chain die in one moment, and all who knew that an object was made."""
     monkeypatch.setattr("zray.core.sharing._will_be_told", lambda entry, shared: True)
-    faults = FaultsPart(twin_crash=10.0, outage_ms=40)
-    cluster = replace(FAIL_OVERS.cluster, nodes=4, drivers=2, replicas=3)
-    phases = PhasesPart(faulty_s=0.5, liveness_s=20.0, quiet_s=14.0)
-    kind, _ = first_failure(replace(FAIL_OVERS, cluster=cluster, faults=faults, phases=phases), range(6))
+    scenario = replace(
+        load("lost_objects"),
+        check_every=20,
+        cluster=replace(load("lost_objects").cluster, nodes=4, drivers=2, replicas=3),
+        faults=FaultsPart(twin_crash=10.0, outage_ms=40),
+        phases=PhasesPart(faulty_s=0.5, liveness_s=20.0, quiet_s=14.0),
+    )
+    kind, _ = first_failure(scenario, range(3))
     assert kind != PASSED
