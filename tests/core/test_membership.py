@@ -187,3 +187,11 @@ def test_a_new_life_is_patient_with_nodes_that_it_has_not_heard_yet() -> None:
     assert bench.feed(report(B, bench.machine.epoch), now_ns=late_ns) == []
     graves = bench.wait(late_ns, late_ns + DEATH_NS - LOOK_NS // 4)  # once heard, each has as long as ever
     assert {message.key for _, message in graves} == {GRAVES + A}
+
+
+def test_a_greeting_of_all_replicas_is_no_first_word() -> None:
+    """A node that looks for the head greets everybody; it need not know yet that this one is."""
+    bench = Bench(life=3, nodes=(A, B))
+    bench.feed(report(A, bench.machine.epoch), hello(B))
+    for now_ns in range(LOOK_NS, RETURN_NS - LOOK_NS, LOOK_NS):
+        assert bench.feed(report(A, bench.machine.epoch), now_ns=now_ns) == []

@@ -117,6 +117,8 @@ class ChainReplica:
         if self.is_head:
             if len(self.window) >= self.config.chain_window_max:
                 return  # whoever needs an answer asks again
+            if type(message) is NodeHello and source in self.shard.unannounced:
+                self.out.append((source, self.newest))  # it may greet all replicas and know no head
             self._hand_over(now_ns, source, message)
         elif source not in (RUNTIME, self.me.address):
             self.misled[source] = None

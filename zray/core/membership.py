@@ -55,7 +55,7 @@ class Member:
         self.node_id = node_id
         self.endpoint = endpoint
         self.heard_ns = now_ns
-        self.is_heard = False  # in this life of the judge
+        self.is_heard = False  # has reported to this life of the judge
         self.lost_ns: int | None = None  # when its link was lost, if it was not heard since
         self.epoch = 0  # of the newest table that it is known to have
         self.state = ALIVE
@@ -105,7 +105,7 @@ class Membership:
             self._tell(source)
         elif member is None:
             member = Member(now_ns, source, message.node_id, message.endpoint)
-            member.is_heard = True
+            member.is_heard = self.opened  # else it may be an old one that greets all replicas
             self.members[message.node_id] = member
             self.changed = True
         else:
@@ -123,12 +123,12 @@ class Membership:
             self.epoch = message.epoch
             self.changed = True
         member.epoch = message.epoch
+        member.is_heard = True
         self.census.reported(message)
         self._hear(now_ns, member)
 
     def _hear(self, now_ns: int, member: Member) -> None:
         member.heard_ns = now_ns
-        member.is_heard = True
         member.lost_ns = None
         if member.state == SUSPECTED:
             member.state = ALIVE
