@@ -123,6 +123,7 @@ class Membership:
             self.epoch = message.epoch
             self.changed = True
         member.epoch = message.epoch
+        member.is_heard = True
         self.census.reported(message)
         member.is_heard = True
         self._hear(now_ns, member)

@@ -63,12 +63,14 @@ class SharedRow:
         return value is not None and (value.kind in (INLINE, ERROR, FAULT) or bool(self.copies))
 
     @property
-    def is_being_made(self) -> bool:
-        """Whether a node is about to give it a value.
+    def is_coming(self) -> bool:
+        """Whether it is not made (any more) and somebody will.
 
-        Of a row whose value is known that does not follow from its makers: they stay, for its lineage.
+        A maker that waits for it, or said ``HOME``, only follows its lineage. Of a row whose value is known
+        nothing follows from its makers: they stay, for its lineage.
         """
-        return self.value is None and len(self.idle) < len(self.makers)
+        makers = (maker for maker in self.makers if maker not in self.idle)
+        return self.value is None and any(maker not in self.waiters for maker in makers)
 
     def forget(self, node: Address) -> bool:
         """Drop all that ``node`` said; whether there was any."""
@@ -168,6 +170,7 @@ class ObjectDirectory:
                 row.waiters.pop(node, None)
             case k if k == EXPECT:
                 row.makers[node] = None
+                row.waiters.pop(node, None)
                 row.idle.pop(node, None)
             case k if k == HOME:
                 row.makers[node] = row.idle[node] = None
@@ -289,6 +292,7 @@ class ObjectDirectory:
             self.rebuilding[task_id] = node, attempt
         row.value = None
         row.makers[node] = None
+        row.waiters.pop(node, None)
         row.idle.pop(node, None)
         self.out.append((node, Rebuild(row.object_id, attempt, record)))
 
