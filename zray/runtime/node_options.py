@@ -36,6 +36,8 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     """End when this process does."""
     detached: bool = False
     """Write the output of the node, its shards and its workers into files of the session."""
+    cluster: str = ""
+    """Name of its cluster on this machine, for whoever ends it."""
     log_level: str = "WARNING"
     trace: str | None = None
     """Record every pump in this file, and those of shards that the node starts beside it."""

@@ -59,6 +59,8 @@ class SessionInfo(msgspec.Struct):
     machine: str = ""
     boot: str = ""
     processes: list[ProcessStamp] = []
+    cluster: str = ""
+    """The name that ``zray start --cluster`` gave; ``zray stop --cluster`` looks for it."""
 
 
 _encode_info = msgspec.json.Encoder().encode
@@ -134,7 +136,7 @@ def base_dir() -> str:
     return os.path.join("/tmp", leaf)  # a long $TMPDIR is not a choice made for zray
 
 
-def create(kind: str) -> Session:
+def create(kind: str, cluster: str = "") -> Session:
     """Make a session that lives as long as the calling process (see :meth:`Session.add_process`).
 
     Raises:
@@ -144,7 +146,7 @@ def create(kind: str) -> Session:
     base = base_dir()
     _ensure_private(base)
     path = os.path.join(base, os.urandom(SESSION_NAME_BYTES // 2).hex())
-    info = SessionInfo(kind, created_ns=time.time_ns(), machine=_machine(), boot=_boot())
+    info = SessionInfo(kind, created_ns=time.time_ns(), machine=_machine(), boot=_boot(), cluster=cluster)
     os.mkdir(path, 0o700)
     session = Session(path, info)
     os.mkdir(session.spill_dir, 0o700)
