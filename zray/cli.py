@@ -12,6 +12,7 @@ import os
 import sys
 
 from zray.cli_state import add_commands
+from zray.launch.command import add_commands as add_launch_commands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
     status.set_defaults(function=_status)
 
     add_commands(commands)
+    add_launch_commands(commands)
     commands.add_parser("sim", help="run zray's state machines in virtual time", add_help=False)
     commands.add_parser("paper", help="run the paper's experiments (in a clone)", add_help=False)
     version = commands.add_parser("version", help="print the version")

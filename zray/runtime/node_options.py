@@ -13,6 +13,9 @@ from zray.runtime.spawning import python_command
 if TYPE_CHECKING:  # 14 ms that whoever starts a node need not pay first
     from zray.protocol.messages import Demand
 
+CLUSTER_NAME = "[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
+"""What a name of a cluster looks like, as a regular expression."""
+
 
 class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     """Everything that a ``zray-node`` can be told."""

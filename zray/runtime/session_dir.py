@@ -136,6 +136,18 @@ def base_dir() -> str:
     return os.path.join("/tmp", leaf)  # a long $TMPDIR is not a choice made for zray
 
 
+def ensure_base_dir() -> str:
+    """The directory of this user's sessions, made if it is missing.
+
+    Raises:
+        PermissionError: if it is not this user's alone.
+        OSError: if it cannot be made.
+    """
+    base = base_dir()
+    _ensure_private(base)
+    return base
+
+
 def create(kind: str, cluster: str = "") -> Session:
     """Make a session that lives as long as the calling process (see :meth:`Session.add_process`).
 
@@ -143,8 +155,7 @@ def create(kind: str, cluster: str = "") -> Session:
         PermissionError: if the base directory is not this user's alone.
         OSError: if a directory cannot be made.
     """
-    base = base_dir()
-    _ensure_private(base)
+    base = ensure_base_dir()
     path = os.path.join(base, os.urandom(SESSION_NAME_BYTES // 2).hex())
     info = SessionInfo(kind, created_ns=time.time_ns(), machine=_machine(), boot=_boot(), cluster=cluster)
     os.mkdir(path, 0o700)

@@ -9,9 +9,7 @@ import re
 
 from zray.runtime import session_dir
 from zray.runtime.endpoints import endpoint_of, free_ports, own_host_towards, ports_from
-from zray.runtime.node_options import NodeOptions
-
-CLUSTER_NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")
+from zray.runtime.node_options import CLUSTER_NAME, NodeOptions
 
 
 def add_node_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,7 +146,7 @@ def options_of(
 
 def cluster_name(text: str) -> str:
     """A name that can be part of file names and of names in Slurm and Kubernetes."""
-    if not CLUSTER_NAME.fullmatch(text):
+    if not re.fullmatch(CLUSTER_NAME, text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a name of 1 to 40 letters a-z, digits and hyphens")
     return text
 
