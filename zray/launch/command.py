@@ -1,4 +1,5 @@
-"""The commands that start clusters elsewhere: up, down, slurm; and wait-for-nodes, which they need.
+"""The commands that start clusters elsewhere: up, down, slurm, kubernetes; and
+wait-for-nodes, which they need.
 
 Like all of ``zray.cli``, each imports what it needs when it runs.
 """
@@ -20,7 +21,7 @@ def add_commands(commands: Any) -> None:
     ending.add_argument("file", metavar="CLUSTER.toml")
     ending.set_defaults(function=_down)
     waiting = commands.add_parser("wait-for-nodes", help="wait until a cluster has so many nodes")
-    waiting.add_argument("count", type=int, help="0 waits for the control store alone")
+    waiting.add_argument("count", type=_whole, help="0 waits for the control store alone")
     waiting.add_argument("--address", required=True, metavar="HOST:PORT", help="of the control store")
     waiting.add_argument("--key-file", metavar="FILE", help="key of the cluster (default: $ZRAY_KEY_FILE)")
     waiting.add_argument("--timeout", type=float, default=60.0, metavar="S", help="default: 60")
@@ -30,6 +31,9 @@ def add_commands(commands: Any) -> None:
     )
     _add_slurm_arguments(batch)
     batch.set_defaults(function=_slurm)
+    manifests = commands.add_parser("kubernetes", help="print manifests for Kubernetes")
+    _add_kubernetes_arguments(manifests)
+    manifests.set_defaults(function=_kubernetes)
 
 
 def _up(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -79,7 +83,7 @@ def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--nodes", type=_positive, required=True, metavar="N")
     add("--cpus", type=_positive, required=True, metavar="C", help="of each node")
-    add("--gpus", type=int, default=0, metavar="G", help="of each node")
+    add("--gpus", type=_whole, default=0, metavar="G", help="of each node")
     add("--mem", dest="memory", metavar="SIZE", help="of each node, such as 8G")
     add("--time", help="limit, as sbatch takes it")
     add("--partition")
@@ -103,10 +107,62 @@ def _slurm(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise ValueError(text)
+# --- kubernetes ----------------------------------------------------------------------------------
+
+
+def _add_kubernetes_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--name", default="zray", help="of the cluster, and in the names of its objects (default: zray)")
+    add("--image", required=True, help="of containers: with zray, and all that tasks import")
+    add("--nodes", type=_positive, default=2, metavar="N", help="besides the head (default: 2)")
+    add("--daemon-set", action="store_true", help="one node on each machine, and not N")
+    add("--cpus", type=_positive, default=1, metavar="C", help="of each node (default: 1)")
+    add("--memory", default="2G", metavar="SIZE", help="of each node, its object store too (default: 2G)")
+    add("--gpus", type=_whole, default=0, metavar="G", help="of each node (default: 0)")
+    add("--head-cpus", type=_whole, default=0, metavar="C", help="that tasks may use there (default: 0)")
+    add("--head-memory", default="2G", metavar="SIZE", help="default: 2G")
+    add("--shards", type=_positive, default=1, metavar="S", help="of the control store (default: 1)")
+    add("--gcs-memory", default="1G", metavar="SIZE", help="of each shard (default: 1G)")
+    add("--gcs-storage", default="2G", metavar="SIZE", help="for the log of each shard (default: 2G)")
+    add("--storage-class", metavar="NAME", help="of these volumes (default: that of the site)")
+    add("--spill", default="10G", metavar="SIZE", help="of disk for each node (default: 10G)")
+    add("--namespace", metavar="NAME")
+    add("--key-file", metavar="FILE", help="key of the cluster, made if it is missing (default: ./NAME.key)")
+    add("--no-secret", action="store_true", help="leave the secret NAME-key out; it needs cluster.key")
+
+
+def _kubernetes(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    import json
+    import os
+
+    from zray.launch.kubernetes import KubernetesCluster, check_names, cluster_id_of, manifests
+    from zray.runtime import cluster_key
+
+    check_names(given.name, given.image)
+    path = os.path.abspath(given.key_file or f"{given.name}.key")
+    public = cluster_key.ensure(path).public
+    with open(path, "rb") as file:
+        key = None if given.no_secret else file.read()
+    names = [name for name in KubernetesCluster._fields if name not in ("key", "cluster_id")]
+    fields = {name: getattr(given, name) for name in names}
+    cluster = KubernetesCluster(**fields, key=key, cluster_id=cluster_id_of(public))
+    print(json.dumps(manifests(cluster), indent=2))
+    return 0
+
+
+# --- what all of them share ----------------------------------------------------------------------
+
+
+def _whole(text: str, least: int = 0) -> int:
+    import argparse
+
+    if not text.isascii() or not text.isdigit() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
 
 
 def _say(text: str) -> None:
