@@ -11,15 +11,18 @@ import contextlib
 import os
 import sys
 
-from zray.cli_doctor import add_command
+from zray.cli_doctor import add_command as add_doctor_command
 from zray.cli_state import add_commands
+from zray.launch.command import add_commands as add_launch_commands
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
+    from zray.runtime.node_options import NodeOptions
     from zray.runtime.session_dir import Session
+    from zray.runtime.spawning import Spawned
 
 START_MARGIN_S = 10.0
 """How much longer ``zray start`` waits for a node than the node does for its control store."""
@@ -78,6 +81,7 @@ def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
 
     stop = commands.add_parser("stop", help="end the clusters of this user on this machine")
     stop.add_argument("--address", help="only the one whose node is there")
+    stop.add_argument("--cluster", metavar="NAME", help="only nodes that were started with that name")
     stop.set_defaults(function=_stop)
 
     status = commands.add_parser("status", help="show what a running cluster has and does")
@@ -86,7 +90,8 @@ def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
     status.set_defaults(function=_status)
 
     add_commands(commands)
-    add_command(commands)
+    add_doctor_command(commands)
+    add_launch_commands(commands)
     commands.add_parser("sim", help="run zray's state machines in virtual time", add_help=False)
     commands.add_parser("paper", help="run the paper's experiments (in a clone)", add_help=False)
     version = commands.add_parser("version", help="print the version")
@@ -133,13 +138,19 @@ def _keep_importable() -> None:
 
 
 def _add_start_arguments(parser: argparse.ArgumentParser) -> None:
-    from zray.services.node_arguments import add_gcs_argument, add_network_arguments, add_node_arguments
+    from zray.services.node_arguments import (
+        add_gcs_argument,
+        add_launch_arguments,
+        add_network_arguments,
+        add_node_arguments,
+    )
 
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--head", action="store_true", help="begin a cluster")
     add_gcs_argument(where, "--address")
     add_node_arguments(parser)
     add_network_arguments(parser)
+    add_launch_arguments(parser)
     parser.set_defaults(subparser=parser)
 
 
@@ -147,18 +158,31 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     import msgspec
 
     from zray.config import Config
-    from zray.runtime.endpoints import ports_from
     from zray.runtime.node_options import command
     from zray.runtime.spawning import spawn
     from zray.services.node_arguments import options_of, with_network
 
-    options = options_of(given.subparser, given, log_level="INFO", detached=True)
+    options = options_of(given.subparser, given, log_level="INFO", detached=not given.block)
+    options.cluster = given.cluster or ""
+    if given.block:
+        options.parent_pid = os.getpid()
     options = with_network(given, options)
     if options.listen and options.gcs:
         _look_at_control_store(options.gcs[0])
     # The node itself waits for a control store for so long; then it has something to say.
     timeout_s = Config.from_environment().init_timeout_ns / 1e9 + START_MARGIN_S
     spawned = spawn(command(msgspec.structs.asdict(options)), timeout_s, name="the node")
+    if given.json:
+        print(msgspec.json.encode({**spawned.ready, "pid": spawned.pid}).decode(), flush=True)
+    else:
+        _explain_start(spawned, options)
+    return _attend(spawned.pid) if given.block else 0
+
+
+def _explain_start(spawned: Spawned, options: NodeOptions) -> None:
+    """Say what was started and what can be done with it."""
+    from zray.runtime.endpoints import ports_from
+
     address, session = spawned.ready["address"], spawned.ready["session"]
     print(f"node {spawned.ready['node_id']} runs at {address} (process {spawned.pid})")
     if options.gcs_listen:
@@ -170,8 +194,27 @@ def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     print(f"  run a script in it     zray run --address {address} SCRIPT")
     print("  look at it             zray status")
     print(f"  read its logs          {os.path.join(session, 'logs')}")
-    print(f"  end it                 zray stop --address {address}")
-    return 0
+    print(f"  end it                 zray stop --address {address}", flush=True)
+
+
+def _attend(pid: int) -> int:
+    """Stay until the node ends, and end it with the signals that end this process; its exit code.
+
+    As the first process of a container this one also reaps whoever lost its parent.
+    """
+    import signal
+
+    def end_node(number: int, frame: object) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, end_node)
+    while True:
+        ended, status = os.wait()
+        if ended == pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
 
 
 def _look_at_control_store(endpoints: str) -> None:
@@ -203,8 +246,11 @@ def _stop(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         if not sessions:
             print(f"zray: no cluster of this user has a node at {given.address}", file=sys.stderr)
             return 1
+    if given.cluster is not None:
+        sessions = [session for session in sessions if session.info.cluster == given.cluster]
     if not sessions:
-        print("no cluster of this user runs on this machine")
+        which = f"cluster {given.cluster}" if given.cluster else "cluster"
+        print(f"no {which} of this user runs on this machine")
     for session in sessions:
         _ask_to_end(session)
     for session in sessions:

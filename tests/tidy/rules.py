@@ -57,8 +57,10 @@ LAYERS = (
     # The simulation of a user's own program: the API on one side, the simulator on the other.
     Layer(own=("zray.api.simulation",), project=(*BELOW_SERVICES, "zray.api", "sim"),
           third_party=PROCESS_LIBRARIES),
+    # Commands that start clusters elsewhere, and what runs there for them.
+    Layer(own=("zray.launch",), project=BELOW_SERVICES, third_party=("msgspec",)),
     Layer(own=("zray.cli", "zray.cli_state", "zray.cli_doctor"),
-          project=(*BELOW_SERVICES, "zray.services", "zray.api", "zray", "zray.util", "sim"),
+          project=(*BELOW_SERVICES, "zray.services", "zray.api", "zray.launch", "zray", "zray.util", "sim"),
           third_party=(*PROCESS_LIBRARIES, "rich")),
     Layer(own=("sim",), project=(*FOUNDATION, "zray.protocol", "zray.core"),
           third_party=("msgspec", "numpy")),

@@ -251,7 +251,7 @@ class ObjectDirectory:
                 self.orphans.pop(object_id, None)
             elif not row.holders:
                 self._free(row)
-            elif row.found or row.is_being_made:
+            elif row.found or row.is_coming:
                 self.orphans.pop(object_id, None)
             elif object_id not in self.orphans:
                 self._orphaned(now_ns, row)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:  # 14 ms that whoever starts a node need not pay first
     from zray.protocol.messages import Demand
     from zray.protocol.strategies import Labels
 
+CLUSTER_NAME = "[a-z]([a-z0-9-]{0,38}[a-z0-9])?"
+"""What a name of a cluster looks like, as a regular expression."""
+
 
 class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     """Everything that a ``zray-node`` can be told."""
@@ -38,6 +41,8 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     """End when this process does."""
     detached: bool = False
     """Write the output of the node, its shards and its workers into files of the session."""
+    cluster: str = ""
+    """Name of its cluster on this machine, for whoever ends it."""
     log_level: str = "WARNING"
     trace: str | None = None
     """Record every pump in this file, and those of shards that the node starts beside it."""

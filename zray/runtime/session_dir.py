@@ -59,6 +59,8 @@ class SessionInfo(msgspec.Struct):
     machine: str = ""
     boot: str = ""
     processes: list[ProcessStamp] = []
+    cluster: str = ""
+    """The name that ``zray start --cluster`` gave; ``zray stop --cluster`` looks for it."""
 
 
 _encode_info = msgspec.json.Encoder().encode
@@ -134,17 +136,28 @@ def base_dir() -> str:
     return os.path.join("/tmp", leaf)  # a long $TMPDIR is not a choice made for zray
 
 
-def create(kind: str) -> Session:
+def ensure_base_dir() -> str:
+    """The directory of this user's sessions, made if it is missing.
+
+    Raises:
+        PermissionError: if it is not this user's alone.
+        OSError: if it cannot be made.
+    """
+    base = base_dir()
+    _ensure_private(base)
+    return base
+
+
+def create(kind: str, cluster: str = "") -> Session:
     """Make a session that lives as long as the calling process (see :meth:`Session.add_process`).
 
     Raises:
         PermissionError: if the base directory is not this user's alone.
         OSError: if a directory cannot be made.
     """
-    base = base_dir()
-    _ensure_private(base)
+    base = ensure_base_dir()
     path = os.path.join(base, os.urandom(SESSION_NAME_BYTES // 2).hex())
-    info = SessionInfo(kind, created_ns=time.time_ns(), machine=_machine(), boot=_boot())
+    info = SessionInfo(kind, created_ns=time.time_ns(), machine=_machine(), boot=_boot(), cluster=cluster)
     os.mkdir(path, 0o700)
     session = Session(path, info)
     os.mkdir(session.spill_dir, 0o700)

@@ -494,7 +494,7 @@ class StartInterruptedError(Exception):
 
 def _start(options: NodeOptions, stack: contextlib.ExitStack, early_signals: EarlySignals) -> NodeProcess:
     session_dir.sweep()
-    session = session_dir.create("node")
+    session = session_dir.create("node", options.cluster)
     stack.callback(session_dir.remove, session.path)
     if options.detached:
         log_path = os.path.join(session.logs_dir, "node.log")

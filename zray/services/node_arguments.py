@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 
 from zray.runtime import session_dir
 from zray.runtime.endpoints import endpoint_of, free_ports, own_host_towards, ports_from
-from zray.runtime.node_options import NodeOptions
+from zray.runtime.node_options import CLUSTER_NAME, NodeOptions
 
 
 def add_node_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,6 +63,20 @@ def add_network_arguments(parser: argparse.ArgumentParser) -> None:
         "--key-file", type=os.path.abspath, metavar="FILE",
         help="key of the cluster; --head makes it if it is missing (default: $ZRAY_KEY_FILE, or of --head "
         "with --port: cluster.key in the directory of sessions)",
+    )  # fmt: skip
+
+
+def add_launch_arguments(parser: argparse.ArgumentParser) -> None:
+    """Of ``zray start``: for whoever starts nodes by a program."""
+    add = parser.add_argument
+    add(
+        "--cluster", type=cluster_name, metavar="NAME",
+        help="name of the cluster on this machine, for zray stop --cluster",
+    )  # fmt: skip
+    add("--json", action="store_true", help="say what was started as one line of JSON")
+    add(
+        "--block", action="store_true",
+        help="stay until the node ends, write its output here, and end it with this command",
     )  # fmt: skip
 
 
@@ -133,6 +148,13 @@ def options_of(
     except (TypeError, ValueError, OverflowError) as error:
         parser.error(str(error))
     return options
+
+
+def cluster_name(text: str) -> str:
+    """A name that can be part of file names and of names in Slurm and Kubernetes."""
+    if not re.fullmatch(CLUSTER_NAME, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a name of 1 to 40 letters a-z, digits and hyphens")
+    return text
 
 
 def _resources(text: str) -> dict[str, float]:
