@@ -44,6 +44,8 @@ CHAINED_SEEDS = 700_000
 """All seeds from here on draw such clusters on shards that are replicated."""
 REPLICATED_SHARE = 1 / 3
 """Of the seeds below this share draws replicated shards."""
+GROUP_SEEDS = 900_000
+"""All seeds from here on draw such clusters, and programs that use placement groups."""
 CLUSTER_SHARE = 0.5
 """Of this many seeds below it, too, unless their shards are replicated; drawn apart like ``LONE_SHARE``."""
 LONE_SHARE = 0.15
@@ -68,6 +70,8 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= GROUP_SEEDS:
+        return _grouped(_clustered(seed, plain))
     if seed >= CHAINED_SEEDS:
         return _replicated(_clustered(seed, plain), **_draw_replicas(seed), **_draw_twins(seed))
     if seed >= CLUSTER_SEEDS:
@@ -86,7 +90,7 @@ def plain_scenario_of(seed: int) -> Scenario:
         present, share = random.random() < 0.35, random.random()
         if present:
             rates[name] = round(most * share * share, 4)
-    kind: Any = random.choice([name for name in KINDS if name not in ("empty", "lone", "choosy")])
+    kind: Any = random.choice([name for name in KINDS if name not in ("empty", "lone", "choosy", "groups")])
     if stream(seed, "swarm/lone").random() < LONE_SHARE:
         kind = "lone"
     pressed = kind in ("memory_pressure", "shuffle", "references", "mixed")
@@ -137,6 +141,15 @@ def _clustered(seed: int, plain: Scenario) -> Scenario:
     phases = PhasesPart(faulty_s if rates or plain.phases.faulty_s else 0.0, liveness_s=60.0, quiet_s=40.0)
     return msgspec.structs.replace(
         plain, check_every=random.choice((1, 3)), cluster=cluster, faults=faults, phases=phases
+    )
+
+
+def _grouped(clustered: Scenario) -> Scenario:
+    """The same with placement groups; every node has room for those that are waited for."""
+    return msgspec.structs.replace(
+        clustered,
+        cluster=msgspec.structs.replace(clustered.cluster, cpus=max(2, clustered.cluster.cpus)),
+        workload=msgspec.structs.replace(clustered.workload, kind="groups"),
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from sim.groups import groups
 from sim.kernel import US, stream
 from sim.programs import (
     ActorRef,
@@ -489,7 +490,7 @@ KINDS: dict[str, Callable[[WorkloadPart, Random], Program]] = {
     function.__name__: function
     for function in (
         empty, chain, tree, fan_out, random_dag, shuffle, counter, ordered_log, heavy_tail, memory_pressure,
-        references, mixed, lone, choosy,
+        references, mixed, lone, choosy, groups,
     )
 }  # fmt: skip
 

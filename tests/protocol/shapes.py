@@ -16,21 +16,37 @@ import msgspec
 import msgspec.inspect as shape
 from hypothesis import strategies as st
 
-from zray.protocol import base, chain, cluster, codec, local_messages, messages, strategies, user_messages
+from zray.protocol import (
+    base,
+    chain,
+    cluster,
+    codec,
+    group_messages,
+    local_messages,
+    messages,
+    strategies,
+    user_messages,
+)
 
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 """What one msgpack integer holds."""
 
-MODULES = (base, strategies, user_messages, messages, cluster, local_messages, chain)
+MODULES = (base, strategies, user_messages, messages, cluster, group_messages, local_messages, chain)
 """Where messages are defined: those of every cluster, of a process with itself, of logs and chains."""
 
 LINKS: dict[str, tuple[Callable[[bytes], list[Any]], Any]] = {
-    "node": (codec.decode_for_node, messages.ToNode | cluster.ToClusterNode),
-    "gcs": (codec.decode_for_gcs, messages.ToGcs | cluster.ToDirectory),
+    "node": (
+        codec.decode_for_node,
+        messages.ToNode | cluster.ToClusterNode | group_messages.ToGroupNode,
+    ),
+    "gcs": (
+        codec.decode_for_gcs,
+        messages.ToGcs | cluster.ToDirectory | group_messages.ToCoordinator,
+    ),
     "replica": (codec.batch_decoder(chain.ToReplica), chain.ToReplica),
     "master": (codec.batch_decoder(chain.ToMaster), chain.ToMaster),
     "doctor": (codec.batch_decoder(cluster.ToDoctor), cluster.ToDoctor),
-    "process": (codec.decode_for_process, messages.ToProcess),
+    "process": (codec.decode_for_process, messages.ToProcess | group_messages.GroupAnswer),
 }
 """Receiver -> its decoder and the union of messages it accepts."""
 
