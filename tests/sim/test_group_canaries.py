@@ -22,7 +22,6 @@ from zray.core.bundle_wishes import BundleWishes
 from zray.core.bundles import Bundles
 from zray.core.group_book import RECORDING, Group
 from zray.core.group_requests import GroupRequests
-from zray.core.group_side import GroupSide
 from zray.core.placement_groups import PlacementGroups
 from zray.core.worker_pool import WorkerPool
 from zray.protocol.group_messages import HoldBundles
@@ -56,7 +55,7 @@ def first_failure(scenario: Scenario) -> tuple[int, str]:
 @pytest.fixture
 def groups(monkeypatch: Patch) -> Scenario:
     """The shipped scenario; ``check()`` of the code under test says nothing."""
-    for machine in (PlacementGroups, GroupSide, Bundles, BundleWishes, GroupRequests, WorkerPool):
+    for machine in (PlacementGroups, Bundles, BundleWishes, GroupRequests, WorkerPool):
         monkeypatch.setattr(machine, "check", lambda self, *_: None)
     return load("groups")
 
