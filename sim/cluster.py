@@ -21,6 +21,7 @@ from sim.worker import SimDriver
 from zray.config import Config
 from zray.core.machine import Address
 from zray.core.placement import configured
+from zray.core.placement_groups import PlacementGroups
 from zray.ids import short
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import Describe
@@ -148,6 +149,11 @@ class Cluster:
         """Those of them that have what the shard acknowledged: all, or the members of the newest epoch."""
         return self.chains[shard].seated() if self.chains else self.hosts_of(shard)
 
+    def coordinators(self) -> list[PlacementGroups]:
+        """Those of placement groups: one, unless there is none at this moment."""
+        beside = [machine for host in self.serving(0) for machine in host.beside]
+        return [machine for machine in beside if isinstance(machine, PlacementGroups)]
+
     def tell_first_shard(self, message: Any) -> None:
         """Those who serve it notice something themselves."""
         for host in self.hosts_of(0):
@@ -209,6 +215,7 @@ class Cluster:
                 self.driver_gone(driver)
         node.crash()
         self.judge.gone[node.address] = None
+        self.judge.groups.node_gone(node.address)
 
     def restart_node(self, node: SimNode) -> None:
         """A new incarnation of a node, under a new id and with an empty state."""

@@ -34,6 +34,7 @@ from zray.protocol.cluster import (
     UnlinkPeer,
 )
 from zray.protocol.codec import batch_decoder, encode_batch
+from zray.protocol.group_messages import BundlesHeld, HoldBundles
 from zray.protocol.local_messages import (
     ClientGone,
     ClientJoined,
@@ -248,6 +249,8 @@ class SimNode(MachineHost):
         for source, message in batch:
             if type(message) is Recorded:
                 self.cluster.judge.acknowledged(self.address, source, message.sequence)
+            elif type(message) is HoldBundles and message.version > self.node.groups.bundles.heard:
+                self.cluster.judge.groups.told(self.address, message)
 
     def _act(self) -> None:
         for destination, message in self.node.out:
@@ -256,6 +259,8 @@ class SimNode(MachineHost):
             elif type(message) is Forward:
                 self.cluster.forwards += 1
                 self.cluster.spillbacks += message.hops > 0
+            elif type(message) is BundlesHeld:
+                self.cluster.judge.groups.said(self.address, message)
             elif type(message) is Ended and not message.crashed:
                 shard = ids.shard_of(message.task_id, self.cluster.scenario.cluster.shards)
                 self.cluster.judge.result_leaves(self.address, message.task_id, self.cluster.serving(shard))

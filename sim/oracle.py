@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sim.groups import EndGroup, MakeGroup, SpawnIn
 from sim.programs import (
     ACTORS,
     FUNCTIONS,
@@ -134,7 +135,11 @@ class _Frame:
                 return self._make_actor(name, args)
             case CallActor(handle, method, args):
                 return self._call_actor(handle, method, args)
-            case EndActor() | Forget():
+            case SpawnIn(_, _, spawn):
+                return self.perform(spawn)
+            case MakeGroup():
+                return self._next_task()
+            case EndActor() | Forget() | EndGroup():
                 return None
             case _:
                 raise TypeError(f"{operation!r} is no operation")

@@ -41,6 +41,7 @@ from zray.core.actor_calls import ActorCalls
 from zray.core.client_objects import ClientObjects
 from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import Address, Effect
+from zray.protocol.group_messages import GroupAnswer
 from zray.protocol.messages import (
     EXTENT,
     FILE,
@@ -617,6 +618,11 @@ class Process(ABC):
         if message.token in self._replies:
             self._replies[message.token] = message
 
+    def on_group_answer(self, source: Address, message: GroupAnswer) -> None:
+        """The coordinator of placement groups answers."""
+        if message.token in self._replies:
+            self._replies[message.token] = message
+
     def on_credit(self, source: Address, message: Credit) -> None:
         """The window opens."""
         self._window += message.tasks
@@ -663,6 +669,7 @@ class Process(ABC):
         Created: on_object_answer,
         CreateFailed: on_object_answer,
         Acked: on_acked,
+        GroupAnswer: on_group_answer,
         Credit: on_credit,
         Welcome: on_welcome,
         Refused: on_refused,

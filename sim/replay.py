@@ -24,6 +24,7 @@ from zray.core.machine import pump
 from zray.core.membership import Membership
 from zray.core.node import Node
 from zray.core.object_directory import ObjectDirectory
+from zray.core.placement_groups import PlacementGroups
 from zray.ids import short
 from zray.protocol import provenance
 from zray.protocol.messages import PROTOCOL_VERSION
@@ -31,6 +32,7 @@ from zray.protocol.trace import (
     Booted,
     DirectoryStart,
     GlobalStart,
+    GroupsStart,
     MachineStart,
     MembershipStart,
     NodeStart,
@@ -186,6 +188,8 @@ def _machine_of(start: MachineStart, config: Config, before: list[Any]) -> Any:
             return ObjectDirectory(config=config, record_of=shard.tasks.records.get)
         case MembershipStart():
             return Membership(store=start.store, life=lambda: before[0].life, config=config)
+        case GroupsStart():
+            return PlacementGroups(store=start.store, life=lambda: before[0].life, config=config)
 
 
 def replay(path: str | Path, *, other_code: bool = False) -> Replayed:

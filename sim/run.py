@@ -149,6 +149,8 @@ def _settle(cluster: Cluster, quiet_ns: int) -> None:
     for shard in cluster.shards:
         judge.check_confirmed(shard)
         judge.check_directory(shard)
+    for coordinator in cluster.coordinators():
+        judge.groups.check_reserved(coordinator, cluster.nodes)
     for chain in cluster.chains:
         judge.check_chain(chain.hosts, chain.members())
     judge.check_calls([driver.address for driver in cluster.drivers if not driver.gone])
@@ -160,6 +162,9 @@ def _settle(cluster: Cluster, quiet_ns: int) -> None:
         judge.check_at_rest(node)
         if node.node.scheduler.jobs:
             judge.fail(f"I14: node {node.number} remembers jobs that are over")
+    for coordinator in cluster.coordinators():
+        judge.groups.check_reserved(coordinator, cluster.nodes)
+        judge.groups.check_gone(coordinator)
 
 
 def _who_waits(cluster: Cluster) -> str:

@@ -44,6 +44,8 @@ CHAINED_SEEDS = 700_000
 """All seeds from here on draw such clusters on shards that are replicated."""
 ACTOR_SEEDS = 900_000
 """All seeds from here on draw clusters of several nodes whose programs make actors on all of them."""
+GROUP_SEEDS = 1_000_000
+"""All seeds from here on draw clusters of several nodes, and programs that use placement groups."""
 REPLICATED_SHARE = 1 / 3
 """Of the seeds below this share draws replicated shards."""
 CLUSTER_SHARE = 0.5
@@ -70,6 +72,8 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= GROUP_SEEDS:
+        return _grouped(_clustered(seed, plain))
     if seed >= ACTOR_SEEDS:
         return _with_actors(seed, _clustered(seed, plain))
     if seed >= CHAINED_SEEDS:
@@ -90,7 +94,7 @@ def plain_scenario_of(seed: int) -> Scenario:
         present, share = random.random() < 0.35, random.random()
         if present:
             rates[name] = round(most * share * share, 4)
-    plain_kinds = [name for name in KINDS if name not in ("empty", "lone", "choosy", "actors")]
+    plain_kinds = [name for name in KINDS if name not in ("empty", "lone", "choosy", "actors", "groups")]
     kind: Any = random.choice(plain_kinds)
     if stream(seed, "swarm/lone").random() < LONE_SHARE:
         kind = "lone"
@@ -154,6 +158,15 @@ def _with_actors(seed: int, clustered: Scenario) -> Scenario:
     )
     faults = msgspec.structs.replace(clustered.faults, worker_crash=worker_crash)
     return msgspec.structs.replace(clustered, workload=workload, faults=faults)
+
+
+def _grouped(clustered: Scenario) -> Scenario:
+    """The same with placement groups; every node has room for those that are waited for."""
+    return msgspec.structs.replace(
+        clustered,
+        cluster=msgspec.structs.replace(clustered.cluster, cpus=max(2, clustered.cluster.cpus)),
+        workload=msgspec.structs.replace(clustered.workload, kind="groups"),
+    )
 
 
 def _replicated(plain: Scenario, replicas: int, **rates: float) -> Scenario:

@@ -227,6 +227,8 @@ class SimWorker(Process):
         self.current_returns = kind.num_returns
         self.set_context(run.task_id)
         self.cluster.judge.attempt_started(self.address, run.task_id, run.attempt)
+        if kind.in_group is not None:
+            self.cluster.judge.groups.used(self.node, kind.in_group.group_id)
         self._debt_ns += self.costs.run_ns
         started_ns, self.lent_ns = self.kernel.now_ns, 0
         failed = False

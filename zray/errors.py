@@ -155,6 +155,18 @@ class ActorDiedError(ActorError):
         self.__cause__ = cause
 
 
+class ActorGroupRemovedError(ActorDiedError):
+    """The placement group of the actor was removed, and the actor with it.
+
+    Attributes:
+        placement_group_id: str, hex.
+    """
+
+    def __init__(self, actor_id: str, placement_group_id: str) -> None:
+        super().__init__(actor_id, f"its placement group {placement_group_id} was removed")
+        self.placement_group_id = placement_group_id
+
+
 class ActorUnavailableError(ActorError):
     """The actor is being restarted, and the call has no ``max_task_retries`` left: call again later."""
 
@@ -183,6 +195,26 @@ class TaskCancelledError(ZrayError):
     def __init__(self, task_id: str = "") -> None:
         super().__init__(f"task {task_id or 'of this object'} was cancelled")
         self.task_id = task_id
+
+
+class TaskGroupRemovedError(ZrayError):
+    """The placement group of the task was removed before the task had ended.
+
+    Attributes:
+        task_name: str.
+        placement_group_id: str, hex.
+    """
+
+    def __init__(self, task_name: str, placement_group_id: str) -> None:
+        super().__init__(
+            f"{task_name}() has not ended, and its placement group {placement_group_id} was removed; "
+            "submit it again in a group that exists"
+        )
+        self.task_name, self.placement_group_id = task_name, placement_group_id
+
+
+class PlacementGroupError(ZrayError, ValueError):
+    """The cluster does not make a placement group, or does not know it; the sentence says why."""
 
 
 class RuntimeEnvSetupError(ZrayError):

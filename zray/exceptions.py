@@ -7,6 +7,7 @@ zray does not have, or has not yet: nothing raises them, and ``except`` clauses 
 from zray.errors import (
     ActorDiedError,
     ActorError,
+    ActorGroupRemovedError,
     ActorUnavailableError,
     ClusterUnavailableError,
     GetTimeoutError,
@@ -15,11 +16,13 @@ from zray.errors import (
     ObjectStoreFullError,
     OutOfDiskError,
     PendingCallsLimitExceededError,
+    PlacementGroupError,
     ReconstructionFailedError,
     RuntimeEnvSetupError,
     SerializationError,
     TaskCancelledError,
     TaskError,
+    TaskGroupRemovedError,
     TaskUnschedulableError,
     VersionMismatchError,
     WorkerCrashedError,
@@ -32,6 +35,8 @@ RayActorError = ActorError
 RaySystemError = ZrayError
 ActorUnschedulableError = TaskUnschedulableError
 ObjectReconstructionFailedError = ReconstructionFailedError
+ActorPlacementGroupRemoved = ActorGroupRemovedError
+TaskPlacementGroupRemoved = TaskGroupRemovedError
 PendingCallsLimitExceeded = PendingCallsLimitExceededError
 LocalRayletDiedError = ClusterUnavailableError
 UserCodeException = TaskError
@@ -62,14 +67,6 @@ class ReferenceCountingAssertionError(ObjectLostError):
     """Never raised: an object with a ref is not freed."""
 
 
-class TaskPlacementGroupRemoved(ZrayError):
-    """Never raised while there are no placement groups."""
-
-
-class ActorPlacementGroupRemoved(ZrayError):
-    """Never raised while there are no placement groups."""
-
-
 class ActorAlreadyExistsError(ValueError, ZrayError):
     """The name of an actor is taken in its namespace; ``get_if_exists=True`` takes that actor."""
 
@@ -94,6 +91,7 @@ __all__ = [
     "ActorAlreadyExistsError",
     "ActorDiedError",
     "ActorError",
+    "ActorGroupRemovedError",
     "ActorHandleNotFoundError",
     "ActorPlacementGroupRemoved",
     "ActorUnavailableError",
@@ -116,6 +114,7 @@ __all__ = [
     "OwnerDiedError",
     "PendingCallsLimitExceeded",
     "PendingCallsLimitExceededError",
+    "PlacementGroupError",
     "RayActorError",
     "RayError",
     "RaySystemError",
@@ -126,6 +125,7 @@ __all__ = [
     "SerializationError",
     "TaskCancelledError",
     "TaskError",
+    "TaskGroupRemovedError",
     "TaskPlacementGroupRemoved",
     "TaskUnschedulableError",
     "UnserializableException",

@@ -25,7 +25,6 @@ from zray.util import (
 )
 from zray.util.multiprocessing import Pool, TimeoutError
 from zray.util.queue import Empty, Full, Queue
-from zray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 PATIENCE_S = 30
 
@@ -290,11 +289,6 @@ def test_state() -> None:
         state.list_workers(filters=[("nonsense", "=", 1)])
     with pytest.raises(ValueError, match="compares"):
         state.list_workers(filters=[("state", "<", 1)])
-
-
-def test_a_strategy_that_is_missing_says_why() -> None:
-    with pytest.raises(NotImplementedError, match="custom resource"):
-        PlacementGroupSchedulingStrategy(None)
 
 
 @pytest.mark.parametrize(

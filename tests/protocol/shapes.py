@@ -22,6 +22,7 @@ from zray.protocol import (
     chain,
     cluster,
     codec,
+    group_messages,
     local_messages,
     messages,
     strategies,
@@ -31,19 +32,24 @@ from zray.protocol import (
 INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 """What one msgpack integer holds."""
 
-MODULES = (base, strategies, user_messages, messages, cluster, actor_messages, local_messages, chain)
+MODULES = (
+    base, strategies, user_messages, messages, cluster, actor_messages, group_messages, local_messages, chain,
+)  # fmt: skip
 """Where messages are defined: those of every cluster, of a process with itself, of logs and chains."""
 
 LINKS: dict[str, tuple[Callable[[bytes], list[Any]], Any]] = {
     "node": (
         codec.decode_for_node,
-        messages.ToNode | cluster.ToClusterNode | actor_messages.ToActorNode,
+        messages.ToNode | cluster.ToClusterNode | actor_messages.ToActorNode | group_messages.ToGroupNode,
     ),
-    "gcs": (codec.decode_for_gcs, messages.ToGcs | cluster.ToDirectory),
+    "gcs": (
+        codec.decode_for_gcs,
+        messages.ToGcs | cluster.ToDirectory | group_messages.ToCoordinator,
+    ),
     "replica": (codec.batch_decoder(chain.ToReplica), chain.ToReplica),
     "master": (codec.batch_decoder(chain.ToMaster), chain.ToMaster),
     "doctor": (codec.batch_decoder(cluster.ToDoctor), cluster.ToDoctor),
-    "process": (codec.decode_for_process, messages.ToProcess),
+    "process": (codec.decode_for_process, messages.ToProcess | group_messages.GroupAnswer),
 }
 """Receiver -> its decoder and the union of messages it accepts."""
 

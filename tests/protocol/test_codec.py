@@ -130,8 +130,8 @@ def test_every_message_travels_on_some_link_and_only_messages_do() -> None:
 def test_structs_without_a_tag_travel_inside_messages() -> None:
     names = {struct.__name__ for struct in shapes.untagged()}
     assert names == {
-        "Value", "TaskRecord", "Logged", "Command", "ChainMember", "ShareUpdate", "Input", "NodeRow",
-        "Strategy", "LabelRule", "ActorRow",
+        "Value", "InGroup", "TaskRecord", "Logged", "Command", "ChainMember", "ShareUpdate", "Input",
+        "NodeRow", "Strategy", "LabelRule", "ActorRow", "GroupSpec", "GroupRow", "Bundle",
     }  # fmt: skip
 
 

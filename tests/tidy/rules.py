@@ -29,8 +29,8 @@ FOUNDATION = ("zray._version", "zray.ids", "zray.errors", "zray.exceptions", "zr
 # What machines need of the protocol: messages, and values that they hand on as opaque bytes. Never the codec.
 VALUES = (
     "zray.protocol.base", "zray.protocol.messages", "zray.protocol.user_messages", "zray.protocol.strategies",
-    "zray.protocol.cluster", "zray.protocol.local_messages", "zray.protocol.actor_messages",
-    "zray.protocol.chain", "zray.protocol.faults", "zray.protocol.documents",
+    "zray.protocol.cluster", "zray.protocol.actor_messages", "zray.protocol.group_messages",
+    "zray.protocol.local_messages", "zray.protocol.chain", "zray.protocol.faults", "zray.protocol.documents",
 )  # fmt: skip
 BELOW_RUNTIME = (*FOUNDATION, "zray.protocol", "zray.core", "zray.store", "zray.serialize")
 BELOW_SERVICES = (*BELOW_RUNTIME, "zray.runtime")

@@ -97,6 +97,7 @@ class ActorClass(Generic[P, T]):
             actor_name=actor_name,
             handle=handle,
             is_saved=is_saved(self._class),
+            outer_group=client.context.in_group,
         )
         return descriptor, code
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zray.api import session
+from zray.core.group_resources import plain_demand
 from zray.core.resources import amounts_of
+from zray.protocol.messages import Demand
 from zray.runtime import own_client
 from zray.runtime.environment import as_dict
 
@@ -78,7 +80,7 @@ class RuntimeContext:
 
     def get_assigned_resources(self) -> dict[str, float]:
         """What the task holds, or its actor; empty in a driver."""
-        return amounts_of(session.current().context.demand)
+        return amounts_of(_own_demand())
 
     def get_accelerator_ids(self) -> dict[str, list[str]]:
         """The accelerators of the task by kind."""
@@ -111,6 +113,12 @@ class RuntimeContext:
         if actor_id:
             found["actor_id"] = actor_id
         return found
+
+
+def _own_demand() -> Demand:
+    """What the task asked for, in a placement group or not."""
+    context = session.current().context
+    return context.demand if context.in_group is None else plain_demand(context.demand, context.in_group)
 
 
 _context = RuntimeContext()

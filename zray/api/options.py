@@ -10,10 +10,11 @@ from typing import Any
 from msgspec.structs import replace
 
 from zray import ids
+from zray.api.groups import place_of
 from zray.api.strategies import check_selector, check_strategy, strategy_of
 from zray.core.resources import demand_from
 from zray.protocol.codec import encode_batch
-from zray.protocol.messages import ACTOR, TASK, Demand, Describe
+from zray.protocol.messages import ACTOR, TASK, Demand, Describe, InGroup
 from zray.protocol.user_messages import DYNAMIC, STREAM, VALUES
 from zray.runtime.actor_class import SAVE
 from zray.runtime.environment import canonical
@@ -65,9 +66,9 @@ CALL_DEFAULTS: dict[str, Any] = {**METHOD_DEFAULTS, "name": None}
 REFUSED = {
     "fallback_strategy": "name labels that are only wanted in NodeLabelSchedulingStrategy(soft=...)",
     "object_store_memory": "the store spills to disk; a task cannot reserve part of it",
-    "placement_group": "placement groups do not exist yet",
-    "placement_group_bundle_index": "placement groups do not exist yet",
-    "placement_group_capture_child_tasks": "placement groups do not exist yet",
+    "placement_group": "give scheduling_strategy=PlacementGroupSchedulingStrategy(group, ...)",
+    "placement_group_bundle_index": "give scheduling_strategy=PlacementGroupSchedulingStrategy(group, ...)",
+    "placement_group_capture_child_tasks": "it is an argument of PlacementGroupSchedulingStrategy",
     "enable_task_events": "every task is recorded, in batches",
     "allow_out_of_order_execution": "calls of one caller start in their order",
     "tensor_transport": "values travel through the object store",
@@ -153,11 +154,22 @@ def _with_id(descriptor: Describe) -> Describe:
 
 
 def describe_task(
-    function_id: bytes, name: str, options: Mapping[str, Any], *, is_generator: bool, environment: str
+    function_id: bytes,
+    name: str,
+    options: Mapping[str, Any],
+    *,
+    is_generator: bool,
+    environment: str,
+    outer_group: InGroup | None = None,
 ) -> Describe:
-    """The descriptor of a task."""
+    """The descriptor of a task; ``outer_group`` is that of the task that submits it.
+
+    Raises:
+        ValueError: if it does not fit its bundle of a placement group.
+    """
     count, returns = returns_of(options["num_returns"], is_generator)
     retry = options["retry_exceptions"]
+    demand, in_group = place_of(options["scheduling_strategy"], outer_group, demand_of(options))
     retry_on = b"" if isinstance(retry, bool) else dump(tuple(retry), "retry_exceptions").to_bytes()
     return _with_id(
         Describe(
@@ -165,7 +177,7 @@ def describe_task(
             function_id,
             options["name"] or name,
             count,
-            demand_of(options),
+            demand,
             options["max_retries"],
             TASK,
             bool(retry),
@@ -176,6 +188,7 @@ def describe_task(
             environment=environment,
             spread=options["scheduling_strategy"] == "SPREAD",
             strategy=strategy_of(options["scheduling_strategy"], options["label_selector"]),
+            in_group=in_group,
         )
     )
 
@@ -190,6 +203,7 @@ def describe_actor(
     actor_name: tuple[str, str],
     handle: bytes,
     is_saved: bool = False,
+    outer_group: InGroup | None = None,
 ) -> Describe:
     """The descriptor of an actor's creation task.
 
@@ -204,13 +218,14 @@ def describe_actor(
             "calls one after the other has a state between them that can be saved"
         )
     is_saved = is_saved and options["max_restarts"] != 0
+    demand, in_group = place_of(options["scheduling_strategy"], outer_group, demand_of(options))
     return _with_id(
         Describe(
             ids.NIL_ID,
             function_id,
             name,
             1,
-            demand_of(options),
+            demand,
             0,
             ACTOR,
             max_restarts=options["max_restarts"],
@@ -224,6 +239,7 @@ def describe_actor(
             records_calls=is_saved and options["max_task_retries"] not in (0, None),
             spread=options["scheduling_strategy"] == "SPREAD",
             strategy=strategy_of(options["scheduling_strategy"], options["label_selector"]),
+            in_group=in_group,
         )
     )
 

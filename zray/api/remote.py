@@ -13,7 +13,7 @@ from zray.api.actor import ActorClass
 from zray.api.environments import published
 from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
-from zray.protocol.messages import Describe
+from zray.protocol.messages import Describe, InGroup
 from zray.protocol.user_messages import STREAM
 from zray.runtime import environment
 from zray.serialize.functions import captured_refs, dump_args, export
@@ -36,6 +36,7 @@ class RemoteFunction(Generic[P, R]):
         self._described: tuple[Describe, bytes, tuple[bytes, ...]] | None = None
         self._described_in = ""  # the environment that it was described for
         self._described_by = b""  # the client that has the packages of its environment, if there are any
+        self._described_within: InGroup | None = None  # the placement group of the task that submits it
         self._simple_arity = _simple_arity(function)
         self._duration_s = options["_duration_s"]
         functools.update_wrapper(self, function, updated=())  # its attributes must not hide ours
@@ -67,6 +68,7 @@ class RemoteFunction(Generic[P, R]):
         if (
             self._described is None
             or self._described_in != client.environment
+            or self._described_within is not client.context.in_group
             or (self._described_by and self._described_by != client.identity)
         ):
             self._describe(client)
@@ -93,7 +95,7 @@ class RemoteFunction(Generic[P, R]):
     def _describe(self, client: Client) -> None:
         """Pickled at the first use, so that it sees what was defined after it."""
         function_id, code = export(self._function)
-        outer = client.environment
+        outer, outer_group = client.environment, client.context.in_group
         own = published(client, environment.canonical(self._options["runtime_env"]))
         descriptor = option_rules.describe_task(
             function_id,
@@ -101,9 +103,10 @@ class RemoteFunction(Generic[P, R]):
             self._options,
             is_generator=option_rules.is_generator(self._function),
             environment=environment.merged(outer, own),
+            outer_group=outer_group,
         )
         self._described = descriptor, code, captured_refs(self._function)
-        self._described_in = outer
+        self._described_in, self._described_within = outer, outer_group
         self._described_by = client.identity if environment.packages_of(descriptor.environment) else b""
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -46,6 +46,7 @@ from zray.protocol.messages import ACTOR, Describe, Value
 from zray.protocol.user_messages import VALUES
 from zray.runtime import own_client
 from zray.runtime.client_events import MethodCall
+from zray.runtime.task_context import TaskContext
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import Serialized, dump, dump_error, format_user_traceback, load
 
@@ -75,6 +76,7 @@ class SimulatedClient:
         self.calls = process.calls
         self.namespace = "simulated"
         self.environment = ""
+        self.context = TaskContext(b"")  # of nobody: no simulated task is in a placement group
         self.publisher = _NoPublisher()
         self.config = process.config
         self.perform: Callable[[Any], Any] = simulation.run.perform
@@ -155,8 +157,8 @@ class SimulatedClient:
         raise _not_simulated("zray.cancel")
 
     def ask(self, make: Callable[[int], Any], timeout_s: float) -> NoReturn:
-        """Refused: only names of actors are asked for."""
-        raise _not_simulated("an actor with a name")
+        """Refused: only names of actors and placement groups are asked for."""
+        raise _not_simulated("an actor with a name, or a placement group,")
 
     def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> None:
         """End an actor."""

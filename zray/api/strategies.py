@@ -74,8 +74,8 @@ class DoesNotExist(LabelCondition):
 class SchedulingStrategy:
     """Base of the strategies below."""
 
-    def to_wire(self) -> Strategy:
-        """The strategy as it travels in a descriptor."""
+    def to_wire(self) -> Strategy | None:
+        """The strategy as it travels in a descriptor; ``None``: it says nothing of nodes."""
         raise NotImplementedError
 
 

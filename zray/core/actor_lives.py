@@ -236,14 +236,22 @@ class ActorLives:
         entry = self.actors.entries.get(actor_id)
         if entry is None or entry.state.state == ACTOR_DEAD:
             return
-        scheduler, worker = self.scheduler, entry.worker
         if not no_restart and self._may_restart(entry):
-            if worker is not None:
-                scheduler.pool.kill(worker)
+            if entry.worker is not None:
+                self.scheduler.pool.kill(entry.worker)
             elif entry.host:
                 self.end_away(entry, kill=True)
             return
-        cause = faults.fault_value(faults.ACTOR_DIED, short(actor_id), "it was ended by zray.kill()")
+        self.end(
+            actor_id, faults.fault_value(faults.ACTOR_DIED, short(actor_id), "it was ended by zray.kill()")
+        )
+
+    def end(self, actor_id: bytes, cause: Value) -> None:
+        """End an actor for good, and its process with it; nothing happens to one that is dead."""
+        entry = self.actors.entries.get(actor_id)
+        if entry is None or entry.state.state == ACTOR_DEAD:
+            return
+        scheduler, worker = self.scheduler, entry.worker
         task = scheduler.tasks.get(actor_id)
         if entry.host:
             self.end_away(entry, kill=True)

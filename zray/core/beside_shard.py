@@ -1,10 +1,11 @@
 """The machines that live beside a shard: what every process that serves one hosts.
 
-Beside every shard there is the directory of its shared objects; beside the first one also the membership and
-the global scheduler. All of them are soft: they die with the life of the shard that they belong to, and the
-nodes say again what the next ones must know. In a chain they live at the head, and what they say is a word of
-the shard, which leaves once the whole chain has confirmed the head: so there is one of each, as far as
-anybody can hear (I9). See ``docs/decisions/0014-soft-state-beside-a-chain.md``.
+Beside every shard there is the directory of its shared objects; beside the first one also the membership
+and the global scheduler, and the coordinator of placement groups. All of them are soft: they die with the
+life of the shard that they belong to, and the nodes say again what the next ones must know. In a chain they
+live at the head, and what they say is a word of the shard, which leaves once the whole chain has confirmed
+the head: so there is one of each, as far as anybody can hear (I9). See ``docs/decisions/0014-soft-state-
+beside-a-chain.md``.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from zray.core.machine import Address
 from zray.core.membership import Membership
 from zray.core.object_directory import ObjectDirectory
 from zray.core.placement import placement_of
+from zray.core.placement_groups import PlacementGroups
 
 if TYPE_CHECKING:
     from random import Random
 
-KINDS: tuple[type[ObjectDirectory], type[GlobalScheduler], type[Membership]] = (
-    ObjectDirectory, GlobalScheduler, Membership,
-)  # fmt: skip
+KINDS: tuple[type[ObjectDirectory], type[GlobalScheduler], type[Membership], type[PlacementGroups]] = (
+    ObjectDirectory,
+    GlobalScheduler,
+    Membership,
+    PlacementGroups,
+)
 
 
 def machines_beside(shard: ControlShard, address: Address, random: Random | None) -> list[Any]:
@@ -42,4 +47,5 @@ def machines_beside(shard: ControlShard, address: Address, random: Random | None
         directory,
         GlobalScheduler(config=config, policy=placement_of(config), random=random),
         Membership(store=address, life=lambda: shard.life, config=config),
+        PlacementGroups(store=address, life=lambda: shard.life, config=config),
     ]

@@ -70,7 +70,7 @@ class Cancellation:
         if worker is None:
             self.scheduler.withdraw(task, cancelled_value(task.spec.task_id))
             return
-        task.cancelled = True
+        task.verdict = cancelled_value(task.spec.task_id)
         if message.force:
             self.scheduler.pool.kill(worker)
         else:

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from zray.core.labels import LABELS_MAX, problem_of_rules
 from zray.ids import ID_BYTES
+from zray.protocol.group_messages import STRATEGY_NAMES, GroupSpec
 from zray.protocol.messages import (
     ACTOR,
     DRIVER,
@@ -22,6 +23,9 @@ from zray.protocol.messages import (
     NodeReport,
 )
 
+BUNDLES_MAX = 1_000
+"""Of one placement group."""
+GROUP_NAME_CHARACTERS_MAX = 1_000
 NUM_RETURNS_MAX = 1_000_000
 """Return values of one task; each costs its node an entry at once."""
 
@@ -52,7 +56,27 @@ def problem_of_descriptor(message: Describe) -> str:
         problem = problem_of_rules((*strategy.hard, *strategy.wanted))
         if problem:
             return problem
+    in_group = message.in_group
+    if in_group is not None and (len(in_group.group_id) != ID_BYTES or in_group.bundle >= BUNDLES_MAX):
+        return f"{message.name}() is to run in bundle {in_group.bundle} of no placement group"
     return problem_of_demand(message.demand)
+
+
+def problem_of_group(spec: GroupSpec) -> str:
+    """A sentence, or nothing if a placement group could be like that."""
+    if len(spec.group_id) != ID_BYTES:
+        return f"an id has {ID_BYTES} bytes, not {len(spec.group_id)}"
+    if not 0 <= spec.strategy < len(STRATEGY_NAMES):
+        return f"there is no strategy {spec.strategy} of placement groups"
+    if not 1 <= len(spec.bundles) <= BUNDLES_MAX:
+        return f"a placement group has 1 to {BUNDLES_MAX} bundles, not {len(spec.bundles)}"
+    if len(spec.name) + len(spec.namespace) > GROUP_NAME_CHARACTERS_MAX:
+        return f"a name of a placement group has at most {GROUP_NAME_CHARACTERS_MAX} characters"
+    for demand in spec.bundles:
+        problem = problem_of_demand(demand)
+        if problem or not demand:
+            return problem or "a bundle asks for nothing"
+    return ""
 
 
 def problem_of_demand(demand: Demand) -> str:

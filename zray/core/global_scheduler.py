@@ -367,6 +367,8 @@ class GlobalScheduler:
                 return
             del self.untold[task_id]
             descriptor, need = parked.forward.descriptor, _need_of(parked.forward)
+            if descriptor.in_group is not None:  # it is the group that waits, and says why
+                continue
             if need not in sentences:
                 sentences[need] = self._why_infeasible(need)
             infeasible = Infeasible(task_id, descriptor.name, descriptor.demand, sentences[need])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from zray.core.group_resources import amount_in
 from zray.core.machine import invariant
 from zray.protocol.messages import RESOURCE_UNIT, Demand
 
@@ -53,14 +54,12 @@ class Gpus:
 
     def fits(self, demand: Demand) -> bool:
         """Whether the GPUs of a demand can be taken now."""
-        for name, amount in demand:
-            if name == RESOURCE:
-                return self.choose(amount) is not None
-        return True
+        amount = amount_in(demand, RESOURCE)
+        return not amount or self.choose(amount) is not None
 
     def take(self, demand: Demand) -> Shares:
         """Hold what :meth:`fits`; the shares, which :meth:`give` takes back."""
-        shares = self.choose(dict(demand).get(RESOURCE, 0))
+        shares = self.choose(amount_in(demand, RESOURCE))
         invariant(shares is not None, "I4: GPUs that are not free", demand)
         for number, amount in shares or ():
             self.free[number] -= amount

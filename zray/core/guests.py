@@ -142,6 +142,9 @@ class Guests:
         del self.claims[spec.task_id]
         if message.job_id in self.over:
             return
+        if not self.scheduler.pool.resources.feasible(descriptor.demand):  # its placement group was removed
+            self.sharing.depart(source, Declined(spec.task_id, message.number))
+            return
         job = self.scheduler.jobs.get(message.job_id)
         if job is not None and message.home != self.node_id:
             job.home = message.home

@@ -12,6 +12,7 @@ in exactly one place: waiting for inputs, in its class's ``ready`` queue, in one
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zray.config import Config
@@ -19,7 +20,7 @@ from zray.core import task_places
 from zray.core.actor_lives import ActorLives
 from zray.core.actors import Actors
 from zray.core.admission import TaskAdmission
-from zray.core.cancellation import Cancellation, cancelled_value
+from zray.core.cancellation import Cancellation
 from zray.core.jobs import Job
 from zray.core.leases import LONE_TASKS_MIN, Leases
 from zray.core.lineage import Lineage
@@ -113,6 +114,7 @@ class LocalScheduler:
         self.away: Away | None = None  # of a node that has, or may get, peers
         self.guests: dict[bytes, Any] = {}  # tasks of other nodes that run here
         self.guest_tasks: Guests | None = None
+        self.on_job_over: Callable[[int, bytes], None] | None = None  # called on the node of its driver
 
     def meet(self, away: Away, guests: Guests) -> None:
         """Get to know the machines that exchange tasks with other nodes."""
@@ -202,8 +204,8 @@ class LocalScheduler:
         if task_class.ended:
             self._drop(task, self._job_over(task_class.job_id))
             return
-        if task.cancelled:
-            self._drop(task, cancelled_value(task.spec.task_id))
+        if task.verdict is not None:
+            self._drop(task, task.verdict)
             return
         if first:
             task_class.ready.appendleft(task)
@@ -322,8 +324,8 @@ class LocalScheduler:
         worker.recalled = False
         task.task_class.learn_run_time(message.run_ns, self.config.run_average_alpha)
         descriptor = task.task_class.descriptor
-        if message.failed and task.cancelled:
-            self.finish_all(task, cancelled_value(task.spec.task_id), TASK_FAILED)
+        if message.failed and task.verdict is not None:
+            self.finish_all(task, task.verdict, TASK_FAILED)
         elif message.failed and self._is_worth_more(task, message):
             self.try_again(task)
         elif len(message.values) != descriptor.num_returns:
@@ -522,8 +524,8 @@ class LocalScheduler:
         for task in queue[:running]:
             self._run_anew(task)
         task = queue[running]
-        if task.cancelled:
-            self.finish_all(task, cancelled_value(task.spec.task_id), TASK_FAILED)
+        if task.verdict is not None:
+            self.finish_all(task, task.verdict, TASK_FAILED)
         elif task.spec.task_id in self.guests:
             self.give_up(task, message.exit_code)
         elif task.retries_left and not task.task_class.ended:
@@ -588,6 +590,8 @@ class LocalScheduler:
         self.lives.job_over(job_id)
         if self.away is not None:
             self.away.job_over(job)
+        if self.on_job_over is not None and not job.home:
+            self.on_job_over(now_ns, job_id)
         self._forget_job(job_id)
 
     def unschedulable(self, task: TaskEntry, reason: str) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from zray.config import Config
-from zray.core import checks, promises, reports, user_requests
+from zray.core import checks, group_side, promises, reports, user_requests
 from zray.core.actors import Actors
 from zray.core.chain_heads import ChainHeads
 from zray.core.cluster_side import CLUSTER_MESSAGES, ClusterSide
@@ -154,7 +154,8 @@ class Node:
         )
         rooms = user_requests.questions_of(self)
         self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
-        self.asked = (self.inquiries, self.everywhere, self.node_lists)
+        self.groups = group_side.GroupSide(self)
+        self.asked = (self.inquiries, self.everywhere, self.node_lists, self.groups.requests)
         self.now_ns = 0
         self.report_at_ns: int | None = 0
         self.reported: NodeReport | None = None
@@ -174,6 +175,7 @@ class Node:
     def flush(self, now_ns: int) -> None:
         """Decide once per batch."""
         self.now_ns = now_ns
+        self.groups.flush(now_ns)
         self.scheduler.flush(now_ns)
         if self.cluster.sharing.active:
             self.cluster.flush(now_ns)
@@ -198,19 +200,11 @@ class Node:
 
     def check(self) -> None:
         """Every invariant of every machine of the node."""
-        self.pool.check()
-        self.leases.check()
-        self.store.check()
-        self.references.check()
-        self.actors.check()
-        self.lineage.check()
-        self.tables.check()
-        self.names.check()
-        for room in self.asked:
-            room.check()
-        self.scheduler.lives.check()
-        self.scheduler.check()
-        self.cluster.check()
+        for machine in (
+            self.pool, self.leases, self.store, self.references, self.actors, self.lineage, self.tables,
+            self.names, *self.asked, self.scheduler.lives, self.scheduler, self.cluster, self.groups.bundles,
+        ):  # fmt: skip
+            machine.check()
         for client in self.clients.values():
             invariant(client.role == DRIVER or client.worker is not None, "worker without a pool entry")
 
@@ -572,7 +566,7 @@ class Node:
         self.out.extend((shard, hello) for shard in self.chains.everybody() if shard not in known)
 
     def _introduction(self) -> NodeHello:
-        return self.identity.hello(self.pool.resources.as_demand())
+        return self.identity.hello(self.pool.resources.own)
 
     def on_shard_welcome(self, now_ns: int, source: Address, message: ShardWelcome) -> None:
         """A shard knows this node; one that restarted asks for another introduction."""
@@ -592,6 +586,7 @@ class Node:
             self.reported = None
             self._report(now_ns)
             self.scheduler.admission.resend()
+            self.groups.requests.repeat()
 
     def on_chain_epoch(self, now_ns: int, source: Address, message: ChainEpoch) -> None:
         """A chain has other members: speak to its head from now on."""
@@ -702,5 +697,6 @@ Node.HANDLERS = {
     Place: Node.on_place,
     Infeasible: Node.on_infeasible,
     **user_requests.HANDLERS,
+    **group_side.HANDLERS,
     **dict.fromkeys(CLUSTER_MESSAGES, Node.on_cluster),
 }

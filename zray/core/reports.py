@@ -36,7 +36,7 @@ def abandoned(node: Node, job_id: bytes) -> bytes:
         if (
             task.task_class.job_id == job_id
             and task.task_class.descriptor.kind != ACTOR
-            and not task.cancelled
+            and task.verdict is None
         ):
             name = task.task_class.descriptor.name
             counts[name] = counts.get(name, 0) + 1
@@ -64,7 +64,9 @@ def _run_ns(scheduler: LocalScheduler) -> int:
 
 def _resources(node: Node) -> dict[str, Any]:
     pool = node.pool.resources
-    return {"total": amounts_of(pool.as_demand()), "available": amounts_of(pool.free_demand())}
+    own = dict(pool.own)  # what bundles of placement groups add is not more of anything
+    free = tuple(part for part in pool.free_demand() if part[0] in own)
+    return {"total": amounts_of(pool.own), "available": amounts_of(free)}
 
 
 def node_report(node: Node) -> dict[str, Any]:

@@ -33,10 +33,12 @@ class ResourcePool:
     pool that mirrors the report of a node which did that.
     """
 
-    __slots__ = ("free", "total")
+    __slots__ = ("aside", "free", "own", "total")
 
     def __init__(self, total: Demand, free: Demand | None = None) -> None:
         """All of it free, or as reported by a node, where a name that ``free`` omits has none left."""
+        self.own = total  # without what :meth:`add` added
+        self.aside: dict[str, int] = {}  # what :meth:`set_aside` took
         self.total: dict[str, int] = dict(total)
         self.free: dict[str, int] = {}
         self.set_free(total if free is None else free)
@@ -102,6 +104,49 @@ class ResourcePool:
                 raise InvariantError(f"I4: {now_free} of {name} free, the node has {total.get(name, 0)}")
             free[name] = now_free
 
+    # --- bundles of placement groups -------------------------------------------------------------
+
+    def set_aside(self, demand: Demand) -> None:
+        """Reserve a demand that fits: it is neither free nor held by a worker.
+
+        Raises:
+            InvariantError: if it does not fit.
+        """
+        self.take(demand)
+        for name, amount in demand:
+            self.aside[name] = self.aside.get(name, 0) + amount
+
+    def put_back(self, demand: Demand) -> None:
+        """Take :meth:`set_aside` back."""
+        for name, amount in demand:
+            self.aside[name] -= amount
+            invariant(self.aside[name] >= 0, "I4: more put back than was set aside:", name)
+            if not self.aside[name]:
+                del self.aside[name]
+        self.give(demand)
+
+    def add(self, demand: Demand) -> None:
+        """Have more in total, all of it free."""
+        for name, amount in demand:
+            self.total[name] = self.total.get(name, 0) + amount
+            self.free[name] = self.free.get(name, 0) + amount
+
+    def withdraw_free(self, demand: Demand) -> Demand:
+        """Have less in total: of a demand that was added, what nobody holds; returns what somebody does."""
+        still_held = []
+        for name, amount in demand:
+            gone = max(0, min(amount, self.free.get(name, 0)))
+            if gone:
+                self.total[name] -= gone
+                self.free[name] -= gone
+                if not self.total[name]:
+                    del self.total[name], self.free[name]
+            if gone < amount:
+                still_held.append((name, amount - gone))
+        return tuple(still_held)
+
+    # --- reports -----------------------------------------------------------------------------------
+
     def missing(self, demand: Demand) -> list[Shortage]:
         """What makes the demand infeasible here; empty if it is feasible."""
         return shortages(self.total, demand)
@@ -115,9 +160,9 @@ class ResourcePool:
         return _sorted_amounts(self.free)
 
     def check(self, held: Iterable[Demand]) -> None:
-        """Raise ``InvariantError`` unless free + held = total for every resource (I4)."""
+        """Raise ``InvariantError`` unless free + held + set aside = total for every resource (I4)."""
         sums = dict(self.free)
-        for demand in held:
+        for demand in (*held, tuple(self.aside.items())):
             for name, amount in demand:
                 sums[name] = sums.get(name, 0) + amount
         invariant(sums == self.total, "I4: free + held is", sums, "and total is", self.total)

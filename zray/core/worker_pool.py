@@ -11,10 +11,11 @@ from collections import deque
 
 from zray.config import Config
 from zray.core.gpus import Gpus, Shares
+from zray.core.group_resources import lent_while_blocked
 from zray.core.machine import WORKER_POOL, Address, Effect, invariant
 from zray.core.resources import ResourcePool
 from zray.protocol.local_messages import KillWorker, StartWorker
-from zray.protocol.messages import ACTOR, Demand, Describe, Exit, Submit, TaskRecord
+from zray.protocol.messages import ACTOR, Demand, Describe, Exit, Submit, TaskRecord, Value
 from zray.protocol.user_messages import STREAM, VALUES, Consumed, SeeGpus
 
 STARTING, IDLE, BUSY, DEDICATED, LEASED = 0, 1, 2, 3, 4
@@ -36,7 +37,7 @@ class TaskClass:
         self.descriptor = descriptor
         self.job_id = job_id
         self.demand = descriptor.demand
-        self.cpus = tuple(part for part in descriptor.demand if part[0] == "CPU")
+        self.cpus = lent_while_blocked(descriptor.demand, descriptor.in_group)
         self.ready: deque[TaskEntry] = deque()
         self.fetching = 0  # tasks that are to be ready once copies of their inputs came
         self.run_ns = 0  # exponential average; 0: nothing ran yet
@@ -53,6 +54,7 @@ class TaskClass:
             self.may_run_ahead
             and not descriptor.spread
             and descriptor.strategy is None
+            and descriptor.in_group is None
             and descriptor.num_returns == 1
             and descriptor.returns == VALUES
             and not descriptor.retry_exceptions
@@ -71,8 +73,8 @@ class TaskEntry:
     """One unfinished task; found in ``LocalScheduler.tasks``."""
 
     __slots__ = (
-        "alone", "attempt", "cancelled", "consumed", "hops", "retries_left", "spec", "stays", "streamed",
-        "submitter", "task_class", "unmet",
+        "alone", "attempt", "consumed", "hops", "retries_left", "spec", "stays", "streamed",
+        "submitter", "task_class", "unmet", "verdict",
     )  # fmt: skip
 
     def __init__(self, spec: Submit, task_class: TaskClass, submitter: Address) -> None:
@@ -86,7 +88,7 @@ class TaskEntry:
         self.stays = False  # it was decided that it runs here
         self.alone = False  # its worker died: no run-ahead with it, so that blame is exact
         self.hops = 0
-        self.cancelled = False
+        self.verdict: Value | None = None  # what it ends with, whatever becomes of its attempt
         self.streamed = 0  # items of its stream that its submitter was told of, over all attempts
         self.consumed: Consumed | None = None  # the newest that its submitter said of them
 

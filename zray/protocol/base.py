@@ -1,4 +1,4 @@
-"""What every message is made of: the base class and the value of an object."""
+"""What messages are made of: the base class, the value of an object, and a place in a placement group."""
 
 from __future__ import annotations
 
@@ -17,3 +17,11 @@ class Value(Message, frozen=True):
     offset: int = 0
     size: int = 0
     contained: tuple[bytes, ...] = ()
+
+
+class InGroup(Message, frozen=True):
+    """Tasks that run in a placement group, and nowhere else."""
+
+    group_id: bytes
+    bundle: int = -1  # -1: any of them
+    captures: bool = False  # what such a task submits is in the group, too, unless it says otherwise

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from zray.errors import RemoteProtocolError
-from zray.protocol import actor_messages, cluster, messages
+from zray.protocol import actor_messages, cluster, group_messages, messages
 
 BATCH_MESSAGES_MAX = 1024
 """Messages a sender puts in one frame; a receiver takes any number that fits the frame limit."""
@@ -40,6 +40,8 @@ def batch_decoder(accepted: Any) -> Callable[[bytes], list[Any]]:
     return decode_batch
 
 
-decode_for_node = batch_decoder(messages.ToNode | cluster.ToClusterNode | actor_messages.ToActorNode)
-decode_for_gcs = batch_decoder(messages.ToGcs | cluster.ToDirectory)
-decode_for_process = batch_decoder(messages.ToProcess)
+decode_for_node = batch_decoder(
+    messages.ToNode | cluster.ToClusterNode | actor_messages.ToActorNode | group_messages.ToGroupNode
+)
+decode_for_gcs = batch_decoder(messages.ToGcs | cluster.ToDirectory | group_messages.ToCoordinator)
+decode_for_process = batch_decoder(messages.ToProcess | group_messages.GroupAnswer)

@@ -10,6 +10,7 @@ import msgspec
 
 from zray.errors import (
     ActorDiedError,
+    ActorGroupRemovedError,
     ActorUnavailableError,
     ObjectLostError,
     ObjectStoreFullError,
@@ -17,6 +18,7 @@ from zray.errors import (
     RemoteProtocolError,
     RuntimeEnvSetupError,
     TaskCancelledError,
+    TaskGroupRemovedError,
     TaskUnschedulableError,
     WorkerCrashedError,
     ZrayError,
@@ -32,6 +34,8 @@ CANCELLED = "cancelled"  # task_id
 ACTOR_UNAVAILABLE = "actor_unavailable"  # actor_id, reason
 ENVIRONMENT = "environment"  # reason
 UNSCHEDULABLE = "unschedulable"  # name, reason
+TASK_GROUP_REMOVED = "task_group_removed"  # name, placement_group_id
+ACTOR_GROUP_REMOVED = "actor_group_removed"  # actor_id, placement_group_id
 
 
 class Fault(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -54,6 +58,8 @@ _ERRORS = {
     ACTOR_UNAVAILABLE: ActorUnavailableError,
     ENVIRONMENT: RuntimeEnvSetupError,
     UNSCHEDULABLE: TaskUnschedulableError,
+    TASK_GROUP_REMOVED: TaskGroupRemovedError,
+    ACTOR_GROUP_REMOVED: ActorGroupRemovedError,
 }
 
 

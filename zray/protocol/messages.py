@@ -10,6 +10,7 @@ Small values travel inside messages as opaque bytes (``Value.data``): machines c
 
 from __future__ import annotations
 
+from zray.protocol.base import InGroup as InGroup
 from zray.protocol.base import Message as Message
 from zray.protocol.base import Value as Value
 from zray.protocol.strategies import Labels, Strategy
@@ -91,6 +92,7 @@ class Describe(Message, frozen=True, tag=3):
     records_calls: bool = False  # what an actor did since its checkpoint is repeated when it is made again
     spread: bool = False  # every task goes to the node with the fewest tasks, wherever its inputs are
     strategy: Strategy | None = None  # which nodes it may run on
+    in_group: InGroup | None = None  # ``demand`` then names resources of the group
 
 
 class ExportFunction(Message, frozen=True, tag=4):
@@ -682,18 +684,17 @@ FromClient = (
 )  # fmt: skip
 ToClient = (
     Welcome | Refused | ObjectReady | Created | CreateFailed | ActorState | Warn | Credit | Acked
-    | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction | PrepareLease | EndLease
-    | Lease | LeaseGone | UserFromNode
+    | Answer | Run | Recall | Exit | JobContext | Describe | ExportFunction | PrepareLease | EndLease | Lease
+    | LeaseGone | UserFromNode
 )  # fmt: skip
 ToShard = (
     NodeHello | RecordTasks | ReleaseLineage | TablePut | TableGet | TableCas | TableDelete | TableSubscribe
     | TableUnsubscribe | TableScan | RecordEvents
 )  # fmt: skip
 FromShard = ShardWelcome | Recorded | TableReply | TableChanged | TablePage | ChainEpoch | Refused
-ToGlobal = NodeReport | Forward | Withdraw
-FromGlobal = Place | Infeasible
+ToGlobal, FromGlobal = NodeReport | Forward | Withdraw, Place | Infeasible
 Direct = Call | Reply | LeasedRun | LeasedReply | UserDirect
-# What each process accepts from its socket: a node, a GCS shard, a driver or worker.
+# What a node, a GCS shard, and a driver or worker accept.
 ToNode = FromClient | FromShard | FromGlobal
 ToGcs = ToShard | ToGlobal
 ToProcess = ToClient | Direct

@@ -93,7 +93,13 @@ class MembershipStart(_Record, frozen=True, tag="membership"):
     store: bytes
 
 
-MachineStart = NodeStart | ShardStart | GlobalStart | DirectoryStart | MembershipStart
+class GroupsStart(_Record, frozen=True, tag="groups"):
+    """A ``PlacementGroups`` beside the shard before it, which has the address ``store``."""
+
+    store: bytes
+
+
+MachineStart = NodeStart | ShardStart | GlobalStart | DirectoryStart | MembershipStart | GroupsStart
 
 
 class TraceStart(_Record, frozen=True, tag="start"):

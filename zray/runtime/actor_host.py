@@ -73,7 +73,7 @@ class ActorHost:
         self.client = client
         self.actor = actor
         self.name = descriptor.name
-        self.demand = descriptor.demand
+        self.demand, self.in_group = descriptor.demand, descriptor.in_group
         self.results = results
         self.credits = credits
         self.streams = StreamMaker(client, results, credits)
@@ -274,7 +274,7 @@ class ActorHost:
         return name
 
     def _context_of(self, call: Call) -> TaskContext:
-        return TaskContext(call.task_id, self._name_of(call), call.attempt, self.demand)
+        return TaskContext(call.task_id, self._name_of(call), call.attempt, self.demand, self.in_group)
 
     # --- coroutines --------------------------------------------------------------------------------
 

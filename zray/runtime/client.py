@@ -33,6 +33,7 @@ from zray.errors import (
     ZrayError,
 )
 from zray.protocol.faults import fault_error
+from zray.protocol.group_messages import GroupAnswer
 from zray.protocol.messages import (
     ACTOR_DEAD,
     ACTOR_RESTARTING,
@@ -147,6 +148,7 @@ class Client(EventLink):
             Refused: self._on_refused,
             Warn: self._on_warn,
             NameAnswer: lambda _source, message: self._answer(message.token, message),
+            GroupAnswer: lambda _source, message: self._answer(message.token, message),
             CheckpointFound: lambda _source, message: self._answer(message.token, message),
             **self.event_handlers(),
             Exit: lambda _source, message: None,

@@ -9,19 +9,27 @@ from __future__ import annotations
 from contextvars import ContextVar
 
 from zray import ids
-from zray.protocol.messages import Demand
+from zray.protocol.messages import Demand, InGroup
 
 
 class TaskContext:
     """One task, call or driver; the ids of what it makes follow from its own."""
 
-    __slots__ = ("attempt", "counter", "demand", "is_cancelled", "name", "prefix", "task_id")
+    __slots__ = ("attempt", "counter", "demand", "in_group", "is_cancelled", "name", "prefix", "task_id")
 
-    def __init__(self, task_id: bytes, name: str = "", attempt: int = 0, demand: Demand = ()) -> None:
+    def __init__(
+        self,
+        task_id: bytes,
+        name: str = "",
+        attempt: int = 0,
+        demand: Demand = (),
+        in_group: InGroup | None = None,
+    ) -> None:
         self.task_id = task_id
         self.name = name
         self.attempt = attempt
         self.demand = demand
+        self.in_group = in_group  # the placement group that it is in
         self.prefix = b""
         self.counter = 0
         self.is_cancelled = False

@@ -343,7 +343,9 @@ class WorkerProcess:
         descriptor = self.descriptors[run.descriptor_id]
         client = self.client
         self.cell[:] = run.task_id
-        client.set_context(TaskContext(run.task_id, descriptor.name, run.attempt, descriptor.demand))
+        client.set_context(
+            TaskContext(run.task_id, descriptor.name, run.attempt, descriptor.demand, descriptor.in_group)
+        )
         with client.lock:  # who interrupts a task looks and signals under it: nothing meant for another comes
             self.current, self._to_interrupt = run.task_id, ids.NIL_ID
         started_ns = time.monotonic_ns()

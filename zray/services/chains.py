@@ -23,6 +23,7 @@ from zray.core.machine import LOG, RUNTIME, Address
 from zray.protocol.chain import Admit, ReplicaHello, ReplicaLost, ToMaster, ToReplica
 from zray.protocol.cluster import ToDirectory
 from zray.protocol.codec import batch_decoder
+from zray.protocol.group_messages import ToCoordinator
 from zray.protocol.messages import ChainEpoch, ChainMember, Refused, Warn
 from zray.runtime.append_log import AppendLog
 from zray.runtime.endpoints import CHAIN_MASTER, replica_address
@@ -51,7 +52,7 @@ class ReplicaProcess:
     def __init__(self, options: gcs.GcsOptions, config: Config, stack: contextlib.ExitStack) -> None:
         assert options.replica is not None
         self.address = replica_address(options.shard, options.replica)
-        decode = batch_decoder(ToReplica | ToDirectory)
+        decode = batch_decoder(ToReplica | ToDirectory | ToCoordinator)
         watches = options.shard == 0  # the head decides who is alive
         self.transport, endpoint = gcs.bind(options, self.address, decode, config, stack, watches=watches)
         self.transport.connect(CHAIN_MASTER, options.master, may_drop=True)

@@ -281,6 +281,7 @@ def _recorder(
     from zray.protocol.trace import (
         DirectoryStart,
         GlobalStart,
+        GroupsStart,
         MachineStart,
         MembershipStart,
         ShardStart,
@@ -294,6 +295,7 @@ def _recorder(
     if options.shard == 0:
         machines.append(GlobalStart(placement_of(config), config.scheduling_seed))
         machines.append(MembershipStart(shard_address(options.shard)))
+        machines.append(GroupsStart(shard_address(options.shard)))
     assert options.trace is not None
     recorder = Recorder(options.trace, machines, config)
     stack.callback(recorder.close)

@@ -3,6 +3,13 @@
 from zray.api.actor import list_named_actors
 from zray.util.actor_pool import ActorPool
 from zray.util.iteration import as_completed, map_unordered
+from zray.util.placement_group import (  # the function takes the place of the module, as in Ray
+    get_current_placement_group,
+    get_placement_group,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 from zray.util.serialization import deregister_serializer, register_serializer
 
 _MODULES = (
@@ -32,7 +39,12 @@ __all__ = [
     "ActorPool",
     "as_completed",
     "deregister_serializer",
+    "get_current_placement_group",
+    "get_placement_group",
     "list_named_actors",
     "map_unordered",
+    "placement_group",
+    "placement_group_table",
     "register_serializer",
+    "remove_placement_group",
 ]
