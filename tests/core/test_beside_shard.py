@@ -15,6 +15,7 @@ from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import LOG, RUNTIME, pump
 from zray.core.membership import GRAVES, Membership
 from zray.core.object_directory import ObjectDirectory
+from zray.core.placement_groups import PlacementGroups
 from zray.protocol.chain import Command, ReplicaAck, Replicate
 from zray.protocol.cluster import (
     COPY,
@@ -97,7 +98,8 @@ def head_that_knows_both_nodes() -> Bench:
 
 
 @pytest.mark.parametrize(
-    ("shard", "kinds"), [(1, [ObjectDirectory]), (0, [ObjectDirectory, GlobalScheduler, Membership])]
+    ("shard", "kinds"),
+    [(1, [ObjectDirectory]), (0, [ObjectDirectory, GlobalScheduler, Membership, PlacementGroups])],
 )
 def test_who_lives_beside_which_shard(shard: int, kinds: list[type]) -> None:
     bench = Bench(HEAD, shard)

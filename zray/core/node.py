@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from zray.config import Config
-from zray.core import checks, group_side, promises, reports, user_requests
+from zray.core import checks, group_side, lease_side, promises, reports, user_requests
 from zray.core.actors import Actors
 from zray.core.chain_heads import ChainHeads
 from zray.core.cluster_side import CLUSTER_MESSAGES, ClusterSide
@@ -59,9 +59,6 @@ from zray.protocol.messages import (
     HoldFor,
     Infeasible,
     JobContext,
-    LeasedDone,
-    LeaseEnded,
-    LeaseReady,
     LetGo,
     NodeHello,
     NodeReport,
@@ -72,7 +69,6 @@ from zray.protocol.messages import (
     Refused,
     Release,
     Returned,
-    ReturnLease,
     Seal,
     ShardWelcome,
     Submit,
@@ -249,7 +245,7 @@ class Node:
 
     def on_goodbye(self, now_ns: int, source: Address, message: Goodbye) -> None:
         """A driver leaves on purpose. A worker is gone when its process is."""
-        if self._worker(source) is None:
+        if self.worker(source) is None:
             self._client_gone(now_ns, source)
 
     def on_client_gone(self, now_ns: int, source: Address, message: ClientGone) -> None:
@@ -285,7 +281,7 @@ class Node:
         self.cluster.actors.relay.worker_gone(message.worker_id)
         self.scheduler.worker_exited(now_ns, worker, message)
 
-    def _worker(self, source: Address) -> Worker | None:
+    def worker(self, source: Address) -> Worker | None:
         """The worker that sent a message, or ``None`` if the sender is none."""
         client = self.clients.get(source)
         return None if client is None else client.worker
@@ -364,65 +360,28 @@ class Node:
 
     def on_task_done(self, now_ns: int, source: Address, message: TaskDone) -> None:
         """A worker reports the end of an attempt."""
-        worker = self._worker(source)
+        worker = self.worker(source)
         if worker is not None:
             self.now_ns = self.scheduler.now_ns = now_ns
             self.scheduler.task_done(now_ns, worker, message)
 
     def on_blocked(self, now_ns: int, source: Address, message: Blocked) -> None:
         """A worker's task waits in ``get``."""
-        worker = self._worker(source)
+        worker = self.worker(source)
         if worker is not None:
             self.pool.lend(worker)
 
     def on_unblocked(self, now_ns: int, source: Address, message: Unblocked) -> None:
         """A worker's task goes on."""
-        worker = self._worker(source)
+        worker = self.worker(source)
         if worker is not None:
             self.pool.take_back(worker)
 
     def on_returned(self, now_ns: int, source: Address, message: Returned) -> None:
         """A worker gives tasks back that it has not started."""
-        worker = self._worker(source)
+        worker = self.worker(source)
         if worker is not None:
             self.scheduler.returned(worker, message)
-
-    # --- leases ----------------------------------------------------------------------------------
-
-    def on_leased_done(self, now_ns: int, source: Address, message: LeasedDone) -> None:
-        """A task that did not pass here ended: its submitter tells, or its worker hands in the value."""
-        client = self.known(source)
-        if client is None:
-            return
-        if message.value is not None:
-            self._leased_result(now_ns, source, message, message.value)
-            return
-        task_class = client.classes.get(message.spec.descriptor_id)
-        if task_class is not None:
-            self.leases.used(now_ns, source, message)
-            self.scheduler.leased_done(now_ns, source, task_class, message)
-
-    def _leased_result(self, now_ns: int, source: Address, message: LeasedDone, value: Value) -> None:
-        worker = self._worker(source)
-        client = None if worker is None else self.clients.get(self.leases.submitter_of(worker, message))
-        task_class = None if client is None else client.classes.get(message.spec.descriptor_id)
-        if client is not None and task_class is not None:
-            client.promised.pop(first_return_id(message.spec.task_id), None)
-            self.scheduler.leased_result(now_ns, client.address, task_class, message, value)
-        else:  # nobody waits for it
-            self.on_abort(now_ns, source, Abort(first_return_id(message.spec.task_id)))
-
-    def on_return_lease(self, now_ns: int, source: Address, message: ReturnLease) -> None:
-        """A submitter needs a worker no more."""
-        self.leases.on_return(now_ns, source, message)
-
-    def on_lease_answer(self, now_ns: int, source: Address, message: LeaseReady | LeaseEnded) -> None:
-        """A worker listens for submitters, or is free of its lease."""
-        worker = self._worker(source)
-        if worker is not None and isinstance(message, LeaseEnded):
-            self.leases.on_ended(now_ns, worker, message)
-        elif worker is not None:
-            worker.listens = True
 
     # --- objects ---------------------------------------------------------------------------------
 
@@ -436,7 +395,7 @@ class Node:
         if self.known(source) is not None:
             self.references.acquire(now_ns, source, message.object_ids)
             hosted = self.cluster.actors.hosted
-            if message.token and not hosted.acknowledges_later(self._worker(source), message.token):
+            if message.token and not hosted.acknowledges_later(self.worker(source), message.token):
                 self.out.append((source, Acked(message.token)))
 
     def on_hold_for(self, now_ns: int, source: Address, message: HoldFor) -> None:
@@ -447,7 +406,7 @@ class Node:
         if not message.holder:
             self.references.take_over(now_ns, source, message.giver, message.object_ids)
         elif message.holder in self.clients:
-            worker = self._worker(source)
+            worker = self.worker(source)
             giver = b"" if worker is None else worker.actor_id
             self.references.hand(now_ns, giver, message.holder, message.object_ids)
         if message.token:
@@ -673,10 +632,6 @@ Node.HANDLERS = {
     Blocked: Node.on_blocked,
     Unblocked: Node.on_unblocked,
     Returned: Node.on_returned,
-    LeasedDone: Node.on_leased_done,
-    ReturnLease: Node.on_return_lease,
-    LeaseReady: Node.on_lease_answer,
-    LeaseEnded: Node.on_lease_answer,
     Get: Node.on_get,
     Acquire: Node.on_acquire,
     HoldFor: Node.on_hold_for,
@@ -698,5 +653,6 @@ Node.HANDLERS = {
     Infeasible: Node.on_infeasible,
     **user_requests.HANDLERS,
     **group_side.HANDLERS,
+    **lease_side.HANDLERS,
     **dict.fromkeys(CLUSTER_MESSAGES, Node.on_cluster),
 }
