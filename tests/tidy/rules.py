@@ -57,7 +57,7 @@ LAYERS = (
     # The simulation of a user's own program: the API on one side, the simulator on the other.
     Layer(own=("zray.api.simulation",), project=(*BELOW_SERVICES, "zray.api", "sim"),
           third_party=PROCESS_LIBRARIES),
-    Layer(own=("zray.cli", "zray.cli_state"),
+    Layer(own=("zray.cli", "zray.cli_state", "zray.cli_doctor"),
           project=(*BELOW_SERVICES, "zray.services", "zray.api", "zray", "zray.util", "sim"),
           third_party=(*PROCESS_LIBRARIES, "rich")),
     Layer(own=("sim",), project=(*FOUNDATION, "zray.protocol", "zray.core"),
