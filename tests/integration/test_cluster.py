@@ -295,9 +295,9 @@ def test_the_commands_show_the_whole_cluster(cluster: Cluster, capfd: pytest.Cap
 def test_without_a_control_store_nobody_says_that_there_are_no_others(cluster: Cluster) -> None:
     with cluster.connect():
         eventually(lambda: len(zray.nodes()) == 3, 20.0)
-        os.kill(cluster._gcs_pid, signal.SIGSTOP)
+        os.kill(cluster.control_store.pid(), signal.SIGSTOP)
         try:
             with pytest.raises(ClusterUnavailableError, match="control store"):
                 zray.nodes()
         finally:
-            os.kill(cluster._gcs_pid, signal.SIGCONT)
+            os.kill(cluster.control_store.pid(), signal.SIGCONT)
