@@ -65,7 +65,7 @@ from zray.protocol.user_messages import (
     StreamCredit,
     Yielded,
 )
-from zray.runtime import output, own_client, visible_gpus
+from zray.runtime import math_threads, output, own_client, visible_gpus
 from zray.runtime.actor_host import ActorHost
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import ARGS_IN_LAST_DEP, Client
@@ -127,6 +127,7 @@ class WorkerProcess:
         self.actor: ActorHost | None = None
         self.environment = ""  # the one that this process has taken on
         self._taker: EnvironmentTaker | None = None
+        self.ran_before = False
         self.current = ids.NIL_ID  # the task that runs
         self.finished = 0  # results that wait in the outbox
         self.first_finished_ns = 0
@@ -379,6 +380,9 @@ class WorkerProcess:
         try:
             if descriptor.environment != self.environment:
                 self._take_on(descriptor.environment)
+            if not self.ran_before:  # after the environment, which may say something else
+                self.ran_before = True
+                math_threads.limit(descriptor.demand)
             function: Any = self.functions.get(descriptor.function_id, descriptor.name)
         except BaseException:
             self._look_away(run)
