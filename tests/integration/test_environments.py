@@ -236,7 +236,7 @@ PRINTING = """
 
 @pytest.mark.slow
 class TestMathThreads:
-    """A worker has as many threads for linear algebra as its first task has CPUs, if nobody says otherwise."""
+    """A worker has as many threads for linear algebra as its first task has CPUs, unless it is told."""
 
     @pytest.mark.parametrize(
         ("options", "threads"),
