@@ -60,6 +60,9 @@ class Keeper:
     def group(self) -> PlacementGroup | None:
         return get_current_placement_group()
 
+    def node(self) -> str:
+        return zray.get_runtime_context().get_node_id()
+
     def sleep(self, seconds: float) -> str:
         time.sleep(seconds)
         return "slept"
@@ -378,6 +381,20 @@ class TestSeveralNodes:
         ]
         assert placement_group_table(group)["state"] == "CREATED"
         assert tasks_in(group) == after
+
+    def test_actors_live_where_their_bundle_is(self, cluster: Cluster) -> None:
+        group = placement_group([{"CPU": 1}] * 3, strategy="STRICT_SPREAD")
+        keepers = [
+            Keeper.options(num_cpus=1, scheduling_strategy=Inside(group, index)).remote()
+            for index in range(3)
+        ]
+        found = zray.get([keeper.node.remote() for keeper in keepers], timeout=PATIENCE_S)
+        assert found == nodes_of(group)
+        remove_placement_group(group)
+        for keeper in keepers:
+            with pytest.raises(ActorPlacementGroupRemoved):
+                zray.get(keeper.node.remote(), timeout=PATIENCE_S)
+        assert placement_group([{"CPU": 2}] * 3).wait(PATIENCE_S)
 
     def test_removal_reaches_every_node(self, cluster: Cluster) -> None:
         group = placement_group([{"CPU": 2}] * 3, strategy="STRICT_SPREAD")

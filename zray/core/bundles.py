@@ -156,6 +156,10 @@ class Bundles:
                 if task_id in workers:
                     scheduler.pool.kill(workers[task_id])
 
+        for worker in list(scheduler.pool.workers.values()):  # such as those of actors of other nodes
+            if worker.task_class is not None and _is_in(worker.task_class.descriptor, group_id):
+                scheduler.pool.kill(worker)
+
     def _end(self, task: TaskEntry, has_worker: bool) -> None:
         verdict = removed_value(task.task_class.descriptor, task.spec.task_id)
         if has_worker:
