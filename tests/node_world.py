@@ -79,6 +79,7 @@ from zray.protocol.messages import (
     Welcome,
     Withdraw,
 )
+from zray.protocol.user_messages import SeeGpus
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -319,6 +320,7 @@ class PlayedWorker(Process):
         self.leaving = False
         self.job = b""
         self.cell = b""
+        self.sees: tuple[int, ...] = ()
         self.runs: deque[Run] = deque()
         self.running: Run | None = None
         self.children: list[bytes] = []
@@ -333,6 +335,8 @@ class PlayedWorker(Process):
         self.job = run.job_id
         assert not self.runs or self.runs[-1].descriptor_id == run.descriptor_id, "one class at a time"
         self.runs.append(run)
+        wants_gpu = "GPU" in dict(self.described[run.descriptor_id].demand)
+        assert self.sees == ((0,) if wants_gpu else ()), "it sees what it was given"
         for ready in run.deps:
             assert ready.value.kind not in (ERROR, FAULT, AT_NODE)
             self.view_input(ready)
@@ -353,6 +357,9 @@ class PlayedWorker(Process):
 
     def on_jobcontext(self, message: JobContext) -> None:
         self.world.told_jobs[self.address][message.job_id] = None
+
+    def on_seegpus(self, message: SeeGpus) -> None:
+        self.sees = message.numbers
 
     def on_recall(self, message: Recall) -> None:
         self.give_back()

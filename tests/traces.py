@@ -37,7 +37,7 @@ def record_scenario(path: Path, name: str, patch: pytest.MonkeyPatch, *, seed: i
         start = NodeStart(
             identity.node_id, identity.incarnation, identity.arena_bytes, identity.pid, identity.host,
             identity.endpoint, identity.arena_path, identity.spill_dir,
-            self.node.pool.resources.as_demand(), self.node.shards,
+            self.node.pool.resources.as_demand(), self.node.shards, (), identity.labels,
         )  # fmt: skip
         recorder = recorders[id(self.node)] = Recorder(str(path), [start], self.cluster.config)
         recorder.note_boot(self.kernel.now_ns, max(1, min(self.cpus, self.cluster.config.workers_max)))
