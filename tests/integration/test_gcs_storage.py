@@ -233,6 +233,7 @@ def test_a_cluster_runs_on_while_its_shard_and_its_server_die(here: Place, serve
         assert line_of(driver) == str(2 * sum(range(200))), victim
         _await_life(shard, lives)
     finish(driver, "\n")
+    eventually(lambda: shard.log().count(" listens on ") == 3, PATIENCE_S, "the third life of the shard")
     recorded = eventually(lambda: server.client.llen("{zray:0}:log") > 2, PATIENCE_S, "records in the server")
     assert recorded
     assert here.zray("stop").returncode == 0
