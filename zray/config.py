@@ -107,6 +107,8 @@ class Config(NamedTuple):
     """Entries of one GCS table; the oldest released ones go first."""
     released_records_max: int = 20_000
     """Released task records a shard keeps for people to look at."""
+    storage_timeout_ns: int = 5_000_000_000
+    """How long a shard waits for the server that has its log before it ends; it answers nothing meanwhile."""
     log_compact_bytes: int = 64 * MIB
     """A shard rewrites its log once it has grown by this much beyond its live state."""
 

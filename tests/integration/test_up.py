@@ -33,6 +33,8 @@ def where(number):
     time.sleep(0.05)
     return os.environ["ZRAY_TMPDIR"], os.environ.get("COLOUR")
 found = zray.get([where.remote(number) for number in range(30)])
+there = where.options(label_selector={"zone": "far"})
+print({os.path.basename(home) for home, _ in zray.get([there.remote(number) for number in range(4)])})
 print(len({home for home, _ in found}), {colour for _, colour in found})
 """
 
@@ -46,11 +48,11 @@ class Hosts(list[SshHost]):
     def file(self) -> Path:
         return self.here.folder / "lab.toml"
 
-    def write(self, **changes: str) -> None:
+    def write(self, top: str = "", **changes: str) -> None:
         """The file; ``changes`` are further lines of a host by number: ``h1='...'``."""
         options = f"UserKnownHostsFile={known_hosts(self.here, self)}"
         lines = [
-            f"port = {self.port}", "timeout_s = 20", f"python = '{sys.executable}'",
+            top, f"port = {self.port}", "timeout_s = 20", f"python = '{sys.executable}'",
             f"identity_file = '{self.here.folder / 'user_key'}'", f"ssh_options = ['{options}']",
             "environment = { COLOUR = 'green', ZRAY_BACKLOG_PER_SLOT_MAX = '0' }",
         ]  # fmt: skip
@@ -96,6 +98,7 @@ def hosts() -> Iterator[Hosts]:
 
 
 def test_a_cluster_comes_up_works_and_goes_down(hosts: Hosts) -> None:
+    hosts.write("gcs_shards = 2\ngcs_replicas = 2", h2='labels = { zone = "far" }')
     first = hosts.up()
     nodes = nodes_of(first)
     assert {how for how, _ in nodes.values()} == {"started"}
@@ -115,7 +118,7 @@ def test_a_cluster_comes_up_works_and_goes_down(hosts: Hosts) -> None:
     assert address is not None
     environment = {"ZRAY_TMPDIR": str(hosts[0].home)}
     ran = hosts.here.zray("run", "--address", address[1], str(script), environment=environment)
-    assert ran.stdout == "3 {'green'}\n", ran.stderr
+    assert ran.stdout == f"{{{hosts[2].address!r}}}\n3 {{'green'}}\n", ran.stderr
 
     assert hosts.down().stdout.count(": stopped\n") == 3
     assert hosts.down().stdout.count(": nothing ran there\n") == 3
@@ -234,7 +237,7 @@ def test_an_order_that_makes_no_sense_is_reported(hosts: Hosts) -> None:
 
 
 def test_a_key_that_is_none_is_refused_and_not_kept(hosts: Hosts) -> None:
-    order = '{"action": "start", "cluster": "lab", "control_store": "tcp://127.0.0.1:1", "key": "short"}'
+    order = '{"action": "start", "cluster": "lab", "control_store": ["tcp://127.0.0.1:1"], "key": "short"}'
     agent = hosts.here.start_command([sys.executable, "-m", "zray.launch.host"])
     report = find_report(finish(agent, order).stdout)
     assert report is not None

@@ -63,7 +63,7 @@ def test_the_smallest_file_is_named_after_itself(tmp_path) -> None:  # type: ign
 @pytest.mark.parametrize(
     ("before", "after", "complaint"),
     [
-        ("port =", "prot =", "at the top: there is no key 'prot'; allowed are environment, head, "),
+        ("port =", "prot =", "at the top: there is no key 'prot'; allowed are environment, gcs_replicas, "),
         ("num_cpus", "cpus", "in [head]: there is no key 'cpus'; allowed are address, environment, host, "),
         ("node_port", "nodeport", "in [[nodes]] number 2: there is no key 'nodeport'; allowed are "),
         ("port = 7000", "port = 70000", "`int` <= 65534 - at `$.port`"),
@@ -81,6 +81,8 @@ def test_the_smallest_file_is_named_after_itself(tmp_path) -> None:  # type: ign
         ("[head]", "[[head]]", "Expected `object`, got `array` - at `$.head`"),
         ("[head]", "[head", "lab.toml: "),
         ("timeout_s = 5", "timeout_s = 0", "at `$.timeout_s`"),
+        ("timeout_s = 5", "gcs_replicas = 0", "at `$.gcs_replicas`"),
+        ("num_cpus = 0", "labels = { zone = 1 }", "Expected `str`, got `int` - at `$.head.labels"),
     ],
 )  # fmt: skip
 def test_nonsense_is_refused_by_file_and_key(before: str, after: str, complaint: str) -> None:

@@ -15,14 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zray.runtime.append_log import (
-    LOG_NAME,
-    MAGIC,
-    AppendLog,
-    LogCorruptError,
-    LogUnavailableError,
-    LogWriteError,
-)
+from zray.runtime.append_log import LOG_NAME, AppendLog
+from zray.runtime.record_log import MAGIC, LogCorruptError, LogUnavailableError, LogWriteError
 
 HEADER_BYTES = 12
 PAYLOADS = [b"first", b"", b"\0" * 40, b"fourth"]

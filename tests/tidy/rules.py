@@ -52,6 +52,8 @@ LAYERS = (
     Layer(own=("zray.serialize",), project=(*FOUNDATION, "zray.protocol"),
           third_party=("cloudpickle", "msgspec", "numpy")),
     Layer(own=("zray.runtime",), project=BELOW_RUNTIME, third_party=PROCESS_LIBRARIES),
+    # The storage of a site that has such a server; an extra, imported by who is told to use it.
+    Layer(own=("zray.runtime.redis_log",), project=BELOW_SERVICES, third_party=("redis",)),
     Layer(own=("zray.services",), project=BELOW_SERVICES, third_party=PROCESS_LIBRARIES),
     Layer(own=("zray.api",), project=BELOW_SERVICES, third_party=PROCESS_LIBRARIES),
     # The simulation of a user's own program: the API on one side, the simulator on the other.

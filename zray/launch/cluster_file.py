@@ -36,6 +36,8 @@ class NodeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     num_cpus: Amount | None = None
     num_gpus: Amount | None = None
     resources: dict[str, Amount] = {}
+    labels: dict[str, str] = {}
+    """By which tasks can choose the node."""
     object_store_memory: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """Bytes."""
     address: HostName | None = None
@@ -65,7 +67,10 @@ class ClusterFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     name: Annotated[str, msgspec.Meta(pattern=f"^{CLUSTER_NAME}$")]
     """By which its nodes are found again on the hosts (default: the name of the file)."""
     port: Port = DEFAULT_PORT
-    """Of the control store, on the head."""
+    """Of the control store, on the head; with several processes of it also the next ones."""
+    gcs_shards: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    gcs_replicas: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    """Of each shard, all on the head: they outlive each other, and not the host."""
     timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 60.0
     """For each step on each host."""
 

@@ -48,7 +48,7 @@ def _up(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     nodes = f"{len(cluster.hosts)} node{'s' if cluster.nodes else ''}"
     _say(f"cluster {cluster.name} is up with {nodes}")
     _say(f"  run a script in it     ssh {login} {script}")
-    _say(f"  join it from Python    zray.init(address={head.control_store!r}) on one of its hosts,")
+    _say(f"  join it from Python    zray.init(address={head.control_store[0]!r}) on one of its hosts,")
     _say(f"                         with ZRAY_KEY_FILE={head.key_file}")
     _say(f"  end it                 zray down {given.file}")
     return 0

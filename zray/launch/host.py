@@ -23,7 +23,7 @@ from zray.config import Config
 from zray.errors import ClusterUnavailableError, ZrayError
 from zray.launch.orders import ORDER_BYTES_MAX, HostOrder, HostReport, LaunchError, encode_report
 from zray.runtime import cluster_key, session_dir
-from zray.runtime.endpoints import local_part
+from zray.runtime.endpoints import local_part, ports_from
 from zray.runtime.joining import living_nodes
 from zray.runtime.session_dir import Session
 from zray.runtime.spawning import python_command
@@ -109,7 +109,9 @@ def _start(order: HostOrder) -> HostReport:
     if _asker_is_gone():
         raise LaunchError("whoever asked for the start is gone")
     address = order.settings.address or _host_that_ssh_reached()
-    control_store = f"tcp://{address}:{order.port}" if order.head else order.control_store
+    control_store = order.control_store
+    if order.head:
+        control_store = ports_from(f"tcp://{address}:{order.port}", order.gcs_shards, order.gcs_replicas)
     if session is None:
         if not order.head:
             _write_key(key_file, order.key)
@@ -118,7 +120,7 @@ def _start(order: HostOrder) -> HostReport:
     if session is None:
         raise LaunchError("the node ended as soon as it had started")
     config = Config.from_environment()._replace(key_file=key_file)
-    node_id = _await_membership(session, control_store, config, deadline, order.timeout_s)
+    node_id = _await_membership(session, control_store[0], config, deadline, order.timeout_s)
     return HostReport(
         was_running=was_running,
         node_id=node_id,
@@ -141,8 +143,9 @@ def _arguments(order: HostOrder, address: str, key_file: str) -> list[str]:
     found = ["--cluster", order.cluster, "--json", "--key-file", key_file]
     if order.head:
         found += ["--head", "--port", str(order.port), "--node-ip-address", address]
+        found += ["--gcs-shards", str(order.gcs_shards), "--gcs-replicas", str(order.gcs_replicas)]
     else:
-        found += ["--address", order.control_store]
+        found += [word for chain in order.control_store for word in ("--address", chain)]
         found += ["--node-ip-address", settings.address] if settings.address else []
     for flag, value in (
         ("--num-cpus", settings.num_cpus),
@@ -151,6 +154,8 @@ def _arguments(order: HostOrder, address: str, key_file: str) -> list[str]:
         ("--node-port", settings.node_port),
     ):
         found += [flag, str(value)] if value is not None else []
+    if settings.labels:
+        found += ["--labels", msgspec.json.encode(settings.labels).decode()]
     if settings.resources:
         found += ["--resources", msgspec.json.encode(settings.resources).decode()]
     return found

@@ -33,8 +33,10 @@ class HostOrder(msgspec.Struct, frozen=True, kw_only=True):
     head: bool = False
     port: int = 0
     """Of a head: where its control store listens."""
-    control_store: str = ""
-    """Of any other host: the endpoint of it."""
+    gcs_shards: int = 1
+    gcs_replicas: int = 1
+    control_store: tuple[str, ...] = ()
+    """Of any other host: its endpoints, a text for each shard with commas between replicas."""
     key: str = ""
     """Of any other host: the content of the key file of the cluster."""
     settings: NodeSettings = NodeSettings()
@@ -50,7 +52,7 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     node_id: str = ""
     address: str = ""
     """Where drivers of that host reach the node."""
-    control_store: str = ""
+    control_store: tuple[str, ...] = ()
     key: str = ""
     """Of a head: the content of the key file."""
     key_file: str = ""

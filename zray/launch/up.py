@@ -45,7 +45,7 @@ def up(cluster: ClusterFile, say: Say) -> HostReport:
 def _start_all(cluster: ClusterFile, say: Say) -> HostReport:
     head_entry, *others = cluster.hosts
     (head,) = _all_or_none("start the head on", [head_entry], _give_each(cluster, [head_entry], "start"))
-    say(f"{head_entry.host}: {_how(head)}, with the control store at {head.control_store}")
+    say(f"{head_entry.host}: {_how(head)}, with the control store at {' '.join(head.control_store)}")
     outcomes = _give_each(cluster, others, "start", head=head)
     for entry, outcome in zip(others, outcomes, strict=True):
         if isinstance(outcome, HostReport):
@@ -83,7 +83,9 @@ def order_for(cluster: ClusterFile, entry: HostEntry, action: str, head: HostRep
         timeout_s=cluster.timeout_s,
         head=is_head,
         port=cluster.port if is_head else 0,
-        control_store=head.control_store if head else "",
+        gcs_shards=cluster.gcs_shards,
+        gcs_replicas=cluster.gcs_replicas,
+        control_store=head.control_store if head else (),
         key=head.key if head else "",
         settings=NodeSettings(**common),
     )

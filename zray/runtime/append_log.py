@@ -1,8 +1,6 @@
 """An append-only file of checksummed records: what survives the death of its process, and how it is found.
 
-Layout: eight bytes of magic, then records. All numbers are little endian::
-
-    | u32: payload bytes | u32: CRC-32 of the payload | u32: CRC-32 of the 8 bytes before | payload |
+Layout: eight bytes of magic, then records, as ``zray/runtime/record_log.py`` has them.
 
 A record is what was written at once, so it is there as a whole or not at all. The checksum of the header
 lets a reader tell a *torn tail* (a write that was cut off by a crash; nobody was told of it, so it is cut
@@ -13,54 +11,33 @@ opening fails). A compaction writes a new file, makes it durable and renames it 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import logging
 import mmap
 import os
-import struct
 from collections.abc import Generator, Iterable, Iterator
 from zlib import crc32
 
 from zray.errors import ZrayError
+from zray.runtime.record_log import (
+    HEADER,
+    MAGIC,
+    NUMBERS,
+    LogCorruptError,
+    LogUnavailableError,
+    LogWriteError,
+    RecordLog,
+    encode_record,
+)
 
 log = logging.getLogger("zray.log")
 
-MAGIC = b"zraylog1"
-RECORD_BYTES_MAX = 0xFFFF_FFFF
 LOG_NAME = "shard.log"
 _NEW_NAME = "shard.log.new"
 _LOCK_NAME = "lock"
 
-_HEADER = struct.Struct("<III")
-_NUMBERS = struct.Struct("<II")
 
-
-class LogError(ZrayError):
-    """Base of what can go wrong with a log, with the path of the file."""
-
-    def __init__(self, path: str, detail: str) -> None:
-        super().__init__(f"{path}: {detail}")
-        self.path, self.detail = path, detail
-
-
-class LogUnavailableError(LogError):
-    """The directory cannot be used: not writable, no room, or another process has it."""
-
-
-class LogCorruptError(LogError):
-    """Intact records follow damaged bytes, or the file is not a log at all."""
-
-    def __init__(self, path: str, offset: int, detail: str) -> None:
-        super().__init__(path, detail)
-        self.offset = offset
-
-
-class LogWriteError(LogError):
-    """A record could not be written; nothing that depends on it may be acknowledged."""
-
-
-class AppendLog:
+class AppendLog(RecordLog):
     """The log of one process in a directory of its own, which is locked while the log is open.
 
     Call :meth:`replay` to its end before the first :meth:`append`.
@@ -77,10 +54,9 @@ class AppendLog:
     """
 
     def __init__(self, directory: str, *, sync: bool, compact_bytes: int) -> None:
+        super().__init__(os.path.join(directory, LOG_NAME), compact_bytes)
         self.directory = directory
-        self.path = os.path.join(directory, LOG_NAME)
         self.sync = sync
-        self.compact_bytes = compact_bytes
         self.cut_bytes = 0  # torn tail that replay removed
         self._lock_fd = self._fd = -1
         try:
@@ -94,7 +70,6 @@ class AppendLog:
             self.close()
             raise
         self.size_bytes = os.fstat(self._fd).st_size
-        self._snapshot_bytes = 0  # unknown: all of it counts as growth until the first compaction
 
     def _open(self) -> int:
         new = os.path.join(self.directory, _NEW_NAME)
@@ -145,7 +120,7 @@ class AppendLog:
                 it had been written.
         """
         try:
-            _write_all(self._fd, _record(payload), self.size_bytes)
+            _write_all(self._fd, encode_record(payload), self.size_bytes)
             if self.sync:
                 os.fdatasync(self._fd)
         except OSError as error:
@@ -153,13 +128,7 @@ class AppendLog:
                 os.ftruncate(self._fd, self.size_bytes)
             detail = f"a record of {len(payload)} bytes could not be written: {error.strerror}"
             raise LogWriteError(self.path, detail) from error
-        self.size_bytes += _HEADER.size + len(payload)
-
-    @property
-    def wants_compaction(self) -> bool:
-        """Whether the log has grown enough beyond its last snapshot to be rewritten."""
-        growth_bytes = self.size_bytes - self._snapshot_bytes
-        return growth_bytes >= max(self.compact_bytes, self._snapshot_bytes)
+        self.size_bytes += HEADER.size + len(payload)
 
     def compact(self, payloads: Iterable[bytes]) -> bool:
         """Replace the whole log by these records, at once and durably.
@@ -224,13 +193,6 @@ def _lock(path: str) -> int:
     return fd
 
 
-def _record(payload: bytes) -> bytes:
-    if len(payload) > RECORD_BYTES_MAX:
-        raise OSError(errno.EFBIG, "larger than a record can be")
-    numbers = _NUMBERS.pack(len(payload), crc32(payload))
-    return b"".join((numbers, crc32(numbers).to_bytes(4, "little"), payload))
-
-
 def _write_all(fd: int, content: bytes, offset: int) -> None:
     view = memoryview(content)
     while view:
@@ -246,7 +208,7 @@ def _write_file(path: str, payloads: Iterable[bytes]) -> tuple[int, int]:
         _write_all(fd, MAGIC, 0)
         size_bytes = len(MAGIC)
         for payload in payloads:
-            record = _record(payload)
+            record = encode_record(payload)
             _write_all(fd, record, size_bytes)
             size_bytes += len(record)
         os.fsync(fd)
@@ -273,7 +235,7 @@ def _replay(content: mmap.mmap, path: str) -> Generator[memoryview, None, int]:
     with memoryview(content) as view:
         offset = len(MAGIC)
         while (end := _record_end(view, offset)) is not None:
-            with view[offset + _HEADER.size : end] as payload:
+            with view[offset + HEADER.size : end] as payload:
                 yield payload
             offset = end
         if offset < len(view):
@@ -283,12 +245,12 @@ def _replay(content: mmap.mmap, path: str) -> Generator[memoryview, None, int]:
 
 def _header_end(view: memoryview, offset: int) -> int | None:
     """Where the record at ``offset`` ends by its header, maybe beyond the file; ``None``: no header."""
-    if offset + _HEADER.size > len(view):
+    if offset + HEADER.size > len(view):
         return None
-    length, _, check = _HEADER.unpack_from(view, offset)
-    if crc32(view[offset : offset + _NUMBERS.size]) != check:
+    length, _, check = HEADER.unpack_from(view, offset)
+    if crc32(view[offset : offset + NUMBERS.size]) != check:
         return None
-    return offset + _HEADER.size + int(length)
+    return offset + HEADER.size + int(length)
 
 
 def _record_end(view: memoryview, offset: int) -> int | None:
@@ -296,8 +258,8 @@ def _record_end(view: memoryview, offset: int) -> int | None:
     end = _header_end(view, offset)
     if end is None or end > len(view):
         return None
-    with view[offset + _HEADER.size : end] as payload:
-        intact = crc32(payload) == _NUMBERS.unpack_from(view, offset)[1]
+    with view[offset + HEADER.size : end] as payload:
+        intact = crc32(payload) == NUMBERS.unpack_from(view, offset)[1]
     return end if intact else None
 
 

@@ -25,7 +25,6 @@ from zray.protocol.cluster import ToDirectory
 from zray.protocol.codec import batch_decoder
 from zray.protocol.group_messages import ToCoordinator
 from zray.protocol.messages import ChainEpoch, ChainMember, Refused, Warn
-from zray.runtime.append_log import AppendLog
 from zray.runtime.endpoints import CHAIN_MASTER, replica_address
 from zray.runtime.loop import Loop
 from zray.runtime.processes import watch_pid
@@ -98,17 +97,16 @@ def _open_log(
     options: gcs.GcsOptions, config: Config, replica: ChainReplica, stack: contextlib.ExitStack
 ) -> gcs.Journal | None:
     """Make the replica what its log says, and begin a new one from there."""
-    if options.data_dir is None:
+    record_log = gcs.open_log(options, config, stack)
+    if record_log is None:
         return None
-    append_log = AppendLog(options.data_dir, sync=options.sync, compact_bytes=config.log_compact_bytes)
-    stack.callback(append_log.close)
     is_first = True
-    for logged in gcs.records_of(append_log):
+    for logged in gcs.records_of(record_log):
         if is_first:
-            gcs.check_owner(append_log, options, logged)
+            gcs.check_owner(record_log, options, logged)
             is_first = False
         replica.restore(logged)
-    journal = gcs.Journal(append_log, replica)
+    journal = gcs.Journal(record_log, replica)
     journal.compact()
     return journal
 

@@ -32,10 +32,10 @@ from zray.protocol.chain import ChainPosition, Command, Logged, RewriteLog, Shar
 from zray.protocol.cluster import LinkLost, ToDirectory
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
-from zray.runtime.append_log import RECORD_BYTES_MAX, AppendLog, LogCorruptError, LogUnavailableError
 from zray.runtime.endpoints import endpoint_of, knock, shard_address
 from zray.runtime.link_watch import LinkWatch
 from zray.runtime.loop import Loop
+from zray.runtime.record_log import LogCorruptError, LogUnavailableError, RecordLog
 from zray.runtime.transport import Decoder, Transport
 
 if TYPE_CHECKING:  # a shard that is not replicated or recorded need not load them
@@ -58,7 +58,9 @@ class GcsOptions(NamedTuple):
     shard: int = 0
     shard_count: int = 1
     data_dir: str | None = None
-    """Where the log is; ``None``: memory only, nothing survives the process."""
+    """Where the log is."""
+    storage: str | None = None
+    """URL of a Redis or Valkey server that has the log instead; neither: nothing survives the process."""
     cluster_id: bytes | None = None
     """16 bytes; ``None``: the one in the log, or a new one."""
     sync: bool = False
@@ -81,8 +83,8 @@ class GcsOptions(NamedTuple):
 class Journal:
     """The service behind ``LOG``: one record per turn, and a compaction when the log has grown."""
 
-    def __init__(self, append_log: AppendLog, machine: ControlShard | ChainReplica) -> None:
-        self._log = append_log
+    def __init__(self, record_log: RecordLog, machine: ControlShard | ChainReplica) -> None:
+        self._log = record_log
         self._machine = machine
 
     def __call__(self, commands: list[Logged | RewriteLog]) -> None:
@@ -96,7 +98,7 @@ class Journal:
             self.compact()  # with all that this turn changed
             return
         payload = encode_batch(commands)
-        if len(payload) > RECORD_BYTES_MAX and len(commands) > 1:
+        if len(payload) > self._log.record_bytes_max and len(commands) > 1:
             half = len(commands) // 2
             self(commands[:half])
             self(commands[half:])
@@ -119,7 +121,7 @@ def snapshot_records(machine: ControlShard | ChainReplica) -> Iterator[bytes]:
         yield encode_batch(batch)
 
 
-def recover(append_log: AppendLog, options: GcsOptions, config: Config) -> ControlShard:
+def recover(record_log: RecordLog, options: GcsOptions, config: Config) -> ControlShard:
     """The shard that a log describes; a new one if the log is empty.
 
     Raises:
@@ -128,26 +130,26 @@ def recover(append_log: AppendLog, options: GcsOptions, config: Config) -> Contr
     """
     machine: ControlShard | None = None
     commands = 0
-    for batch in records_of(append_log):
+    for batch in records_of(record_log):
         if machine is None:
-            cluster_id = check_owner(append_log, options, batch)
+            cluster_id = check_owner(record_log, options, batch)
             machine = new_shard(options._replace(cluster_id=cluster_id), config)
         if any(isinstance(command.message, ChainPosition) for command in batch):
             raise LogUnavailableError(
-                append_log.path, "this is the log of a replica; start it with --replica"
+                record_log.path, "this is the log of a replica; start it with --replica"
             )
         pump(machine, [(command.source, command.message) for command in batch], 0)
         machine.out.clear()
         commands += len(batch)
     if machine is None:
         machine = new_shard(options, config)
-        append_log.append(next(snapshot_records(machine)))
-        log.info("new log in %s", append_log.directory)
+        record_log.append(next(snapshot_records(machine)))
+        log.info("new log in %s", record_log.path)
     else:
         log.info(
             "recovered %d records (%d messages, %d bytes) from %s",
             len(machine.tasks.records) + sum(len(table.entries) for table in machine.values.values()),
-            commands, append_log.size_bytes, append_log.directory,
+            commands, record_log.size_bytes, record_log.path,
         )  # fmt: skip
     return machine
 
@@ -160,21 +162,21 @@ def new_shard(options: GcsOptions, config: Config) -> ControlShard:
     )
 
 
-def records_of(append_log: AppendLog) -> Iterator[list[Logged]]:
+def records_of(record_log: RecordLog) -> Iterator[list[Logged]]:
     """What each record of a log holds.
 
     Raises:
         LogCorruptError: if the log is damaged, or of another version.
     """
-    for payload in append_log.replay():
+    for payload in record_log.replay():
         try:
             yield _decode_record(payload)
         except msgspec.DecodeError as error:
             detail = f"a record is not of this version of zray ({error})"
-            raise LogCorruptError(append_log.path, 0, detail) from None
+            raise LogCorruptError(record_log.path, 0, detail) from None
 
 
-def check_owner(append_log: AppendLog, options: GcsOptions, first: Sequence[Logged]) -> bytes:
+def check_owner(record_log: RecordLog, options: GcsOptions, first: Sequence[Logged]) -> bytes:
     """The cluster that the head of a log names, if the log is what was asked for.
 
     Raises:
@@ -183,11 +185,11 @@ def check_owner(append_log: AppendLog, options: GcsOptions, first: Sequence[Logg
     """
     head = first[0].message if first else None
     if not isinstance(head, ShardState):
-        raise LogCorruptError(append_log.path, 0, "it does not start with the state of a shard")
+        raise LogCorruptError(record_log.path, 0, "it does not start with the state of a shard")
     asked = options.shard, options.shard_count, options.cluster_id or head.cluster_id
     if asked != (head.shard, head.shard_count, head.cluster_id):
         raise LogUnavailableError(
-            append_log.path,
+            record_log.path,
             f"this is shard {head.shard}/{head.shard_count} of cluster {head.cluster_id.hex()}; "
             f"asked for shard {asked[0]}/{asked[1]} of cluster {asked[2].hex()}",
         )
@@ -232,20 +234,41 @@ def _serve(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> 
 def _open(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> Loop:
     """A shard that is not replicated, with its log read."""
     journal: Journal | None = None
-    if options.data_dir is None:
+    record_log = open_log(options, config, stack)
+    if record_log is None:
         machine = new_shard(options, config)
     else:
-        append_log = AppendLog(options.data_dir, sync=options.sync, compact_bytes=config.log_compact_bytes)
-        stack.callback(append_log.close)
-        machine = recover(append_log, options, config)
-        journal = Journal(append_log, machine)
-        if append_log.wants_compaction:
+        machine = recover(record_log, options, config)
+        journal = Journal(record_log, machine)
+        if record_log.wants_compaction:
             journal.compact()
     recorder = _recorder(options, config, machine, stack) if options.trace is not None else None
     loop = _listen(options, config, machine, journal, stack, recorder)
     if journal is not None:
         loop.post(RUNTIME, ShardOpened())
     return loop
+
+
+def open_log(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> RecordLog | None:
+    """The log that a shard was told to keep; ``None``: memory only. ``stack`` closes it.
+
+    Raises:
+        LogError: if it cannot be used.
+    """
+    opened: RecordLog
+    if options.storage is not None:
+        from zray.runtime.redis_log import RedisLog  # only here: most clusters have none
+
+        name = f"{options.shard}" if options.replica is None else f"{options.shard}.{options.replica}"
+        opened = RedisLog(options.storage, name, sync=options.sync, config=config)
+    elif options.data_dir is not None:
+        from zray.runtime.append_log import AppendLog
+
+        opened = AppendLog(options.data_dir, sync=options.sync, compact_bytes=config.log_compact_bytes)
+    else:
+        return None
+    stack.callback(opened.close)
+    return opened
 
 
 def _listen(
@@ -336,6 +359,8 @@ def watch_links(links: LinkWatch, loop: Loop) -> None:
 
 def durability(options: GcsOptions) -> str:
     """What a write survives, in a few words for the operator."""
+    if options.storage is not None:
+        return "log in a Redis server, " + ("synced to disk" if options.sync else "as durable as that is")
     if options.data_dir is None:
         return "memory only"
     return f"log in {options.data_dir}, " + ("synced to disk" if options.sync else "not synced")
@@ -454,7 +479,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="I/N",
         help="which shard of how many (default: 0/1)",
     )
-    add("--data-dir", metavar="DIR", help="keep a log there and recover from it (default: memory only)")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        "--data-dir", metavar="DIR", help="keep a log there and recover from it (default: memory only)"
+    )
+    where.add_argument(
+        "--storage", metavar="URL",
+        help="keep it in a Redis or Valkey server: redis://HOST:PORT/N (default: $ZRAY_STORAGE)",
+    )  # fmt: skip
     add(
         "--cluster-id",
         type=_id_in_hex,
@@ -497,6 +529,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             shard=shard,
             shard_count=shard_count,
             data_dir=arguments.data_dir,
+            storage=arguments.storage or (None if arguments.data_dir else os.environ.get("ZRAY_STORAGE")),
             cluster_id=arguments.cluster_id,
             sync=arguments.sync == "group",
             parent_pid=arguments.parent_pid,
