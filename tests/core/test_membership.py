@@ -138,6 +138,16 @@ def test_a_node_whose_link_was_lost_and_that_is_heard_again_lives() -> None:
     assert bench.wait(LINK_NS // 2, LINK_NS * 2) == []
 
 
+def test_a_lost_link_says_nothing_of_a_node_that_is_on_its_way_back() -> None:
+    bench = Bench(life=2, nodes=(A, B))
+    bench.feed(report(A, bench.machine.epoch))
+    assert bench.feed((RUNTIME, LinkLost(B))) == []
+    for now_ns in range(0, RETURN_NS - 2 * LOOK_NS, LOOK_NS):
+        assert bench.feed(report(A, bench.machine.epoch), now_ns=now_ns) == []
+    bench.feed(report(B, bench.machine.epoch), now_ns=RETURN_NS - LOOK_NS)
+    assert bench.machine.members.keys() == {A, B}
+
+
 def test_nobody_else_says_that_a_link_was_lost() -> None:
     bench = Bench()
     bench.feed(hello(A), hello(B))

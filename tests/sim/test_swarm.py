@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sim.swarm import (
     ACTOR_SEEDS,
     CHAINED_SEEDS,
     CLUSTER_SEEDS,
+    GROUP_SEEDS,
     Regression,
     difference,
     regressions,
@@ -27,12 +27,12 @@ from zray.core.local_scheduler import LocalScheduler
 from zray.errors import InvariantError
 
 REGRESSIONS = Path(__file__).with_name("regressions.toml")
-OPEN = [entry["name"] for entry in tomllib.loads(REGRESSIONS.read_text())["run"] if entry.get("open")]
 SMOKE_SEEDS = [
     *range(100),
     *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40),
     *range(CHAINED_SEEDS, CHAINED_SEEDS + 15),
     *range(ACTOR_SEEDS, ACTOR_SEEDS + 20),
+    *range(GROUP_SEEDS, GROUP_SEEDS + 10),
 ]
 
 
@@ -52,9 +52,7 @@ def test_shipped_scenarios_pass(name: str) -> None:
 
 
 @pytest.mark.parametrize("regression", regressions(REGRESSIONS), ids=lambda regression: regression.name)
-def test_what_failed_once_passes(regression: Regression, request: pytest.FixtureRequest) -> None:
-    if regression.name in OPEN:
-        request.applymarker(pytest.mark.xfail(reason=regression.story.strip(), strict=True))
+def test_what_failed_once_passes(regression: Regression) -> None:
     verdict, _ = run_scenario(regression.scenario, regression.seed)
     assert verdict.kind == PASSED, verdict.detail
 

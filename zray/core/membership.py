@@ -125,7 +125,6 @@ class Membership:
         member.epoch = message.epoch
         member.is_heard = True
         self.census.reported(message)
-        member.is_heard = True
         self._hear(now_ns, member)
 
     def _hear(self, now_ns: int, member: Member) -> None:
@@ -139,11 +138,15 @@ class Membership:
     # --- death -------------------------------------------------------------------------------------
 
     def on_link_lost(self, now_ns: int, source: Address, message: LinkLost) -> None:
-        """The process behind a link is gone, unless it is heard again soon."""
+        """The process behind a link is gone, unless it is heard again soon.
+
+        Of one that has not reported to this life yet the loss says nothing: it may be on its way back.
+        """
         member = self.members.get(message.peer)
-        if member is not None and member.state != DYING and source == RUNTIME:
-            member.state = SUSPECTED
-            member.lost_ns = now_ns
+        if member is None or member.state == DYING or not member.is_heard or source != RUNTIME:
+            return
+        member.state = SUSPECTED
+        member.lost_ns = now_ns
 
     def on_tick(self, now_ns: int) -> None:
         """Suspect who is silent, and declare dead who stays so."""
