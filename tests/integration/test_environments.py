@@ -21,12 +21,10 @@ PATIENCE_S = 30
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("OMP_NUM_THREADS", raising=False)  # it would be inherited
-        with conformance.cluster(
-            num_cpus=2, namespace="here", runtime_env={"env_vars": {"JOB": "job", "BOTH": "job"}}
-        ):
-            yield
+    with conformance.cluster(
+        num_cpus=2, namespace="here", runtime_env={"env_vars": {"JOB": "job", "BOTH": "job"}}
+    ):
+        yield
 
 
 @zray.remote
@@ -235,27 +233,6 @@ PRINTING = """
 
 
 @pytest.mark.slow
-class TestMathThreads:
-    """A worker has as many threads for linear algebra as its first task has CPUs, unless it is told."""
-
-    @pytest.mark.parametrize(
-        ("options", "threads"),
-        [
-            ({}, "1"),
-            ({"num_cpus": 2}, "2"),
-            ({"num_cpus": 0.5}, "1"),
-            ({"num_cpus": 2, "runtime_env": {"env_vars": {"OMP_NUM_THREADS": "7"}}}, "7"),
-        ],
-    )
-    def test_in_a_fresh_worker(self, options: dict[str, Any], threads: str) -> None:
-        class Asked:
-            def threads(self) -> str:
-                return os.environ["OMP_NUM_THREADS"]
-
-        asked = zray.remote(**options)(Asked) if options else zray.remote(Asked)
-        assert zray.get(asked.remote().threads.remote(), timeout=30) == threads
-
-
 class TestOutput:
     def test_it_reaches_the_driver_before_the_result(self) -> None:
         with clusters.place() as place:
