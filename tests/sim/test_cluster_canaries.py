@@ -208,5 +208,5 @@ def test_a_home_that_is_taken_for_a_maker_is_noticed(monkeypatch: Patch) -> None
         faults=FaultsPart(twin_crash=10.0, outage_ms=40),
         phases=PhasesPart(faulty_s=0.5, liveness_s=20.0, quiet_s=14.0),
     )
-    kind, _ = first_failure(scenario, range(3))
+    kind, _ = first_failure(scenario, range(6))
     assert kind != PASSED

@@ -66,11 +66,10 @@ class SharedRow:
     def is_coming(self) -> bool:
         """Whether it is not made (any more) and somebody will.
 
-        A maker that waits for it, or said ``HOME``, only follows its lineage. Of a row whose value is known
-        nothing follows from its makers: they stay, for its lineage.
+        A maker that said ``HOME`` only follows its lineage. Of a row whose value is known nothing follows
+        from its makers: they stay, for its lineage.
         """
-        makers = (maker for maker in self.makers if maker not in self.idle)
-        return self.value is None and any(maker not in self.waiters for maker in makers)
+        return self.value is None and any(maker not in self.idle for maker in self.makers)
 
     def forget(self, node: Address) -> bool:
         """Drop all that ``node`` said; whether there was any."""
@@ -170,7 +169,6 @@ class ObjectDirectory:
                 row.waiters.pop(node, None)
             case k if k == EXPECT:
                 row.makers[node] = None
-                row.waiters.pop(node, None)
                 row.idle.pop(node, None)
             case k if k == HOME:
                 row.makers[node] = row.idle[node] = None
@@ -292,7 +290,6 @@ class ObjectDirectory:
             self.rebuilding[task_id] = node, attempt
         row.value = None
         row.makers[node] = None
-        row.waiters.pop(node, None)
         row.idle.pop(node, None)
         self.out.append((node, Rebuild(row.object_id, attempt, record)))
 
