@@ -136,15 +136,15 @@ class Machines:
         config = config_of(start)
         self.machines: list[Any] = []
         for one in start.machines:
-            self.machines.append(_machine_of(one, config, self.machines))
+            machine = _machine_of(one, config, self.machines)
+            self.machines.append(machine)
+            if isinstance(one, ShardStart):  # before those beside it are made, which ask for its life
+                pump(machine, batch_decoder_of(machine.HANDLERS)(one.restored), 0)
+                machine.out.clear()
         self.names = [type(machine).__name__ for machine in self.machines]
         self._decoders: list[Callable[[msgspec.Raw], list[tuple[bytes, Any]]]] = [
             batch_decoder_of(machine.HANDLERS) for machine in self.machines
         ]
-        for machine, one in zip(self.machines, start.machines, strict=True):
-            if isinstance(one, ShardStart):
-                pump(machine, batch_decoder_of(machine.HANDLERS)(one.restored), 0)
-                machine.out.clear()
 
     def batch(self, record: Pumped) -> list[tuple[bytes, Any]]:
         """What went into a machine.
