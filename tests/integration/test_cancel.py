@@ -29,7 +29,10 @@ def cluster() -> Iterator[None]:
 def everything_is_free_again(cluster: None) -> Iterator[None]:
     """Whatever was cancelled holds nothing afterwards."""
     yield
-    eventually(lambda: zray.available_resources().get("CPU") == 2, PATIENCE_S, "that all CPUs are free")
+    everything = zray.cluster_resources()["CPU"]
+    eventually(
+        lambda: zray.available_resources().get("CPU") == everything, PATIENCE_S, "that all CPUs are free"
+    )
     assert report("tasks") == []
 
 
