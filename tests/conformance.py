@@ -33,6 +33,11 @@ def resize(nodes: int, shards: int) -> None:
     _Size.nodes, _Size.shards = nodes, shards
 
 
+def others() -> int:
+    """How many nodes there are besides the driver's, each with one CPU."""
+    return _Size.nodes - 1
+
+
 @contextmanager
 def cluster(**options: Any) -> Iterator[None]:
     """A cluster that this process is a driver of.

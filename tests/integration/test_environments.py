@@ -204,10 +204,11 @@ class TestInit:
             zray.init(include_dashboard=True)
 
     def test_reports(self) -> None:
-        (node,) = zray.nodes()
-        assert node["Alive"]
-        assert node["Resources"]["CPU"] == 2
-        assert zray.cluster_resources()["CPU"] == 2
+        nodes = zray.nodes()
+        assert all(node["Alive"] for node in nodes)
+        cpus = sorted(node["Resources"]["CPU"] for node in nodes)
+        assert cpus == [1] * conformance.others() + [2]
+        assert zray.cluster_resources()["CPU"] == sum(cpus)
 
 
 PRINTING = """
