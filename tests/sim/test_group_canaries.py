@@ -42,10 +42,10 @@ RESTLESS = Scenario(
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
-def first_failure(scenario: Scenario) -> tuple[int, str]:
+def first_failure(scenario: Scenario, seeds: range = SEEDS) -> tuple[int, str]:
     """Verdict and words of the first seed that does not pass; who hangs has little time to do so."""
     phases = PhasesPart(scenario.phases.faulty_s, liveness_s=20.0, quiet_s=scenario.phases.quiet_s)
-    for seed in SEEDS:
+    for seed in seeds:
         verdict, _ = run_scenario(replace(scenario, phases=phases), seed)
         if verdict.kind != PASSED:
             return verdict.kind, verdict.detail
@@ -63,7 +63,7 @@ def groups(monkeypatch: Patch) -> Scenario:
 @pytest.mark.usefixtures("groups")
 @pytest.mark.parametrize("scenario", [load("groups"), RESTLESS])
 def test_without_a_canary_they_pass(scenario: Scenario) -> None:
-    assert first_failure(scenario) == (PASSED, "")
+    assert first_failure(scenario, range(2)) == (PASSED, "")
 
 
 def test_a_commit_before_all_have_prepared_is_noticed(monkeypatch: Patch, groups: Scenario) -> None:
