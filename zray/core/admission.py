@@ -189,7 +189,7 @@ class TaskAdmission:
         self.forwarded[task.spec.task_id] = task
         task_class = task.task_class
         forward = Forward(
-            task.spec, task_class.descriptor, task.hops, self._inputs(task), run_ns=task_class.run_ns
+            task.spec, task_class.descriptor, task.hops, self._inputs(task), run_ns=task_class.typical_ns
         )
         self.scheduler.out.append((self.scheduler.global_scheduler, forward))
 

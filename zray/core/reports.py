@@ -55,11 +55,9 @@ def load_of(node: Node) -> NodeReport:
 
 
 def _run_ns(scheduler: LocalScheduler) -> int:
-    """Run time of the tasks that wait; without any, of those that ran."""
-    waiting = [(len(each.ready), each.run_ns) for each in scheduler.ready.values() if each.run_ns]
-    known = waiting or [(1, each.run_ns) for each in scheduler.classes.values() if each.run_ns]
-    tasks = sum(count for count, _ in known)
-    return sum(count * run_ns for count, run_ns in known) // tasks if tasks else 0
+    """Run time of the tasks of this node: the mean of the averages of their classes."""
+    known = [each.run_ns for each in scheduler.classes.values() if each.run_ns]
+    return sum(known) // len(known) if known else 0
 
 
 def _resources(node: Node) -> dict[str, Any]:

@@ -23,13 +23,16 @@ NO_JOB = b""
 FRESH = (NO_JOB, "")
 """Job and environment of a worker that has run nothing yet: it may take on any."""
 
+TYPICAL_SAMPLES_MIN = 10
+"""Tasks of a class that must have ended before its run time is told to others."""
+
 
 class TaskClass:
     """The tasks of one job with one descriptor: same code, same demand, same expected run time."""
 
     __slots__ = (
         "cpus", "demand", "descriptor", "ended", "fetching", "job_id", "leasable", "may_run_ahead", "number",
-        "ready", "run_ns",
+        "ready", "run_ns", "samples",
     )  # fmt: skip
 
     def __init__(self, descriptor: Describe, job_id: bytes, number: int) -> None:
@@ -41,6 +44,7 @@ class TaskClass:
         self.ready: deque[TaskEntry] = deque()
         self.fetching = 0  # tasks that are to be ready once copies of their inputs came
         self.run_ns = 0  # exponential average; 0: nothing ran yet
+        self.samples = 0  # that it was learned from
         self.ended = False  # its job is over: nothing of it runs any more
         # Behind a task that must not run twice nobody queues: if the worker dies, what was not
         # reported might have run.
@@ -60,10 +64,16 @@ class TaskClass:
             and not descriptor.retry_exceptions
         )
 
+    @property
+    def typical_ns(self) -> int:
+        """Run time for others' estimates; 0 while too few tasks have ended: the first may be the shortest."""
+        return self.run_ns if self.samples >= TYPICAL_SAMPLES_MIN else 0
+
     def learn_run_time(self, run_ns: int, alpha: float) -> None:
         """Exponential average of run times (paper, section 4.2.2)."""
         old = self.run_ns
         sample = max(1, run_ns)
+        self.samples += 1
         if old:
             sample = int(old + alpha * (sample - old))
         self.run_ns = max(1, sample)
