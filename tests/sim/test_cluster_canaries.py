@@ -119,9 +119,10 @@ def test_two_nodes_that_rebuild_one_loss_are_noticed(monkeypatch: Patch) -> None
                 self.out += [(node, message) for node in others[:1]]
 
     monkeypatch.setattr(ObjectDirectory, "_lost", lost)
-    kind, detail = first_failure(load("lost_objects"), range(12))
-    assert kind == CORRECTNESS
-    assert "attempt" in detail or "rebuilds left" in detail
+    verdicts = [run_scenario(load("lost_objects"), seed)[0] for seed in range(12)]
+    assert {verdict.kind for verdict in verdicts} <= {PASSED, CORRECTNESS}
+    details = [verdict.detail for verdict in verdicts if verdict.kind == CORRECTNESS]
+    assert any("attempt" in detail or "rebuilds left" in detail for detail in details), details
 
 
 @pytest.mark.usefixtures("no_self_judgement")
