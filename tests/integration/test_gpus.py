@@ -24,6 +24,12 @@ def cluster() -> Iterator[None]:
             yield
 
 
+@pytest.fixture(autouse=True)
+def all_gpus_are_free(cluster: None) -> None:
+    """Actors of the test before may be on their way out."""
+    eventually(lambda: zray.available_resources().get("GPU") == 3, PATIENCE_S, "that all GPUs are free")
+
+
 @zray.remote(num_gpus=1, num_cpus=0)
 def sight() -> Sight:
     return zray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.getpid()
