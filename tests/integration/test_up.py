@@ -152,7 +152,7 @@ def test_a_host_that_cannot_be_reached_is_named_before_anything_starts(hosts: Ho
     ("python", "complaint"),
     [
         ("/nowhere/python", "/nowhere/python ended with code 127 there and made no report"),
-        (f"{sys.executable} -I", "has no zray, or an older one, there"),
+        (f"{sys.executable} -I -S", "has no zray, or an older one, there"),  # no packages at all
         ("SCRIPT", "it has zray 0.0.old and this machine has"),
         ("echo zray-host-report: {;:", "and made no report"),
     ],
