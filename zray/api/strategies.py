@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -71,12 +72,12 @@ class DoesNotExist(LabelCondition):
         super().__init__()
 
 
-class SchedulingStrategy:
+class SchedulingStrategy(ABC):
     """Base of the strategies below."""
 
+    @abstractmethod
     def to_wire(self) -> Strategy | None:
         """The strategy as it travels in a descriptor; ``None``: it says nothing of nodes."""
-        raise NotImplementedError
 
 
 class NodeAffinitySchedulingStrategy(SchedulingStrategy):

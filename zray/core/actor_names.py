@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from zray.core.machine import Address, Effect, invariant
 from zray.ids import ID_BYTES, shard_of
 from zray.protocol.documents import encode_report
@@ -125,7 +127,7 @@ class ActorNames:
 
     def _send(self, client: Address, token: int, shard: int, question: Question) -> NameQuestion:
         self.tokens += 1
-        numbered = _with_token(question, self.tokens)
+        numbered = replace(question, token=self.tokens)
         asked = self.asked[self.tokens] = NameQuestion(client, token, shard, numbered)
         self.out.append((self.shards[shard], numbered))
         return asked
@@ -204,13 +206,3 @@ class ActorNames:
         """Every question is under its own token."""
         for token, asked in self.asked.items():
             invariant(asked.question.token == token, "question", asked.question.token, "under", token)
-
-
-def _with_token(question: Question, token: int) -> Question:
-    if isinstance(question, TableCas):
-        return TableCas(token, question.table, question.key, question.expected, question.value)
-    if isinstance(question, TableGet):
-        return TableGet(token, question.table, question.key)
-    if isinstance(question, TableDelete):
-        return TableDelete(token, question.table, question.key, question.expected)
-    return TableScan(token, question.table, question.after, question.limit)

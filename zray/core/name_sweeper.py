@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from zray.core.actor_names import PAGE_ENTRIES, PREFIX
 from zray.core.machine import Address, Effect, invariant
 from zray.core.membership import GRAVES
@@ -68,7 +70,7 @@ class NameSweeper:
 
     def _ask(self, shard: int, question: SweepQuestion, key: bytes = b"", handle: bytes = b"") -> None:
         self.tokens += 1
-        numbered = _numbered(question, self.tokens)
+        numbered = replace(question, token=self.tokens)
         self.asked[self.tokens] = _Asked(shard, numbered, key, handle)
         self.out.append((self.shards[shard], numbered))
 
@@ -111,11 +113,3 @@ class NameSweeper:
         """Every question is under its own token."""
         for token, asked in self.asked.items():
             invariant(asked.question.token == token, "question", asked.question.token, "under", token)
-
-
-def _numbered(question: SweepQuestion, token: int) -> SweepQuestion:
-    if isinstance(question, TableScan):
-        return TableScan(token, question.table, question.after, question.limit)
-    if isinstance(question, TableGet):
-        return TableGet(token, question.table, question.key)
-    return TableDelete(token, question.table, question.key, question.expected)
