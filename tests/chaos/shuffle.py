@@ -114,7 +114,7 @@ def killers_of(cluster: Cluster, shape: Shape, seed: int) -> list[Killer]:
         store.wait_for_chains()  # one failure of a chain at a time is what is promised
         shard, replica = draw.randrange(store.shards), draw.randrange(store.replicas)
         store.kill(shard, replica)
-        time.sleep(draw.uniform(0.0, min(1.0, shape.replica_kill_s / 4)))
+        time.sleep(draw.uniform(0.0, min(1.0, shape.replica_kill_s / 4)))  # the fault: how long it is away
         store.start(shard, replica)
 
     killers = []

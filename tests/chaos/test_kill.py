@@ -203,7 +203,9 @@ def test_worker_killed_while_blocked_in_a_nested_get(here: Place) -> None:
             return zray.get([inner.remote(x), inner.remote(x)])
 
         ref = outer.remote(5)
+        deadline = time.monotonic() + 20
         while all(worker["state"] != "blocked" for worker in report("workers")):
+            assert time.monotonic() < deadline, report("workers")
             time.sleep(0.01)
         os.kill(int(pathlib.Path("pid").read_text()), signal.SIGKILL)
         pathlib.Path("go").touch()
@@ -314,7 +316,9 @@ def test_no_room_in_memory_and_none_on_disk_is_a_typed_error(here: Place, troubl
         if {trouble!r} == "full":
             resource.prlimit(session.info.processes[0].pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
         else:
+            deadline = time.monotonic() + 20
             while [row["state"] for row in report("workers")] != ["idle", "idle"]:
+                assert time.monotonic() < deadline, report("workers")
                 time.sleep(0.01)  # a worker that begins makes the directory
             shutil.rmtree(session.spill_dir)
         kept = []
