@@ -16,7 +16,7 @@ from sim.network import LinkQuality, Network
 from sim.oracle import Oracle
 from sim.programs import FUNCTIONS, Program
 from sim.replicas import CHAIN_CONFIG, SimChain, SimMaster, SimReplica
-from sim.scenario import Scenario
+from sim.scenario import ClusterPart, Scenario
 from sim.worker import SimDriver
 from zray.config import Config
 from zray.core.machine import Address
@@ -27,6 +27,15 @@ from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import Describe
 
 STORY_LINES = 400
+
+
+def _config_of(shape: ClusterPart) -> Config:
+    """The settings of every process of a scenario."""
+    return Config(
+        backlog_per_slot_max=shape.backlog_per_slot,
+        heartbeat_interval_ns=shape.heartbeat_ms * MS,
+        offload_patience_ns=shape.offload_patience_ms * MS,
+    )
 
 
 class Span(NamedTuple):
@@ -60,9 +69,7 @@ class Cluster:
     ) -> None:  # fmt: skip
         self.scenario = scenario
         self.config = configured(
-            (config or Config(backlog_per_slot_max=scenario.cluster.backlog_per_slot))._replace(
-                scheduling_policy=scenario.policy
-            )
+            (config or _config_of(scenario.cluster))._replace(scheduling_policy=scenario.policy)
         )
         if scenario.cluster.replicas > 1:
             self.config = self.config._replace(**CHAIN_CONFIG)
@@ -82,6 +89,7 @@ class Cluster:
         self.tasks_run = 0
         self.forwards = 0
         self.spillbacks = 0  # forwards of tasks that had been placed before
+        self.offloads = 0  # queued tasks that nodes were asked to give away
         self.ending = False
         self.incarnations = 0  # of nodes that began anew
         self.unfinished = 0

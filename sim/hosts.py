@@ -261,7 +261,7 @@ class SimNode(MachineHost):
                 self.cluster.spillbacks += message.hops > 0
             elif type(message) is BundlesHeld:
                 self.cluster.judge.groups.said(self.address, message)
-            elif type(message) is Ended and not message.crashed:
+            elif type(message) is Ended and not (message.crashed or message.offloaded):
                 shard = ids.shard_of(message.task_id, self.cluster.scenario.cluster.shards)
                 self.cluster.judge.result_leaves(self.address, message.task_id, self.cluster.serving(shard))
         if self.cluster.spans is not None:

@@ -36,7 +36,10 @@ class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ClusterPart(_Part, frozen=True):
-    """What there is. Drivers are spread over the nodes; ``backlog_per_slot`` -1 forwards every task."""
+    """What there is. Drivers are spread over the nodes.
+
+    ``backlog_per_slot`` -1 forwards every task; ``offload_patience_ms`` -1 lets queued ones stay.
+    """
 
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     shards: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
@@ -46,6 +49,8 @@ class ClusterPart(_Part, frozen=True):
     arena_kib: Count = 65_536
     backlog_per_slot: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)] = 2
     compact_messages: Count = 500
+    heartbeat_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
+    offload_patience_ms: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)] = 100
     resources: dict[str, Annotated[float, msgspec.Meta(gt=0.0)]] = {}
     """Of every node, besides its CPUs."""
 

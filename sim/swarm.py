@@ -46,6 +46,8 @@ ACTOR_SEEDS = 900_000
 """All seeds from here on draw clusters of several nodes whose programs make actors on all of them."""
 GROUP_SEEDS = 1_000_000
 """All seeds from here on draw clusters of several nodes, and programs that use placement groups."""
+OFFLOAD_SEEDS = 1_300_000
+"""All seeds from here on draw clusters whose nodes give queued tasks to idle ones at once."""
 REPLICATED_SHARE = 1 / 3
 """Of the seeds below this share draws replicated shards."""
 CLUSTER_SHARE = 0.5
@@ -72,6 +74,8 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= OFFLOAD_SEEDS:
+        return _impatient(_clustered(seed, plain))
     if seed >= GROUP_SEEDS:
         return _grouped(_clustered(seed, plain))
     if seed >= ACTOR_SEEDS:
@@ -166,6 +170,19 @@ def _grouped(clustered: Scenario) -> Scenario:
         clustered,
         cluster=msgspec.structs.replace(clustered.cluster, cpus=max(2, clustered.cluster.cpus)),
         workload=msgspec.structs.replace(clustered.workload, kind="groups"),
+    )
+
+
+def _impatient(clustered: Scenario) -> Scenario:
+    """The same with queues that are evened out all the time, and run times that make them uneven."""
+    return msgspec.structs.replace(
+        clustered,
+        cluster=msgspec.structs.replace(clustered.cluster, heartbeat_ms=20, offload_patience_ms=0),
+        workload=msgspec.structs.replace(
+            clustered.workload,
+            task_us=max(500, clustered.workload.task_us),
+            tasks=clustered.workload.tasks + 50,
+        ),
     )
 
 

@@ -51,6 +51,8 @@ class Config(NamedTuple):
 
     backlog_per_slot_max: int = 2
     """Tasks per worker slot kept before new ones are forwarded, in a cluster of several nodes."""
+    offload_patience_ns: int = 100_000_000
+    """While others are idle, a node gives those of its queued tasks away that wait for longer; -1: none."""
     workers_max: int = 512
     """Worker processes of one node, blocked ones and actors included."""
     worker_idle_ns: int = 5_000_000_000

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from zray.config import Config
-from zray.core.control_shard import ANNOUNCEMENTS_MAX, PAGE_BYTES_MAX, ControlShard
+from zray.core.control_shard import PAGE_BYTES_MAX, PAUSE_DOUBLINGS_MAX, ControlShard
 from zray.core.machine import LOG, RUNTIME, pump
 from zray.protocol.chain import Logged, ShardOpened
 from zray.protocol.local_messages import ClientGone
@@ -414,13 +414,22 @@ def test_new_life_voids_subscriptions_and_is_announced_until_the_node_greets() -
     assert shard.subscriptions == 0
 
 
-def test_announcements_to_a_silent_peer_end() -> None:
+def test_announcements_to_a_silent_peer_become_rare_and_do_not_end() -> None:
     shard = new_shard()
     feed(shard, NODE, hello())
-    sent = feed(shard, RUNTIME, ShardOpened())[1:]
-    while shard.wake_at_ns is not None:
-        sent += feed(shard, RUNTIME, now_ns=shard.wake_at_ns)
-    assert sent == [(NODE, WELCOME)] * ANNOUNCEMENTS_MAX
+    feed(shard, RUNTIME, ShardOpened(), now_ns=0)
+    now_ns, pauses = 0, []
+    for _ in range(PAUSE_DOUBLINGS_MAX + 3):
+        assert shard.wake_at_ns is not None
+        pauses.append(shard.wake_at_ns - now_ns)
+        now_ns = shard.wake_at_ns
+        assert feed(shard, RUNTIME, now_ns=now_ns) == [(NODE, WELCOME)]
+    longest_ns = 100 * MS << PAUSE_DOUBLINGS_MAX
+    assert pauses[:2] == [100 * MS, 200 * MS]
+    assert pauses[-3:] == [longest_ns] * 3
+    feed(shard, RUNTIME, ClientGone(NODE))
+    feed(shard, RUNTIME, now_ns=now_ns + longest_ns)
+    assert shard.wake_at_ns is None
 
 
 def test_gone_peer_is_forgotten_and_its_rows_stay() -> None:

@@ -15,6 +15,7 @@ from sim.swarm import (
     CHAINED_SEEDS,
     CLUSTER_SEEDS,
     GROUP_SEEDS,
+    OFFLOAD_SEEDS,
     Regression,
     difference,
     regressions,
@@ -33,6 +34,7 @@ SMOKE_SEEDS = [
     *range(CHAINED_SEEDS, CHAINED_SEEDS + 15),
     *range(ACTOR_SEEDS, ACTOR_SEEDS + 20),
     *range(GROUP_SEEDS, GROUP_SEEDS + 10),
+    *range(OFFLOAD_SEEDS, OFFLOAD_SEEDS + 10),
 ]
 
 

@@ -213,6 +213,14 @@ class TaskAdmission:
         self.decide(task)
         return True
 
+    def come_back(self, task: TaskEntry) -> None:
+        """A host gave a task back unstarted: it runs here if it fits, or is placed once more."""
+        task.hops += 1
+        if self.scheduler.pool.resources.fits(task.task_class.demand) and not self._overloaded(task):
+            self.decide(task)
+        else:
+            self.forward(task)
+
     def resend(self) -> None:
         """The global scheduler is new or was away: tell it again what waits for it."""
         for task in list(self.forwarded.values()):

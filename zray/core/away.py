@@ -78,7 +78,7 @@ class Away:
         job = self.scheduler.jobs.get(task_class.job_id)
         home = job.home if job is not None and job.home else self.node_id
         number = self.numbers[spec.task_id]
-        grant = Grant(spec, task.attempt, task_class.job_id, inputs, home, number)
+        grant = Grant(spec, task.attempt, task_class.job_id, inputs, home, number, task.hops)
         self.sharing.depart(host, grant)
 
     def input(self, object_id: bytes) -> Input | None:
@@ -162,7 +162,9 @@ class Away:
     def _end(self, now_ns: int, host: Address, task: TaskEntry, message: Ended) -> None:
         scheduler, descriptor = self.scheduler, task.task_class.descriptor
         scheduler.now_ns = now_ns
-        if message.crashed and descriptor.kind == ACTOR:
+        if message.offloaded:
+            scheduler.admission.come_back(task)
+        elif message.crashed and descriptor.kind == ACTOR:
             scheduler.lives.lost_away(task, f"its process ended in the constructor, on node {short(host)}")
         elif message.crashed:
             self._lost(task, WorkerExited(b"", message.exit_code))

@@ -17,6 +17,7 @@ from zray.core.identity import ClientEntry
 from zray.core.local_scheduler import LocalScheduler
 from zray.core.machine import RUNTIME, Address, Effect
 from zray.core.node_store import ObjectEntry
+from zray.core.offloading import Offloading
 from zray.core.peers import Peers
 from zray.core.reconstruction import Reconstruction
 from zray.core.sharing import Sharing
@@ -32,6 +33,7 @@ from zray.protocol.cluster import (
     JobOver,
     Members,
     ObjectFound,
+    Offload,
     Pull,
     PullFailed,
     Rebuild,
@@ -44,7 +46,7 @@ from zray.protocol.messages import Describe, ExportFunction, JobContext, TableCh
 CLUSTER_MESSAGES: tuple[type, ...] = (
     ShareAcked, ShareReset, ObjectFound, FreeObjects, Rebuild, Claim, Ended, Grant, Deny, Declined, Taken,
     JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived,
-    TableChanged, *ACTOR_MESSAGES,
+    TableChanged, Offload, *ACTOR_MESSAGES,
 )  # fmt: skip
 """What ``ClusterSide.on_message`` takes."""
 RESEND_FORWARDS_NS = 5_000_000_000
@@ -85,6 +87,7 @@ class ClusterSide:
         self.away = Away(out, node_id=node_id, scheduler=scheduler, sharing=self.sharing)
         self.guests = Guests(out, node_id=node_id, scheduler=scheduler, sharing=self.sharing)
         scheduler.meet(self.away, self.guests)
+        self.offloading = Offloading(scheduler, self.guests)
         self.transfers = Transfers(
             out, config=scheduler.config, store=store, references=references, sharing=self.sharing
         )
@@ -109,6 +112,7 @@ class ClusterSide:
             Deny: self.guests.on_deny,
             Declined: self.away.on_declined,
             Taken: self.guests.on_taken,
+            Offload: self._on_offload,
             JobOver: self.on_job_over,
             JobContext: self.guests.on_job_context,
             TableChanged: self._on_table_changed,
@@ -165,6 +169,10 @@ class ClusterSide:
         self.reconstruction.on_table_changed(now_ns, source, message)
         if source in self.shards:
             self.actors.views.on_table_changed(message)
+
+    def _on_offload(self, now_ns: int, source: Address, message: Offload) -> None:
+        if source in self.shards:
+            self.offloading.on_offload(now_ns, source, message)
 
     def introduces(self, source: Address, message: Describe | ExportFunction) -> bool:
         """Whether another node says what its tasks have in common, which is kept then."""

@@ -64,9 +64,9 @@ from zray.protocol.messages import (
     Warn,
 )
 
-ANNOUNCEMENTS_MAX = 7
-"""How often a new life is announced to a peer that does not answer. The pause starts at a heartbeat interval
-and doubles, so that with the default interval the last one leaves six seconds after the start."""
+PAUSE_DOUBLINGS_MAX = 7
+"""A new life is announced again to a peer that does not answer, first after a heartbeat interval, then after
+pauses that double so often: a peer that has nothing to say would not find out otherwise."""
 PAGE_BYTES_MAX = 8 << 20
 """A page ends with the entry that reaches this, whatever was asked for: it must fit a frame."""
 PAGE_STEP = 1_000
@@ -381,10 +381,8 @@ class ControlShard:
         """Announce the new life to peers that have not greeted it yet."""
         for address in self.unannounced:
             self._welcome(address)
-        pause_ns = self.config.heartbeat_interval_ns << self.announcements
+        pause_ns = self.config.heartbeat_interval_ns << min(self.announcements, PAUSE_DOUBLINGS_MAX)
         self.announcements += 1
-        if self.announcements >= ANNOUNCEMENTS_MAX:
-            self.unannounced.clear()
         self.wake_at_ns = now_ns + pause_ns if self.unannounced else None
 
     def flush(self, now_ns: int) -> None:

@@ -30,9 +30,10 @@ from zray.core.placement import (
     eligible,
     most_room,
 )
+from zray.core.rebalancing import excess, idle_slots, shares
 from zray.core.resources import shortage_text
 from zray.ids import short
-from zray.protocol.cluster import Members
+from zray.protocol.cluster import Members, Offload
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     Demand,
@@ -93,7 +94,8 @@ class GlobalScheduler:
 
     __slots__ = (
         "_averages", "_changed", "_feasible", "_policy", "_random", "_silence_ns", "arrived", "config",
-        "epoch", "fenced", "introduced", "met", "nodes", "out", "parked", "parked_by_need", "untold",
+        "epoch", "fenced", "idle", "introduced", "met", "nodes", "out", "overloaded", "parked",
+        "parked_by_need", "untold",
     )  # fmt: skip
 
     def __init__(self, *, config: Config, policy: str = "paper", random: Random | None = None) -> None:
@@ -121,6 +123,9 @@ class GlobalScheduler:
         # need -> feasible nodes by id; emptied whenever the cluster changes
         self._feasible: dict[Need, list[NodeLoad]] = {}
         self._changed = False  # whether the cluster changed in this batch
+        # By their last reports, by node id: who has nothing to do, and who has more than enough.
+        self.idle: dict[bytes, NodeLoad] = {}
+        self.overloaded: dict[bytes, NodeLoad] = {}
         # how long a node may be silent before it counts as dead
         self._silence_ns = config.heartbeat_interval_ns * config.heartbeat_liveness_count * SILENT_DEADLINES
 
@@ -144,7 +149,8 @@ class GlobalScheduler:
                 return
             self.fenced.pop(node_id, None)
             self._averages.absorb(report)
-            self.nodes[node_id] = NodeLoad(now_ns, source, report, self._averages)
+            node = self.nodes[node_id] = NodeLoad(now_ns, source, report, self._averages)
+            self._classify(node)
             self._cluster_changed(now_ns)
             return
         if report.incarnation < node.incarnation:
@@ -155,6 +161,7 @@ class GlobalScheduler:
         pool, labels = node.pool, node.labels
         node.absorb(now_ns, source, report, self._averages)
         self.nodes[node_id] = self.nodes.pop(node_id)  # now the last to fall silent
+        self._classify(node)
         if node.pool is not pool or node.labels != labels:
             self._cluster_changed(now_ns)
 
@@ -239,8 +246,12 @@ class GlobalScheduler:
         if self._changed:
             self._changed = False
             self._place_parked()
-        if not self.arrived:
-            return
+        if self.arrived:
+            self._place_arrived(now_ns)
+        if self.idle and self.overloaded:
+            self._rebalance()
+
+    def _place_arrived(self, now_ns: int) -> None:
         arrived, self.arrived = self.arrived, {}
         for task_id, (source, forward) in arrived.items():
             nodes = self._feasible_nodes(_need_of(forward))
@@ -382,11 +393,32 @@ class GlobalScheduler:
             f"node {short(node_id)}: {_why_not(self.nodes[node_id], need)}" for node_id in sorted(self.nodes)
         )
 
+    # --- tasks that would wait while others are idle ---------------------------------------------------
+
+    def _classify(self, node: NodeLoad) -> None:
+        """A node reported: whether it has nothing to do, or more than it can work off in a moment."""
+        self.idle.pop(node.node_id, None)
+        self.overloaded.pop(node.node_id, None)
+        if idle_slots(node):
+            self.idle[node.node_id] = node
+        elif excess(node, self.config.offload_patience_ns):
+            self.overloaded[node.node_id] = node
+
+    def _rebalance(self) -> None:
+        """Ask nodes with long queues for a part of them; each at most once per report."""
+        patience_ns = self.config.offload_patience_ns
+        for node, tasks in shares(self.overloaded.values(), self.idle.values(), patience_ns):
+            node.undo_backlog(tasks)
+            del self.overloaded[node.node_id]
+            self.out.append((node.address, Offload(tasks)))
+
     # --- the cluster -------------------------------------------------------------------------------
 
     def _node_dead(self, now_ns: int, node: NodeLoad, fence: int) -> None:
         """Place nothing there any more, and believe only incarnations from ``fence`` on."""
         del self.nodes[node.node_id]
+        self.idle.pop(node.node_id, None)
+        self.overloaded.pop(node.node_id, None)
         self._fence(node.node_id, fence)
         self._cluster_changed(now_ns)
 
@@ -410,6 +442,8 @@ class GlobalScheduler:
         invariant(not self.arrived, "undecided tasks between batches:", list(self.arrived))
         invariant(not self._changed, "a change of the cluster was not acted on")
         self._check_parked(self.parked)
+        for known in (self.idle, self.overloaded):
+            invariant(all(self.nodes.get(key) is node for key, node in known.items()), "a stale load")
         heard = [node.heard_ns for node in self.nodes.values()]
         invariant(heard == sorted(heard), "nodes are not in the order of their reports:", heard)
         invariant(not self.nodes.keys() & self.fenced.keys(), "a node is both alive and fenced")

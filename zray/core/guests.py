@@ -34,13 +34,14 @@ SPILL_BACK_BACKLOGS = 4
 class Guest:
     """One task of another node; found in ``Guests.guests`` from its grant until its end was taken."""
 
-    __slots__ = ("ended", "number", "origin", "returns")
+    __slots__ = ("ended", "number", "origin", "placed_again", "returns")
 
     def __init__(self, origin: Address, number: int, returns: tuple[bytes, ...]) -> None:
         self.origin = origin  # empty: it is dead
         self.number = number  # of the grant
         self.returns = returns  # pinned here
         self.ended: Ended | None = None
+        self.placed_again = False  # it has ended, and is to run here once more
 
 
 class Guests:
@@ -70,14 +71,21 @@ class Guests:
             refusal = Infeasible(task_id, descriptor.name, descriptor.demand, (reason,))
             self.out.append((message.origin, refusal))
             return
+        guest = self.guests.get(task_id)
+        if guest is not None and guest.ended is not None:
+            guest.placed_again = True  # its end may be on its way still: it is claimed once that was taken
+            return
         if self._has(task_id) or task_id in self.claims:
             return  # its parent ran twice, here and there: the origin asks again later
         if self._is_full() and message.hops < HOPS_MAX:
             forward = Forward(message.spec, message.descriptor, message.hops, (), message.origin)
             self.out.append((self.scheduler.global_scheduler, forward))
             return
-        self.claims[task_id] = message.origin
-        self.out.append((message.origin, Claim(task_id)))
+        self._claim(now_ns, task_id, message.origin)
+
+    def _claim(self, now_ns: int, task_id: bytes, origin: Address) -> None:
+        self.claims[task_id] = origin
+        self.out.append((origin, Claim(task_id)))
         self._repeat_later(now_ns)
 
     def place_early(self, message: Place) -> None:
@@ -104,7 +112,8 @@ class Guests:
 
     def _is_full(self) -> bool:
         slots = max(1, len(self.scheduler.pool.workers))
-        backlog_max = SPILL_BACK_BACKLOGS * self.scheduler.config.backlog_per_slot_max * slots
+        per_slot = max(1, self.scheduler.config.backlog_per_slot_max)  # even if every task is forwarded
+        backlog_max = SPILL_BACK_BACKLOGS * per_slot * slots
         return self.scheduler.backlog() > backlog_max
 
     def _repeat_later(self, now_ns: int) -> None:
@@ -152,7 +161,7 @@ class Guests:
         if task_class.ended:
             return
         task = TaskEntry(spec, task_class, source)
-        task.attempt, task.hops = message.attempt, 1
+        task.attempt, task.hops = message.attempt, message.hops + 1
         task.alone = bool(message.attempt)
         guest = Guest(source, message.number, return_ids(spec.task_id, descriptor.num_returns))
         self.guests[spec.task_id] = guest
@@ -198,9 +207,7 @@ class Guests:
         """An actor for which there is no room any more goes back to its origin."""
         scheduler, spec = self.scheduler, task.spec
         guest = self.guests[spec.task_id]
-        del scheduler.tasks[spec.task_id]
-        for object_id in (*spec.deps, *spec.borrowed):
-            scheduler.references.unpin(scheduler.store.objects[object_id])
+        self._let_go(task)
         if scheduler.lives.hosted is not None:
             scheduler.lives.hosted.dropped(spec.task_id)
         self._make_none(guest)
@@ -212,8 +219,24 @@ class Guests:
         """The worker of a guest is lost: its origin decides what becomes of the task."""
         task_id = task.spec.task_id
         guest = self.guests[task_id]
+        self._let_go(task)
         self._make_none(guest)
         self._tell(guest, Ended(task_id, task.attempt, (), crashed=True, exit_code=exit_code))
+
+    def offload(self, task: TaskEntry) -> None:
+        """A queued guest goes back to its origin, which has it placed once more."""
+        spec = task.spec
+        guest = self.guests[spec.task_id]
+        self._let_go(task)
+        self._make_none(guest)
+        self._tell(guest, Ended(spec.task_id, task.attempt, (), offloaded=True))
+
+    def _let_go(self, task: TaskEntry) -> None:
+        """A guest does not run here (any more): what it takes and borrows is not needed for it."""
+        scheduler, spec = self.scheduler, task.spec
+        del scheduler.tasks[spec.task_id]
+        for object_id in (*spec.deps, *spec.borrowed):
+            scheduler.references.unpin(scheduler.store.objects[object_id])
 
     def _make_none(self, guest: Guest) -> None:
         for object_id in guest.returns:
@@ -245,6 +268,8 @@ class Guests:
             return
         if guest.ended.attempt == message.attempt:
             self._forget(message.task_id)
+            if guest.placed_again and not self._has(message.task_id):
+                self._claim(now_ns, message.task_id, source)
 
     def _forget(self, task_id: bytes) -> None:
         store, references = self.scheduler.store, self.scheduler.references

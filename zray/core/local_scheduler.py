@@ -480,13 +480,9 @@ class LocalScheduler:
 
     def give_up(self, task: TaskEntry, exit_code: int) -> None:
         """An attempt of a guest is lost: this node is done with it."""
-        spec = task.spec
         if task.task_class.ended:
             self.finish_all(task, self._job_over(task.task_class.job_id), TASK_FAILED)
             return
-        del self.tasks[spec.task_id]
-        for object_id in (*spec.deps, *spec.borrowed):
-            self.references.unpin(self.store.objects[object_id])
         assert self.guest_tasks is not None
         self.guest_tasks.crashed(task, exit_code)
 

@@ -118,6 +118,12 @@ class NodeLoad:
             total_bytes, held = held_bytes(task.inputs)
             self.pulling += total_bytes - held.get(self.node_id, 0)
 
+    def undo_backlog(self, tasks: int) -> None:
+        """Believe that so many of the tasks that wait here leave; 0 <= ``tasks`` <= ``backlog``."""
+        self.queued_ns -= self.queued_ns * tasks // self.backlog
+        self.backlog -= tasks
+        self._set_queue_ns()
+
     def pull_ns(self, pull_bytes: int) -> int:
         """How long it takes to copy so many bytes here, behind those that are on their way."""
         return (self.pulling + pull_bytes) * _NS_PER_S // self.bandwidth if pull_bytes else 0

@@ -110,6 +110,7 @@ class Grant(Message, frozen=True, tag=171):
     inputs: tuple[Input, ...] = ()
     home: bytes = b""  # the node of the job's driver
     number: int = 0  # of this grant; a repetition has the same
+    hops: int = 0  # how often the task was placed before
 
 
 class Deny(Message, frozen=True, tag=172):
@@ -122,6 +123,7 @@ class Ended(Message, frozen=True, tag=173):
     """Host -> origin: how an attempt ended; repeated until ``Taken``.
 
     ``crashed``: its worker was lost, ``values`` is empty, and the origin decides whether it runs again.
+    ``offloaded``: it was not started, ``values`` is empty, and another node is to have it.
     """
 
     task_id: bytes
@@ -131,6 +133,7 @@ class Ended(Message, frozen=True, tag=173):
     crashed: bool = False
     exit_code: int = 0
     run_ns: int = 0
+    offloaded: bool = False
 
 
 class Taken(Message, frozen=True, tag=174):
@@ -173,6 +176,15 @@ class Declined(Message, frozen=True, tag=179):
 
     task_id: bytes
     number: int
+
+
+# --- global scheduler -> node --------------------------------------------------------------------
+
+
+class Offload(Message, frozen=True, tag=191):
+    """Others are idle: give up to so many queued tasks away, which are placed once more."""
+
+    tasks: int
 
 
 # --- membership ----------------------------------------------------------------------------------
@@ -322,7 +334,7 @@ OfHost = (
     LinkPeer | UnlinkPeer | LinkLost | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived | Knock | Knocked
 )
 
-ToClusterNode = FromDirectory | FromPeer | Members | JobContext | NodeList | Probe
+ToClusterNode = FromDirectory | FromPeer | Offload | Members | JobContext | NodeList | Probe
 ToDirectory = ShareUpdates | Members | ListNodes
 OnDataLink = Chunk | PullFailed
 ToDoctor = Probed | Refused
