@@ -18,7 +18,8 @@ Inputs = tuple[tuple[bytes, int, tuple[bytes, ...]], ...]
 
 
 def scheduler(policy: str = "paper") -> GlobalScheduler:
-    return GlobalScheduler(config=Config(), policy=policy)
+    # The paper places a task once: what is offloaded later is not its claim.
+    return GlobalScheduler(config=Config(offload_patience_ns=-1), policy=policy)
 
 
 def heartbeat(
