@@ -9,6 +9,7 @@ import resource
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -203,24 +204,27 @@ def test_a_worker_is_started_runs_and_is_reported_once(node: Node) -> None:
     assert workers.pids == {}
 
 
-def test_a_fork_takes_milliseconds(node: Node) -> None:
+def test_a_fork_is_much_cheaper_than_an_interpreter(node: Node) -> None:
     workers = node(exit_with_length)
-    times_s = []
+    forked_s, begun_s = [], []
     for number in range(10):
-        begin_s = time.perf_counter()
+        began_s = time.perf_counter()
         workers.start(b"%d" % number)
         receive_until(workers, exited(1))
-        times_s.append(time.perf_counter() - begin_s)
-    assert min(times_s) < 0.025, "fork, run, exit and reap, of an idle worker"
+        forked_s.append(time.perf_counter() - began_s)
+        began_s = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import cloudpickle, msgspec, zmq"], check=True)
+        begun_s.append(time.perf_counter() - began_s)
+    assert min(forked_s) < min(begun_s) / 3, (
+        "fork, run, exit and reap, beside an interpreter that begins anew"
+    )
 
 
 def test_twenty_workers_at_once(node: Node) -> None:
     workers = node(sleep)
-    begin_s = time.perf_counter()
     for number in range(20):
         workers.start(b"%d" % number)
     events = receive_until(workers, started(20))
-    assert time.perf_counter() - begin_s < 2.0
     pids = [event.pid for event in events]
     assert len(set(pids)) == 20
     assert exit_codes(workers.close(SHUTDOWN_S)) == {b"%d" % number: -9 for number in range(20)}

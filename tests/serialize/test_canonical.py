@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 from hypothesis import given
 from hypothesis import strategies as st
 
 from zray.serialize.canonical import canonical_pickle
 from zray.serialize.functions import export
-from zray.serialize.values import load
+from zray.serialize.values import load, pickle_value
 
 ROOT = Path(__file__).parents[2]
 VALUES = st.recursive(
@@ -36,13 +35,13 @@ def plus(pad: int, *values: "Any", **names: "Any") -> "Any":
 
 SCRIPT = """
 import sys
-from cloudpickle import dumps, loads
 from zray.serialize.functions import export
+from zray.serialize.values import load, pickle_value
 sys.path.insert(0, sys.argv[1])
 import shared_texts
 function = shared_texts.plus._function
 for _ in range(int(sys.argv[2])):
-    function = loads(dumps(function))
+    function = load(pickle_value(function).to_bytes())
 print(export(function)[0].hex())
 """
 
@@ -87,7 +86,7 @@ def test_what_went_through_another_process_has_the_same_bytes() -> None:
         """Adds a name."""
         return {**names, "name": name, "names": function}
 
-    again: Any = cloudpickle.loads(cloudpickle.dumps(function))
+    again: Any = load(pickle_value(function).to_bytes())
     assert export(again)[0] == export(function)[0]
     loaded: Any = load(export(function)[1])
     assert loaded("a", {})["name"] == "a"

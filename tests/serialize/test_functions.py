@@ -6,6 +6,7 @@ import gc
 import os
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,22 @@ def test_importable_functions_go_by_reference() -> None:
     table = FunctionTable()
     table.add(function_id, code)
     assert table.get(function_id) is os.path.join
+
+
+def test_code_keeps_the_name_of_its_file() -> None:
+    def fails() -> None:
+        def inner() -> None:
+            raise LookupError
+
+        inner()
+
+    table = FunctionTable()
+    function_id, code = export(fails)
+    table.add(function_id, code)
+    with pytest.raises(LookupError) as caught:
+        table.get(function_id)()
+    files = [frame.filename for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert files == [__file__] * 3
 
 
 def test_code_is_made_once_per_callable() -> None:

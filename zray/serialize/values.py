@@ -29,7 +29,7 @@ from contextlib import suppress
 from functools import cache
 from pickle import PickleBuffer, dumps, loads
 from struct import Struct, pack, unpack_from
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from zray.errors import RemoteProtocolError, SerializationError, TaskError, ZrayError, fields_of, set_fields
@@ -268,6 +268,9 @@ class _Pieces(list[BytesLike]):
         self.append(bytes(piece) if type(piece) is memoryview else piece)
 
 
+_NO_FILENAME = "<dynamic-code>"
+
+
 @cache
 def _pickler_class() -> Any:
     """Made at first use: a process that meets plain values only need not import cloudpickle."""
@@ -282,6 +285,8 @@ def _pickler_class() -> Any:
             kind = type(obj)
             if kind is self.ndarray:
                 return _reduce_array(obj) if _is_flat_dtype(obj.dtype) else NotImplemented
+            if kind is CodeType:
+                return _with_filename(obj, self.dispatch_table[CodeType](obj))
             # Most objects are no function, no class and no proxy of one: spare them the long way.
             if kind is not FunctionType and not issubclass(kind, type) and obj.__class__ is kind:
                 return NotImplemented
@@ -289,6 +294,13 @@ def _pickler_class() -> Any:
             return _with_slots(obj, reduced) if issubclass(kind, type) else reduced
 
     return ValuePickler
+
+
+def _with_filename(code: CodeType, reduced: Any) -> Any:
+    """Cloudpickle from 3.1.3 on ships code without the name of its file; tracebacks of tasks need it."""
+    make, arguments = reduced
+    filename = "".join(code.co_filename)  # a new string: one that other code shares would make another pickle
+    return make, tuple([filename if each == _NO_FILENAME else each for each in arguments])
 
 
 def _with_slots(cls: type, reduced: Any) -> Any:
