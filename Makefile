@@ -7,10 +7,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types check test wordcount bench paper clean
+.PHONY: help install lint types check test test-machines test-processes wordcount bench paper clean
 
 help:  ## Show this list.
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(VENV)/.installed  ## Make the virtual environment and install zray into it.
 
@@ -30,9 +30,19 @@ types: install  ## Check the types.
 check: lint types  ## What to run before every commit: lint, types and the fast tests.
 	$(BIN)/python -m pytest -q -m 'not slow and not chaos'
 
-test: lint types  ## Lint, types and all tests, some of them also on three nodes: what CI runs.
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -q tests/integration --nodes 3 --shards 2
+test: lint types  ## Lint, types and all tests, in two runs at once: what CI runs.
+	@echo "two runs at once, each shown when it has ended (minutes); make test-machines or test-processes shows one"
+	@+$(MAKE) --no-print-directory --jobs=2 --output-sync=target test-machines test-processes
+
+# Those that keep one CPU busy, behind those that mostly wait for processes.
+MACHINES := $(addprefix tests/,core pairs paper paper_experiments property protocol serialize sim store tidy)
+
+test-machines: install  ## Tests of machines, simulations and experiments; then those of users on three nodes.
+	nice -n 5 $(BIN)/python -m pytest $(MACHINES)
+	nice -n 5 $(BIN)/python -m pytest -q tests/integration --nodes 3 --shards 2
+
+test-processes: install  ## All other tests: of real processes, mostly.
+	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(MACHINES))
 
 wordcount: install  ## Run the example job on this machine.
 	$(BIN)/zray run examples/wordcount.py

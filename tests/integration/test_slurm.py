@@ -37,11 +37,13 @@ class Site:
         self.environment = environment
         (here.folder / "program.py").write_text(PROGRAM)
 
-    def script(self, *arguments: str, nodes: int = 3, python: str = sys.executable) -> Path:
+    def script(
+        self, *arguments: str, nodes: int = 3, python: str = sys.executable, timeout_s: int = 20
+    ) -> Path:
         setup = f"export PYTHONPATH={ROOT} ZRAY_BACKLOG_PER_SLOT_MAX=0"
         made = self.here.zray(
             "slurm", "--nodes", str(nodes), "--cpus", "1", "--mem", "256M", "--setup", setup,
-            "--python", python, "--port", str(free_ports("127.0.0.1")), "--timeout", "20",
+            "--python", python, "--port", str(free_ports("127.0.0.1")), "--timeout", str(timeout_s),
             "--", "program.py", *arguments,
         )  # fmt: skip
         assert made.returncode == 0, made.stderr
@@ -107,7 +109,7 @@ def test_a_job_of_one_node_needs_no_others(site: Site) -> None:
 
 def test_a_job_whose_nodes_cannot_join_says_so_and_ends(site: Site) -> None:
     only_on_the_first = f"test $SLURMD_NODENAME = n0 && {sys.executable}"
-    job = site.submit(site.script(python=only_on_the_first))
+    job = site.submit(site.script(python=only_on_the_first, timeout_s=3))
     assert site.await_end(job) == "1:0", site.output()
     assert "should have 3 nodes: it has 1 (" in site.output()
     assert "ran on" not in site.output()
