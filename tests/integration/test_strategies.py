@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import zray
 from tests.clusters import place
 from tests.support import eventually
 from zray.cluster_utils import Cluster
-from zray.exceptions import TaskUnschedulableError
+from zray.exceptions import TaskCancelledError, TaskUnschedulableError
 from zray.util.scheduling_strategies import (
     DoesNotExist,
     Exists,
@@ -165,3 +166,43 @@ def test_the_wrong_types_are_refused_where_they_are_written() -> None:
     ):
         with pytest.raises(TypeError, match=r"\w"):
             make()
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_what_runs_on_another_node_is_taken_back_there(cluster: Cluster, tmp_path: Path, force: bool) -> None:
+    there = NodeAffinitySchedulingStrategy(cluster.worker_nodes[0].node_id, soft=False)
+
+    @zray.remote
+    def below(started: str) -> None:
+        wait_until_told(started)
+
+    @zray.remote(scheduling_strategy=there)
+    def above(started: str) -> None:
+        zray.get(below.options(scheduling_strategy=there).remote(f"{started}-below"))
+
+    with cluster.connect():
+        paths = [tmp_path / str(number) for number in range(2)]
+        tasks = [above.remote(str(path)) for path in paths]
+        for path in paths:
+            eventually(Path(f"{path}-below").exists, 20.0, "that both run")
+        for task in tasks:
+            zray.cancel(task, force=force)
+            with pytest.raises(TaskCancelledError):
+                zray.get(task, timeout=20)
+        # Both CPUs of that node are free although nobody told the tasks to go on.
+        assert zray.get([where.options(scheduling_strategy=there).remote() for _ in range(2)], timeout=20)
+        if not force:
+            assert sorted(path.name for path in tmp_path.glob("*-stopped")) == [
+                "0-below-stopped",
+                "1-below-stopped",
+            ]
+
+
+def wait_until_told(started: str) -> None:
+    """Say that it runs, and whether it was interrupted; nobody ever tells it to go on."""
+    Path(started).touch()
+    try:
+        eventually(Path(f"{started}-go").exists, 60.0)
+    except KeyboardInterrupt:
+        Path(f"{started}-stopped").touch()
+        raise

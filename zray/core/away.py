@@ -30,6 +30,7 @@ from zray.protocol.messages import (
     ExportFunction,
     Value,
 )
+from zray.protocol.user_messages import Cancel
 
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
@@ -137,8 +138,14 @@ class Away:
         self.forget(task_id)
         return task
 
+    def cancel(self, message: Cancel, task_id: bytes) -> None:
+        """A task is taken back: so is its attempt on another node, unless this is lost."""
+        task, host = self.tasks.get(task_id, (None, b""))
+        if task is not None:
+            self.sharing.depart(host, Cancel(task_id, message.force, message.recursive))
+
     def drop(self, task_id: bytes) -> None:
-        """A task is not wanted any more. Its host runs it to its end; an actor would go on."""
+        """A task is not wanted any more. Its host may run it to its end; an actor would go on."""
         task, host = self.tasks.get(task_id, (None, b""))
         if task is not None and task.task_class.descriptor.kind == ACTOR:
             self.scheduler.lives.post(host, EndLife(task_id, task.attempt))

@@ -68,6 +68,8 @@ class Cancellation:
 
     def _cancel(self, task: TaskEntry, worker: Worker | None, message: Cancel) -> None:
         if worker is None:
+            if self.scheduler.away is not None:
+                self.scheduler.away.cancel(message, task.spec.task_id)
             self.scheduler.withdraw(task, cancelled_value(task.spec.task_id))
             return
         task.verdict = cancelled_value(task.spec.task_id)

@@ -19,7 +19,7 @@ from zray.core.worker_pool import TaskEntry
 from zray.ids import return_ids, short
 from zray.protocol.cluster import Claim, Declined, Deny, Ended, Grant, Input, Taken
 from zray.protocol.messages import ACTOR, AT_NODE, Describe, Forward, Infeasible, JobContext, Place
-from zray.protocol.user_messages import VALUES
+from zray.protocol.user_messages import VALUES, Cancel
 
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
@@ -214,6 +214,12 @@ class Guests:
         self._forget(spec.task_id)
         if guest.origin:
             scheduler.lives.post(guest.origin, Declined(spec.task_id, guest.number))
+
+    def on_cancel(self, source: Address, message: Cancel) -> None:
+        """The origin of a guest takes it back."""
+        guest = self.guests.get(message.task_id)
+        if guest is not None and guest.origin == source and guest.ended is None:
+            self.scheduler.cancellation.cancel(source, message)
 
     def crashed(self, task: TaskEntry, exit_code: int) -> None:
         """The worker of a guest is lost: its origin decides what becomes of the task."""

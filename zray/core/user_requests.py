@@ -75,9 +75,11 @@ def on_job_options(node: Node, now_ns: int, source: Address, message: JobOptions
 
 
 def on_cancel(node: Node, now_ns: int, source: Address, message: Cancel) -> None:
-    """A process takes a task back."""
-    if node.known(source) is not None:
-        node.now_ns = node.scheduler.now_ns = now_ns
+    """A process takes a task back, or the origin of a guest does."""
+    node.now_ns = node.scheduler.now_ns = now_ns
+    if source in node.cluster.peers.alive:
+        node.cluster.guests.on_cancel(source, message)
+    elif node.known(source) is not None:
         node.scheduler.cancellation.cancel(source, message)
 
 
