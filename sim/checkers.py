@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sim.group_judge import GroupJudge
 from sim.oracle import Outcome
 from sim.programs import error_in, unpack_error
+from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import Address
 from zray.core.object_directory import ObjectDirectory
 from zray.ids import short
@@ -270,6 +271,7 @@ class Judge:
         for host in hosts:
             self.check_confirmed(host)
             self.check_directory(host)
+            self.check_schedulers(host)
             if list(host.shard.snapshot()) != list(hosts[0].shard.snapshot()):
                 self.fail(f"I7: {host.address.decode()} has other tables than {hosts[0].address.decode()}")
 
@@ -290,6 +292,13 @@ class Judge:
             if isinstance(machine, ObjectDirectory) and machine.rows:
                 rows = [short(object_id) for object_id in machine.rows]
                 self.fail(f"I14: shard {host.number} has rows of {len(rows)} shared objects: {rows[:20]}")
+
+    def check_schedulers(self, host: SimShard | SimReplica) -> None:
+        """Nobody waits for anything: whoever had a task without a node for it was told to forget it."""
+        for machine in host.beside:
+            if isinstance(machine, GlobalScheduler) and machine.parked:
+                parked = [short(task_id) for task_id in machine.parked]
+                self.fail(f"I14: {host.address.decode()} has parked tasks of nobody: {parked[:20]}")
 
     def check_at_rest(self, host: SimNode) -> None:
         """All programs let go of everything: nothing of it may be left on a node."""

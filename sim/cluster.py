@@ -15,7 +15,7 @@ from sim.kernel import MS, US, Kernel, S
 from sim.network import LinkQuality, Network
 from sim.oracle import Oracle
 from sim.programs import FUNCTIONS, Program
-from sim.replicas import CHAIN_CONFIG, SimChain, SimMaster, SimReplica
+from sim.replicas import CHAIN_CONFIG, NOTICED, SimChain, SimMaster, SimReplica
 from sim.scenario import ClusterPart, Scenario
 from sim.worker import SimDriver
 from zray.config import Config
@@ -23,6 +23,7 @@ from zray.core.machine import Address
 from zray.core.placement import configured
 from zray.core.placement_groups import PlacementGroups
 from zray.ids import short
+from zray.protocol.cluster import LinkLost
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import Describe
 
@@ -71,6 +72,7 @@ class Cluster:
         self.config = configured(
             (config or _config_of(scenario.cluster))._replace(scheduling_policy=scenario.policy)
         )
+        self.config = self.config._replace(global_schedulers=scenario.cluster.global_schedulers)
         if scenario.cluster.replicas > 1:
             self.config = self.config._replace(**CHAIN_CONFIG)
         self.costs = costs or default_costs()
@@ -171,6 +173,19 @@ class Cluster:
         """Whether the process there is up; nodes always are."""
         hosts = [self.master, *(host for chain in self.chains for host in chain.hosts)]
         return all(host is None or host.alive or host.address != address for host in hosts)
+
+    def process_ended(self, address: Address) -> None:
+        """One that serves a shard is gone: nodes notice it by their links, or by its silence."""
+        random = self.kernel.stream("broken links")
+        for node in self.nodes:
+            if random.random() < NOTICED:
+                delay_ns = int(random.expovariate(1.0) * self.costs.exit_notice_ns)
+                self.kernel.after(delay_ns, self._notice_end, (node, address))
+
+    @staticmethod
+    def _notice_end(noticed: tuple[SimNode, Address]) -> None:
+        node, address = noticed
+        node.post(LinkLost(address))
 
     def next_life(self) -> int:
         """A number that no process had before."""

@@ -19,7 +19,7 @@ from zray.protocol.cluster import LinkLost
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
-    from sim.hosts import SimNode
+    from sim.hosts import SimNode, SimShard
     from sim.network import Link
     from sim.replicas import SimChain, SimReplica
     from sim.scenario import FaultsPart
@@ -56,6 +56,8 @@ class Faults:
             "node_silence": (self.rates.node_silence, self._silence_node),
             "peer_partition": (self.rates.peer_partition, self._partition_peers),
             "shard_crash": (self.rates.shard_crash, self._crash_shard),
+            "scheduler_crash": (self.rates.scheduler_crash, self._crash_scheduler),
+            "scheduler_freeze": (self.rates.scheduler_freeze, self._freeze_scheduler),
             "replica_crash": (self.rates.replica_crash, self._crash_replica),
             "twin_crash": (self.rates.twin_crash, self._crash_twins),
             "replica_partition": (self.rates.replica_partition, self._partition_replica),
@@ -161,11 +163,38 @@ class Faults:
         if self.cluster.chains:
             return self._crash_chain(random)
         shard = random.choice(self.cluster.shards)
-        if not shard.alive:
-            return False
+        return shard.alive and self._kill_shard(random, shard)
+
+    def _kill_shard(self, random: Random, shard: SimShard) -> bool:
         shard.crash()
         back_ns = min(self.faulty_ns, self.cluster.kernel.now_ns + self._outage_ns(random))
         self.cluster.kernel.at(back_ns, lambda _: None if shard.alive else shard.restart())
+        return True
+
+    def _crash_scheduler(self, random: Random) -> bool:
+        """The process of a global scheduler, while nodes could go on with another."""
+        cluster = self.cluster
+        count = min(cluster.config.global_schedulers, cluster.scenario.cluster.shards)
+        victim = random.randrange(count)
+        if cluster.chains:
+            alive = [chain.number for chain in cluster.chains[:count] if chain.members()]
+            if victim in alive and len(alive) > 1 and cluster.chains[victim].is_whole():
+                self._kill_replica(random, cluster.chains[victim].head())
+                return True
+            return False
+        alive = [shard.number for shard in cluster.shards[:count] if shard.alive]
+        return victim in alive and len(alive) > 1 and self._kill_shard(random, cluster.shards[victim])
+
+    def _freeze_scheduler(self, random: Random) -> bool:
+        """Stop such a process, often for longer than nodes wait for it. A replica is suspected sooner."""
+        cluster = self.cluster
+        now_ns, config = cluster.kernel.now_ns, cluster.config
+        schedulers = cluster.shards[: config.global_schedulers]
+        running = [shard for shard in schedulers if shard.alive and shard.frozen_until_ns <= now_ns]
+        if len(running) < 2:
+            return False
+        longest_ns = 2 * config.heartbeat_interval_ns * config.heartbeat_liveness_count
+        random.choice(running).frozen_until_ns = now_ns + random.randint(0, longest_ns)
         return True
 
     def _whole_chain(self, random: Random) -> SimChain | None:

@@ -8,6 +8,7 @@ the next batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from sim.kernel import MS, S
@@ -394,8 +395,13 @@ class SimNode(MachineHost):
             self.post(Spilled(spill.object_id))
 
 
+def placement_stream(cluster: Cluster, shard: int) -> Random:
+    """What the global scheduler beside a shard draws from, if it draws anything."""
+    return cluster.kernel.stream(f"placement/{shard}" if shard else "placement")
+
+
 class SimShard(MachineHost):
-    """A GCS shard with a log that survives it; the first also hosts the global scheduler."""
+    """A GCS shard with a log that survives it; the first ones also host a global scheduler."""
 
     def __init__(self, cluster: Cluster, number: int, count: int, compact_messages: int) -> None:
         super().__init__(cluster, b"gcs-%04d" % number)
@@ -417,7 +423,7 @@ class SimShard(MachineHost):
         for record in self.log:
             pump(self.shard, [(command.source, command.message) for command in _decode_log(record)], 0)
             self.shard.out.clear()
-        self.beside = machines_beside(self.shard, self.address, self.kernel.stream("placement"))
+        self.beside = machines_beside(self.shard, self.address, placement_stream(self.cluster, self.number))
         self.machines = [self.shard, *self.beside]
 
     def serve(self, name: Address, messages: list[Any]) -> None:
@@ -438,6 +444,7 @@ class SimShard(MachineHost):
         self._turn_planned = False
         self._tick_at_ns = None
         self.cluster.network.cut_off(self.address)
+        self.cluster.process_ended(self.address)
 
     def restart(self) -> None:
         """A new process on the same log; its peers find it a while later."""
@@ -446,6 +453,7 @@ class SimShard(MachineHost):
         self._recover()
         self.alive = True
         self.busy_until_ns = self.kernel.now_ns
+        self.frozen_until_ns = 0
         self.cluster.judge.recovered(self, before)
         self.post(ShardOpened())
         random = self.cluster.kernel.stream("reconnect")

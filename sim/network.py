@@ -17,13 +17,14 @@ from sim.kernel import Kernel
 from zray.core.machine import Address
 from zray.protocol.actor_messages import ToActorNode
 from zray.protocol.chain import ToMaster, ToReplica
-from zray.protocol.cluster import OnDataLink, ToClusterNode, ToDirectory
+from zray.protocol.cluster import OnDataLink, ToClusterNode, ToDirectory, ToScheduler
 from zray.protocol.codec import BATCH_MESSAGES_MAX, batch_decoder, encode_batch
 from zray.protocol.group_messages import ToCoordinator, ToGroupNode
 from zray.protocol.messages import ToNode, ToProcess
 
 _decode = batch_decoder(
-    ToNode | ToProcess | ToReplica | ToMaster | ToClusterNode | ToActorNode | ToDirectory | OnDataLink
+    ToNode | ToProcess | ToReplica | ToMaster | ToClusterNode | ToActorNode | ToDirectory | ToScheduler
+    | OnDataLink
     | ToGroupNode | ToCoordinator
 )  # fmt: skip
 

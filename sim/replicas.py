@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from sim.hosts import MachineHost
+from sim.hosts import MachineHost, placement_stream
 from sim.kernel import MS
 from sim.network import Link
 from zray.core.beside_shard import machines_beside
@@ -105,7 +105,7 @@ class SimReplica(RestartingHost):
             config=self.cluster.config,
         )  # fmt: skip
         me = ChainMember(self.address, self.cluster.next_life())
-        random = self.kernel.stream("placement")
+        random = placement_stream(self.cluster, self.number)
         self.replica = ChainReplica(
             shard, me=me, master=MASTER, config=self.cluster.config,
             beside=lambda found: machines_beside(found, self.address, random),
@@ -143,6 +143,7 @@ class SimReplica(RestartingHost):
         super().crash()
         if with_log:
             self.log = []
+        self.cluster.process_ended(self.address)
         if self.cluster.master is not None:
             self.cluster.master.replica_ended(self.replica.me)
 

@@ -149,6 +149,7 @@ def _settle(cluster: Cluster, quiet_ns: int) -> None:
     for shard in cluster.shards:
         judge.check_confirmed(shard)
         judge.check_directory(shard)
+        judge.check_schedulers(shard)
     for coordinator in cluster.coordinators():
         judge.groups.check_reserved(coordinator, cluster.nodes)
     for chain in cluster.chains:

@@ -44,6 +44,8 @@ class ClusterPart(_Part, frozen=True):
     nodes: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     shards: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
     replicas: Annotated[int, msgspec.Meta(ge=1, le=5)] = 1
+    global_schedulers: Annotated[int, msgspec.Meta(ge=1, le=64)] = 1
+    """Beside the first shards; more than there are of them are as many."""
     drivers: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     cpus: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
     arena_kib: Count = 65_536
@@ -89,6 +91,8 @@ class FaultsPart(_Part, frozen=True):
     node_silence: Rate = 0.0
     peer_partition: Rate = 0.0
     shard_crash: Rate = 0.0
+    scheduler_crash: Rate = 0.0
+    scheduler_freeze: Rate = 0.0
     replica_crash: Rate = 0.0
     twin_crash: Rate = 0.0
     replica_partition: Rate = 0.0

@@ -46,6 +46,8 @@ ACTOR_SEEDS = 900_000
 """All seeds from here on draw clusters of several nodes whose programs make actors on all of them."""
 GROUP_SEEDS = 1_000_000
 """All seeds from here on draw clusters of several nodes, and programs that use placement groups."""
+SCHEDULER_SEEDS = 1_100_000
+"""All seeds from here on draw clusters with several global schedulers, half of them on replicated shards."""
 OFFLOAD_SEEDS = 1_300_000
 """All seeds from here on draw clusters whose nodes give queued tasks to idle ones at once."""
 REPLICATED_SHARE = 1 / 3
@@ -58,6 +60,8 @@ CHOOSY_SHARE = 0.2
 """Of this many clusters the workload is ``choosy``; drawn apart like ``LONE_SHARE``."""
 CHAIN_RATES = {"replica_crash": 30.0, "replica_partition": 30.0, "master_crash": 10.0}
 """The same of replicated shards."""
+SCHEDULER_RATES = {"scheduler_crash": 30.0, "scheduler_freeze": 5.0}
+"""The same of processes with a global scheduler."""
 TWIN_RATE = 12.0
 """The same of a node and a head that die in one moment."""
 SHRINK_RUNS_MAX = 60
@@ -76,6 +80,8 @@ def scenario_of(seed: int) -> Scenario:
     plain = plain_scenario_of(seed)
     if seed >= OFFLOAD_SEEDS:
         return _impatient(_clustered(seed, plain))
+    if seed >= SCHEDULER_SEEDS:
+        return _with_schedulers(seed, _clustered(seed, plain))
     if seed >= GROUP_SEEDS:
         return _grouped(_clustered(seed, plain))
     if seed >= ACTOR_SEEDS:
@@ -162,6 +168,30 @@ def _with_actors(seed: int, clustered: Scenario) -> Scenario:
     )
     faults = msgspec.structs.replace(clustered.faults, worker_crash=worker_crash)
     return msgspec.structs.replace(clustered, workload=workload, faults=faults)
+
+
+def _with_schedulers(seed: int, clustered: Scenario) -> Scenario:
+    """The same with several global schedulers, whose processes die, or stop for a while."""
+    random = stream(seed, "swarm/schedulers")
+    shards = random.choice((2, 3, 4))
+    cluster = msgspec.structs.replace(
+        clustered.cluster, shards=shards, global_schedulers=random.randint(2, shards)
+    )
+    rates = {name: round(most * random.random(), 4) for name, most in SCHEDULER_RATES.items()}
+    scenario = msgspec.structs.replace(
+        clustered,
+        cluster=cluster,
+        faults=msgspec.structs.replace(clustered.faults, **rates),
+        phases=msgspec.structs.replace(clustered.phases, faulty_s=max(clustered.phases.faulty_s, 0.2)),
+    )
+    kind = random.choice(("as drawn", "as drawn", "choosy", "actors", "groups"))
+    if kind == "groups":
+        scenario = _grouped(scenario)
+    elif kind != "as drawn":
+        scenario = _with(scenario, "workload", "kind", kind)
+    if random.random() < 0.5:
+        return scenario
+    return _replicated(scenario, **_draw_replicas(seed), **_draw_twins(seed))
 
 
 def _grouped(clustered: Scenario) -> Scenario:
@@ -256,7 +286,7 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
             yield _with(scenario, "faults", name, 0.0)
     for part, name, least in (
         ("cluster", "nodes", 1), ("cluster", "drivers", 1), ("cluster", "shards", 1), ("cluster", "cpus", 1),
-        ("cluster", "replicas", 1),
+        ("cluster", "replicas", 1), ("cluster", "global_schedulers", 1),
         ("workload", "tasks", 1), ("workload", "depth", 1), ("workload", "fan_out", 1),
         ("workload", "actors", 1), ("network", "jitter_us", 0),
     ):  # fmt: skip

@@ -78,6 +78,9 @@ class Config(NamedTuple):
     finished_tasks_max: int = 10_000
     """Finished tasks a node remembers for people to look at."""
 
+    global_schedulers: int = 2
+    """Shards, from the first on, that have a global scheduler beside them; at most one for each shard."""
+
     heartbeat_interval_ns: int = 100_000_000
     """How often a node reports its load while it changes, and the control store looks who is silent."""
     heartbeat_liveness_count: int = 10

@@ -24,6 +24,7 @@ from zray.protocol.cluster import (
     FreeObjects,
     LinkLost,
     Members,
+    SchedulerHere,
     ShareAcked,
     ShareUpdate,
     ShareUpdates,
@@ -99,7 +100,11 @@ def head_that_knows_both_nodes() -> Bench:
 
 @pytest.mark.parametrize(
     ("shard", "kinds"),
-    [(1, [ObjectDirectory]), (0, [ObjectDirectory, GlobalScheduler, Membership, PlacementGroups])],
+    [
+        (2, [ObjectDirectory]),
+        (1, [ObjectDirectory, GlobalScheduler]),
+        (0, [ObjectDirectory, GlobalScheduler, Membership, PlacementGroups]),
+    ],
 )
 def test_who_lives_beside_which_shard(shard: int, kinds: list[type]) -> None:
     bench = Bench(HEAD, shard)
@@ -158,8 +163,9 @@ def test_the_new_head_is_announced_until_a_node_greets() -> None:
     again = bench.feed(RUNTIME, now_ns=LOOK_NS)
     assert [(to, type(message)) for to, message in again] == [(A, ChainEpoch), (A, ShardWelcome)]
     greeted = bench.feed(A, hello, now_ns=LOOK_NS)
-    assert [(to, type(word)) for to, word in greeted] == [(A, ChainEpoch), (A, ShardWelcome)]
-    assert [type(word) for _, word in bench.feed(A, hello, now_ns=LOOK_NS)] == [ShardWelcome]
+    words = [(A, ShardWelcome), (A, SchedulerHere)]
+    assert [(to, type(word)) for to, word in greeted] == [(A, ChainEpoch), *words]
+    assert [(to, type(word)) for to, word in bench.feed(A, hello, now_ns=LOOK_NS)] == words
     assert bench.feed(RUNTIME, now_ns=20 * LOOK_NS) == []
 
 

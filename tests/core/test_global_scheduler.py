@@ -16,7 +16,7 @@ from zray.core.machine import RUNTIME, pump
 from zray.core.placement import HOPS_MAX, POLICIES
 from zray.core.resources import demand_from
 from zray.errors import InvariantError
-from zray.protocol.cluster import Members
+from zray.protocol.cluster import Members, SchedulerHere
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     Describe,
@@ -467,7 +467,8 @@ def test_a_task_that_is_bound_to_no_node_of_the_cluster_ends_at_once() -> None:
 
 def test_a_task_that_is_bound_to_a_node_that_just_came_waits_for_its_report() -> None:
     hello = NodeHello(1, C, 1, 1, "host", "ipc://c", ())
-    bench = Bench(report(A), alive(1, A), (C, hello))
+    bench = Bench(report(A), alive(1, A))
+    assert bench.feed((C, hello)) == [(C, SchedulerHere())]
     forward = choosy(1, Strategy(C))
     assert bench.feed((FORWARDER, forward)) == []
     assert bench.feed(report(C)) == [placed(forward, C)]

@@ -21,7 +21,7 @@ from zray.core.node import Node
 from zray.core.object_directory import ObjectDirectory
 from zray.errors import RemoteProtocolError
 from zray.protocol.chain import ToMaster, ToReplica
-from zray.protocol.cluster import Members, ToClusterNode, ToDirectory
+from zray.protocol.cluster import Members, ToClusterNode, ToDirectory, ToScheduler
 from zray.protocol.codec import batch_decoder, decode_for_gcs, decode_for_node, encode_batch
 from zray.protocol.messages import (
     ACTOR,
@@ -87,7 +87,7 @@ def test_no_nonsense_of_another_node_breaks_an_invariant(node: Node, seed: int) 
 @pytest.mark.parametrize("seed", range(25))
 def test_no_nonsense_breaks_a_shard_or_the_global_scheduler(seed: int) -> None:
     dice = random.Random(seed)
-    types = types_of(ToGcs | ToDirectory)
+    types = types_of(ToGcs | ToDirectory | ToScheduler)
     config = Config()
     shard = ControlShard(cluster_id=b"c" * 16, shard=0, shard_count=1, config=config)
     directory = ObjectDirectory(config=config, record_of=shard.tasks.records.get)

@@ -44,7 +44,7 @@ LINKS: dict[str, tuple[Callable[[bytes], list[Any]], Any]] = {
     ),
     "gcs": (
         codec.decode_for_gcs,
-        messages.ToGcs | cluster.ToDirectory | group_messages.ToCoordinator,
+        messages.ToGcs | cluster.ToDirectory | cluster.ToScheduler | group_messages.ToCoordinator,
     ),
     "replica": (codec.batch_decoder(chain.ToReplica), chain.ToReplica),
     "master": (codec.batch_decoder(chain.ToMaster), chain.ToMaster),

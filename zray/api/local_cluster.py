@@ -72,6 +72,8 @@ class LocalCluster:
         head_node_args: what :meth:`add_node` takes, for the first node.
         gcs_shards: shards of the control store.
         gcs_replicas: processes of each shard; with 2 or more any one of them may die.
+        global_schedulers: how many of the first shards have a global scheduler beside them; nodes go on with
+            another if the process of theirs dies. Default: 2, or 1 on one shard.
         environment: more environment variables of all processes, such as ``ZRAY_NODE_DEATH_NS``.
 
     Raises:
@@ -87,6 +89,7 @@ class LocalCluster:
         *,
         gcs_shards: int = 1,
         gcs_replicas: int = 1,
+        global_schedulers: int | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> None:
         if not initialize_head and (connect or head_node_args):
@@ -100,8 +103,9 @@ class LocalCluster:
         atexit.register(self.shutdown)
         try:
             self._control_store = LocalControlStore(
-                self._session, self._environment, self._config, shards=gcs_shards, replicas=gcs_replicas
-            )
+                self._session, self._environment, self._config, shards=gcs_shards, replicas=gcs_replicas,
+                global_schedulers=global_schedulers,
+            )  # fmt: skip
             self._control_store.open()
             if initialize_head:
                 self.add_node(**dict(head_node_args or {}))

@@ -35,8 +35,9 @@ class LocalControlStore:
         session: sockets and logs go there.
         environment: of all processes.
         shards, replicas: how many shards, and processes of each.
+        global_schedulers: how many of the first shards have one beside them; ``None``: as ``Config`` says.
     Raises:
-        ValueError: if one of them is not at least 1.
+        ValueError: if one of them is not at least 1, or there are not so many shards.
     """
 
     def __init__(
@@ -47,9 +48,17 @@ class LocalControlStore:
         *,
         shards: int = 1,
         replicas: int = 1,
+        global_schedulers: int | None = None,
     ) -> None:
         if shards < 1 or replicas < 1:
             raise ValueError(f"a control store has at least 1 shard of 1 replica, not {shards} of {replicas}")
+        if global_schedulers is not None and not 1 <= global_schedulers <= shards:
+            raise ValueError(
+                f"there are 1 to {shards} global schedulers on {shards} shards, not {global_schedulers}"
+            )
+        self._schedulers = (
+            () if global_schedulers is None else ("--global-schedulers", str(global_schedulers))
+        )
         self._session = session
         self._environment = environment
         self._config = config
@@ -155,7 +164,8 @@ class LocalControlStore:
     def _launch(self, name: Name) -> None:
         command = python_command(
             "zray.services.gcs", "--listen", self._endpoint(name), "--parent-pid", str(os.getpid()),
-            "--log-level", "WARNING", "--cluster-id", self._cluster_id, *self._options(name),
+            "--log-level", "WARNING", "--cluster-id", self._cluster_id, *self._schedulers,
+            *self._options(name),
         )  # fmt: skip
         self._pids[name] = launch(command, self._environment)
         self._session.add_process(self._pids[name])

@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from zray.core.machine import TRANSFER, invariant
+from zray.core.machine import TRANSFER, Address, invariant
 from zray.core.node_store import SEALED, ObjectEntry
 from zray.core.placement import FITS, MISFIT, PINNED, SECOND_BEST, Inputs, fit_of, is_better_elsewhere
 from zray.core.worker_pool import TaskEntry
 from zray.ids import short
-from zray.protocol.messages import ACTOR, ERROR, FAULT, TASK_FAILED, Forward, Place
+from zray.protocol.messages import ACTOR, ERROR, FAULT, TASK_FAILED, Forward, Place, Withdraw
 from zray.protocol.user_messages import VALUES
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ class TaskAdmission:
         self.store = scheduler.store
         self.woken: deque[TaskEntry] = deque()  # what they waited for came in this batch
         self.forwarded: dict[bytes, TaskEntry] = {}
+        self.parked_since: dict[bytes, int] = {}  # those of them that no node can run, as far as was told
 
     # --- waiting -----------------------------------------------------------------------------------
 
@@ -187,11 +188,25 @@ class TaskAdmission:
     def forward(self, task: TaskEntry) -> None:
         """Ask the global scheduler for a node."""
         self.forwarded[task.spec.task_id] = task
+        self._send(task, 0)
+
+    def _send(self, task: TaskEntry, parked_ns: int) -> None:
         task_class = task.task_class
         forward = Forward(
-            task.spec, task_class.descriptor, task.hops, self._inputs(task), run_ns=task_class.typical_ns
-        )
+            task.spec, task_class.descriptor, task.hops, self._inputs(task), run_ns=task_class.typical_ns,
+            parked_ns=parked_ns,
+        )  # fmt: skip
         self.scheduler.out.append((self.scheduler.global_scheduler, forward))
+
+    def leave(self, task_id: bytes) -> TaskEntry | None:
+        """A task waits for no global scheduler any more; ``None``: it did not."""
+        if self.parked_since:
+            self.parked_since.pop(task_id, None)
+        return self.forwarded.pop(task_id, None)
+
+    def parked(self, now_ns: int, task_id: bytes) -> None:
+        """The global scheduler says, after its grace, that no node can run a task that it has of this one."""
+        self.parked_since.setdefault(task_id, now_ns - self.scheduler.config.infeasible_grace_ns)
 
     def _inputs(self, task: TaskEntry) -> Inputs:
         """Where the inputs of a task are, as far as this node knows."""
@@ -206,7 +221,7 @@ class TaskAdmission:
 
     def place(self, message: Place) -> bool:
         """A global scheduler chose this node; False if the task is not ours (any more)."""
-        task = self.forwarded.pop(message.spec.task_id, None)
+        task = self.leave(message.spec.task_id)
         if task is None:
             return False
         task.hops, task.stays = message.hops, True
@@ -222,12 +237,21 @@ class TaskAdmission:
             self.forward(task)
 
     def resend(self) -> None:
-        """The global scheduler is new or was away: tell it again what waits for it."""
-        for task in list(self.forwarded.values()):
-            self.forward(task)
+        """The global scheduler is new or was away: tell it again what waits for it, and since when."""
+        now_ns = self.scheduler.now_ns
+        for task_id, task in self.forwarded.items():
+            self._send(task, max(0, now_ns - self.parked_since.get(task_id, now_ns)))
+
+    def move(self, former: Address) -> None:
+        """Another global scheduler is to have what waits for one. What both place is granted once."""
+        scheduler = self.scheduler
+        if former != scheduler.global_scheduler:
+            scheduler.out.extend((former, Withdraw(task_id)) for task_id in self.forwarded)
+        self.resend()
 
     def check(self) -> None:
         """Every task waits in as many entries as it counts (I6), and classes know who fetches."""
+        invariant(self.parked_since.keys() <= self.forwarded.keys(), "parked and not forwarded")
         waits: dict[bytes, int] = {}
         for entry in self.store.objects.values():
             for task in entry.dependents or ():

@@ -60,7 +60,7 @@ class Away:
         if host == source:  # a repeated claim: the grant, or what introduces it, was lost
             self.known.pop(host, None)
         if task is None:
-            task = self.scheduler.forwarded.pop(message.task_id, None)
+            task = self.scheduler.admission.leave(message.task_id)
             if task is not None:
                 self.tasks[message.task_id] = task, source
                 self.grants += 1

@@ -33,9 +33,10 @@ from zray.core.placement import (
 from zray.core.rebalancing import excess, idle_slots, shares
 from zray.core.resources import shortage_text
 from zray.ids import short
-from zray.protocol.cluster import Members, Offload
+from zray.protocol.cluster import AskScheduler, Members, Offload, SchedulerHere
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
+    PROTOCOL_VERSION,
     Demand,
     Forward,
     Infeasible,
@@ -80,7 +81,8 @@ class ParkedTask:
     __slots__ = ("forward", "since_ns", "source", "tell_at_ns")
 
     def __init__(self, now_ns: int, source: Address, forward: Forward, grace_ns: int) -> None:
-        self.source, self.forward, self.since_ns = source, forward, now_ns
+        self.source, self.forward = source, forward
+        self.since_ns = now_ns - max(0, forward.parked_ns)  # also with another scheduler
         self.tell_at_ns = now_ns + grace_ns
 
 
@@ -133,10 +135,17 @@ class GlobalScheduler:
 
     def on_node_hello(self, now_ns: int, source: Address, hello: NodeHello) -> None:
         """A node introduces itself, before anybody can have heard of it and bind a task to it."""
-        if source == hello.node_id and hello.node_id not in self.met:
+        if source != hello.node_id or hello.version != PROTOCOL_VERSION:
+            return
+        self.out.append((source, SchedulerHere()))
+        if hello.node_id not in self.met:
             self.introduced[hello.node_id] = None
             if len(self.introduced) > FENCED_MAX:
                 del self.introduced[next(iter(self.introduced))]
+
+    def on_ask_scheduler(self, now_ns: int, source: Address, message: AskScheduler) -> None:
+        """A node wants to know whether its forwards are in good hands."""
+        self.out.append((source, SchedulerHere(message.token)))
 
     def on_node_report(self, now_ns: int, source: Address, report: NodeReport) -> None:
         """Believe the load of a node, unless it comes from an incarnation that is over (I9)."""
@@ -261,6 +270,8 @@ class GlobalScheduler:
                 self._refuse(source, forward, verdict)
             else:
                 self._park(now_ns, task_id, source, forward)
+        if any(forward.parked_ns for _, forward in arrived.values()):  # they may be older than those here
+            self.parked = dict(sorted(self.parked.items(), key=lambda item: item[1].since_ns))
 
     # --- placing -----------------------------------------------------------------------------------
 
@@ -470,6 +481,7 @@ class GlobalScheduler:
 
     HANDLERS: ClassVar[dict[type, Handler]] = {
         NodeHello: on_node_hello,
+        AskScheduler: on_ask_scheduler,
         NodeReport: on_node_report,
         Forward: on_forward,
         Withdraw: on_withdraw,

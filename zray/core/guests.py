@@ -59,12 +59,13 @@ class Guests:
         self.descriptors: dict[Address, dict[bytes, Describe]] = {}
         self.over: dict[bytes, None] = {}  # jobs that are known to have ended, oldest first
         self.repeat_at_ns: int | None = None
-        self.early: dict[bytes, Place] = {}  # of origins that this node has not heard of
+        # who sent it, and what is placed here, of origins that this node has not heard of
+        self.early: dict[bytes, tuple[Address, Place]] = {}
 
     # --- coming ------------------------------------------------------------------------------------
 
-    def on_place(self, now_ns: int, message: Place) -> None:
-        """The global scheduler chose this node for a task of another: claim it, or spill it back."""
+    def on_place(self, now_ns: int, source: Address, message: Place) -> None:
+        """A global scheduler chose this node for a task of another: claim it, or spill it back."""
         task_id, descriptor = message.spec.task_id, message.descriptor
         if descriptor.returns != VALUES:
             reason = "generators run on the node of their submitter, which has not got these"
@@ -79,7 +80,7 @@ class Guests:
             return  # its parent ran twice, here and there: the origin asks again later
         if self._is_full() and message.hops < HOPS_MAX:
             forward = Forward(message.spec, message.descriptor, message.hops, (), message.origin)
-            self.out.append((self.scheduler.global_scheduler, forward))
+            self.out.append((source, forward))
             return
         self._claim(now_ns, task_id, message.origin)
 
@@ -88,20 +89,20 @@ class Guests:
         self.out.append((origin, Claim(task_id)))
         self._repeat_later(now_ns)
 
-    def place_early(self, message: Place) -> None:
-        """The global scheduler knows of an origin sooner than this node: keep its task until the next word.
+    def place_early(self, source: Address, message: Place) -> None:
+        """A global scheduler knows of an origin sooner than this node: keep its task until the next word.
 
         What does not fit is placed again when its origin asks again.
         """
         if len(self.early) < EARLY_MAX:
-            self.early[message.spec.task_id] = message
+            self.early[message.spec.task_id] = source, message
 
     def peers_changed(self, now_ns: int, alive: dict[Address, str]) -> None:
         """Take what was placed early, now that more origins may be known."""
         early, self.early = self.early, {}
-        for message in early.values():
+        for source, message in early.values():
             if message.origin in alive:
-                self.on_place(now_ns, message)
+                self.on_place(now_ns, source, message)
 
     def _has(self, task_id: bytes) -> bool:
         """Whether the task, or the actor, is here already, as one of this node or of some origin."""

@@ -63,7 +63,7 @@ class LocalScheduler:
     Args:
         out: the node's outbox.
         node_id, labels: of this node.
-        global_scheduler: where tasks are forwarded; empty: nowhere (they wait and warn).
+        global_scheduler: where tasks are forwarded now.
         config: limits.
         store, references, pool, actors, lineage, leases: the machines of the same node.
     """
@@ -557,7 +557,7 @@ class LocalScheduler:
 
     def _drop(self, task: TaskEntry, value: Value) -> None:
         """End a task that is in no queue; inputs that are still to come find it gone."""
-        if self.forwarded.pop(task.spec.task_id, None) is not None:
+        if self.admission.leave(task.spec.task_id) is not None:
             self.out.append((self.global_scheduler, Withdraw(task.spec.task_id)))
         elif self.away is not None:
             self.away.drop(task.spec.task_id)
@@ -593,7 +593,7 @@ class LocalScheduler:
     def unschedulable(self, task: TaskEntry, reason: str) -> None:
         """End a task that no node will ever run."""
         name = task.task_class.descriptor.name
-        self.forwarded.pop(task.spec.task_id, None)
+        self.admission.leave(task.spec.task_id)
         self.finish_all(task, faults.fault_value(faults.UNSCHEDULABLE, name, reason), TASK_FAILED)
 
     def _job_over(self, job_id: bytes) -> Value:

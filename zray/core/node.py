@@ -24,9 +24,11 @@ from zray.core.machine import RUNTIME, Address, Effect, Handler, invariant
 from zray.core.node_store import SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
 from zray.core.resources import ResourcePool
+from zray.core.scheduler_choice import SchedulerChoice
 from zray.core.table_writer import TableWriter
 from zray.core.worker_pool import Worker, WorkerPool
 from zray.ids import first_return_id, is_put, producer_of, short
+from zray.protocol.cluster import LinkLost, SchedulerHere
 from zray.protocol.documents import encode_value
 from zray.protocol.local_messages import ClientGone, ClientJoined, Spilled, SpillFailed, WorkerExited
 from zray.protocol.messages import (
@@ -92,7 +94,8 @@ class Node:
     Args:
         identity: who this node is.
         total: its resources.
-        shards: addresses of the GCS shards, by number; the first hosts the global scheduler.
+        shards: addresses of the GCS shards, by number; a global scheduler is beside the first, and perhaps
+            beside others, which say so.
         config: limits.
         replicas: all addresses of each shard, if they are replicated.
     """
@@ -145,6 +148,9 @@ class Node:
             leases=self.leases,
         )
         self.names, self.streams = user_requests.rooms_of(self)
+        self.schedulers = SchedulerChoice(
+            self.out, node_id=identity.node_id, shards=self.shards, config=config, on_move=self._forward_anew
+        )
         self.cluster = ClusterSide(
             self.out, scheduler=self.scheduler, shards=self.shards, clients=self.clients
         )
@@ -198,7 +204,8 @@ class Node:
         """Every invariant of every machine of the node."""
         for machine in (
             self.pool, self.leases, self.store, self.references, self.actors, self.lineage, self.tables,
-            self.names, *self.asked, self.scheduler.lives, self.scheduler, self.cluster, self.groups.bundles,
+            self.names, *self.asked, self.schedulers, self.scheduler.lives, self.scheduler, self.cluster,
+            self.groups.bundles,
         ):  # fmt: skip
             machine.check()
         for client in self.clients.values():
@@ -531,21 +538,43 @@ class Node:
         """A shard knows this node; one that restarted asks for another introduction."""
         if source not in self.shards:
             return
+        number = self.shards.index(source)
+        self.now_ns = self.scheduler.now_ns = now_ns
         if source not in self.welcomed:
             self.welcomed[source] = None
         else:
             self.out.append((source, self._introduction()))
             del self.welcomed[source]
+            self.schedulers.lost(now_ns, number)
         self.lineage.shard_is_back(now_ns, source)
         self.tables.shard_is_back(source)
         self.names.shard_is_back(source)
         self.out.extend(self.chains.check_place(source, message))
         self.cluster.shard_is_back(source)
-        if source == self.shards[0]:
+        if number in self.schedulers.known:
             self.reported = None
             self._report(now_ns)
+        if source == self.schedulers.address:
             self.scheduler.admission.resend()
+        if number == 0:
             self.groups.requests.repeat()
+
+    def on_scheduler_here(self, now_ns: int, source: Address, message: SchedulerHere) -> None:
+        """There is a global scheduler beside a shard, and it answers."""
+        self.now_ns = self.scheduler.now_ns = now_ns
+        self.schedulers.heard(now_ns, source, message.token)
+
+    def on_link_lost(self, now_ns: int, source: Address, message: LinkLost) -> None:
+        """The process that serves a shard is gone, or links again soon."""
+        if source == RUNTIME and message.peer in self.shards:
+            self.now_ns = self.scheduler.now_ns = now_ns
+            self.schedulers.lost(now_ns, self.shards.index(message.peer))
+
+    def _forward_anew(self, former: Address) -> None:
+        """Forward to another global scheduler, or once more to the same; it hears our load first."""
+        self.scheduler.global_scheduler = self.schedulers.address
+        self.out.append((self.schedulers.address, reports.load_of(self)))
+        self.scheduler.admission.move(former)
 
     def on_chain_epoch(self, now_ns: int, source: Address, message: ChainEpoch) -> None:
         """A chain has other members: speak to its head from now on."""
@@ -556,7 +585,9 @@ class Node:
                 self.welcomed.pop(former, None)
                 self.lineage.shard_moved(message.shard, head)
                 self.cluster.shard_moved(message.shard, head)
-                self.scheduler.global_scheduler = self.shards[0]
+                self.now_ns = self.scheduler.now_ns = now_ns
+                self.schedulers.lost(now_ns, message.shard)
+                self.scheduler.global_scheduler = self.schedulers.address
             if head not in self.welcomed:
                 self.out.append((head, self._introduction()))
 
@@ -575,26 +606,30 @@ class Node:
             self.out.append((RUNTIME, message))
 
     def on_place(self, now_ns: int, source: Address, message: Place) -> None:
-        """The global scheduler chose this node for a task."""
+        """A global scheduler chose this node for a task."""
         if source not in self.shards:
             return
         self.now_ns = self.scheduler.now_ns = now_ns
         if message.origin in (b"", self.identity.node_id):
             self.scheduler.admission.place(message)
         elif message.origin in self.cluster.peers.alive:
-            self.cluster.guests.on_place(now_ns, message)
+            self.cluster.guests.on_place(now_ns, source, message)
         else:
-            self.cluster.guests.place_early(message)
+            self.cluster.guests.place_early(source, message)
 
     def on_infeasible(self, now_ns: int, source: Address, message: Infeasible) -> None:
-        """No node can run a task: it waits, and its submitter is told why, or it ends."""
+        """No node can run a task: it waits, and its submitter is told why, or it ends.
+
+        A scheduler that has the task no more may not know who could run it.
+        """
         task = self.scheduler.forwarded.get(message.task_id)
-        if task is None or not (source in self.shards or source in self.cluster.peers.alive):
+        if task is None or (source != self.schedulers.address and source not in self.cluster.peers.alive):
             return
         if message.verdict:
             self.now_ns = self.scheduler.now_ns = now_ns
             self.scheduler.unschedulable(task, message.verdict)
             return
+        self.scheduler.admission.parked(now_ns, message.task_id)
         number = task.task_class.number.to_bytes(8, "big")
         if number not in self.warned:
             self.warned[number] = None
@@ -603,7 +638,7 @@ class Node:
             )
 
     def _report(self, now_ns: int) -> None:
-        """Tell the global scheduler our load: often while it changes, else as often as shows that we live."""
+        """Tell global schedulers our load: often while it changes, else as often as shows that we live."""
         if not self.shards:
             self.report_at_ns = None
             return
@@ -612,7 +647,8 @@ class Node:
         if not changed and len(self.welcomed) < len(self.shards):
             self.introduce()  # a hello that a shard lost with its life is missed by nobody else
         self.reported = report
-        self.out.append((self.shards[0], report))
+        self.out.extend((address, report) for address in self.schedulers.addresses())
+        self.schedulers.look(now_ns, waits=bool(self.scheduler.forwarded))
         pause_ns = self.config.heartbeat_interval_ns
         if not changed:
             pause_ns = max(pause_ns, min(10 * pause_ns, self.config.node_death_ns // REPORTS_PER_DEATH))
@@ -651,6 +687,8 @@ Node.HANDLERS = {
     Refused: Node.on_refused,
     Place: Node.on_place,
     Infeasible: Node.on_infeasible,
+    SchedulerHere: Node.on_scheduler_here,
+    LinkLost: Node.on_link_lost,
     **user_requests.HANDLERS,
     **group_side.HANDLERS,
     **lease_side.HANDLERS,

@@ -127,7 +127,8 @@ def tasks_of(node: Node) -> list[dict[str, Any]]:
     for worker in node.pool.workers.values():
         for position, task_id in enumerate(worker.queue):
             places[task_id] = "queued on its worker" if position else "running"
-    places.update(dict.fromkeys(node.scheduler.forwarded, "forwarded"))
+    forwarded = "forwarded" if node.schedulers.answers else "forwarded, and no global scheduler answers"
+    places.update(dict.fromkeys(node.scheduler.forwarded, forwarded))
     places.update(dict.fromkeys(node.cluster.away.tasks, "on another node"))
     rows = []
     for task_id, task in list(node.scheduler.tasks.items())[:ROWS_MAX]:

@@ -7,7 +7,7 @@ The rules are those of ``messages.py``. Words: a task is *away* at the node wher
 from __future__ import annotations
 
 from zray.protocol.base import Message
-from zray.protocol.messages import Demand, JobContext, Refused, Submit, TaskRecord, Value
+from zray.protocol.messages import Demand, JobContext, Refused, Submit, TaskRecord, ToGlobal, Value
 from zray.protocol.strategies import Labels
 
 # What a node tells the shard of a shared object (ShareUpdate.kind).
@@ -225,6 +225,21 @@ class NodeList(Message, frozen=True, tag=276):
     left_out: int = 0
 
 
+# --- node <-> global scheduler -----------------------------------------------------------------------
+
+
+class AskScheduler(Message, frozen=True, tag=133):
+    """Node -> global scheduler: are you there? Answered by ``SchedulerHere`` with the same token."""
+
+    token: int
+
+
+class SchedulerHere(Message, frozen=True, tag=281):
+    """There is a global scheduler beside this shard. Token 0: it answers ``NodeHello``."""
+
+    token: int = 0
+
+
 # --- whoever has the key <-> node ------------------------------------------------------------------
 
 
@@ -334,8 +349,12 @@ OfHost = (
     LinkPeer | UnlinkPeer | LinkLost | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived | Knock | Knocked
 )
 
-ToClusterNode = FromDirectory | FromPeer | Offload | Members | JobContext | NodeList | Probe
+ToClusterNode = (
+    FromDirectory | FromPeer | Offload | Members | JobContext | NodeList | Probe | SchedulerHere
+)  # fmt: skip
 ToDirectory = ShareUpdates | Members | ListNodes
+ToScheduler = ToGlobal | AskScheduler
 OnDataLink = Chunk | PullFailed
 ToDoctor = Probed | Refused
-"""What a node of a cluster, a shard with its directory, and ``zray doctor`` accept beside ``messages.py``."""
+"""What a node of a cluster, a shard with its directory or with a global scheduler, and ``zray doctor`` accept
+beside ``messages.py``."""

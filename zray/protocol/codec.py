@@ -43,5 +43,7 @@ def batch_decoder(accepted: Any) -> Callable[[bytes], list[Any]]:
 decode_for_node = batch_decoder(
     messages.ToNode | cluster.ToClusterNode | actor_messages.ToActorNode | group_messages.ToGroupNode
 )
-decode_for_gcs = batch_decoder(messages.ToGcs | cluster.ToDirectory | group_messages.ToCoordinator)
+decode_for_gcs = batch_decoder(
+    messages.ToGcs | cluster.ToDirectory | cluster.ToScheduler | group_messages.ToCoordinator
+)
 decode_for_process = batch_decoder(messages.ToProcess | group_messages.GroupAnswer)

@@ -640,6 +640,7 @@ class Forward(Message, frozen=True, tag=131):
     inputs: tuple[tuple[bytes, int, tuple[bytes, ...]], ...] = ()  # (object, size, nodes that hold it)
     origin: bytes = b""  # where it was submitted, if that is not the sender
     run_ns: int = 0  # what such a task takes, where it ran before
+    parked_ns: int = 0  # for how long another scheduler is known to have had it without a node for it
 
 
 class Withdraw(Message, frozen=True, tag=132):
@@ -694,7 +695,6 @@ ToShard = (
 FromShard = ShardWelcome | Recorded | TableReply | TableChanged | TablePage | ChainEpoch | Refused
 ToGlobal, FromGlobal = NodeReport | Forward | Withdraw, Place | Infeasible
 Direct = Call | Reply | LeasedRun | LeasedReply | UserDirect
-# What a node, a GCS shard, and a driver or worker accept.
-ToNode = FromClient | FromShard | FromGlobal
-ToGcs = ToShard | ToGlobal
-ToProcess = ToClient | Direct
+ToNode = FromClient | FromShard | FromGlobal  # what a node accepts
+ToGcs = ToShard | ToGlobal  # a GCS shard
+ToProcess = ToClient | Direct  # a driver or worker

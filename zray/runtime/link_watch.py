@@ -1,8 +1,9 @@
-"""Whose link to a bound socket was lost: the end of a peer's process, seen at once.
+"""Whose link to a socket was lost: the end of a peer's process, seen at once.
 
-ZeroMQ's monitor tells which descriptor was closed, and each frame which one it came through. A descriptor may
-be used again before its end was read here, so an answer can be wrong about the peer: whoever asks must give
-it the chance to be heard again.
+Of a bound socket ZeroMQ's monitor tells which descriptor was closed, and each frame which one it came
+through. A descriptor may be used again before its end was read here, so an answer can be wrong about the
+peer: whoever asks must give it the chance to be heard again. Of one that connects the monitor tells which
+endpoint was lost, and nothing has to be noted for each frame.
 """
 
 from __future__ import annotations
@@ -59,6 +60,43 @@ class LinkWatch:
             peer = self._peers.pop(descriptor, None)
             if peer is not None:
                 found.append(peer)
+
+    def close(self) -> None:
+        """Let go of the monitor; before the socket is closed."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+
+
+class ConnectionWatch:
+    """The endpoints that one socket is connected to. For the thread of the socket.
+
+    An endpoint with the name of a host is known by its address once it was connected to again: what cannot
+    be told here, others must find out by silence.
+
+    Args:
+        socket: not connected yet.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+    def fileno(self) -> int:
+        """Readable, by edges, when connections may have been lost."""
+        return int(self._monitor.getsockopt(zmq.FD))
+
+    def lost(self) -> list[str]:
+        """The endpoints at the other ends of the connections that were lost since the last call.
+
+        Of a peer that had connected to this socket, where that is bound.
+        """
+        found: list[str] = []
+        while True:
+            try:
+                _, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return found
+            found.append(endpoint.decode(errors="replace"))
 
     def close(self) -> None:
         """Let go of the monitor; before the socket is closed."""

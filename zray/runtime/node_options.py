@@ -32,6 +32,8 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     """Endpoints of running shards, by number; those of the replicas of one with commas between them."""
     gcs_replicas: int = 1
     """Processes of each shard that the node starts itself."""
+    global_schedulers: int | None = None
+    """How many of these shards have a global scheduler beside them; ``None``: as ``Config`` says."""
     listen: str = ""
     """``tcp://HOST:PORT`` where other nodes reach it, and at the next port; empty: only on this machine."""
     gcs_listen: str = ""

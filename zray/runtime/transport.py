@@ -29,7 +29,7 @@ from zray.protocol.codec import BATCH_MESSAGES_MAX, encode_batch
 from zray.protocol.messages import Refused
 from zray.runtime.cluster_key import Doorkeeper, load, protect
 from zray.runtime.endpoints import is_local
-from zray.runtime.link_watch import LinkWatch
+from zray.runtime.link_watch import ConnectionWatch, LinkWatch
 
 log = logging.getLogger("zray.transport")
 
@@ -72,6 +72,8 @@ class Transport:
         self._bound: list[str] = []
         self.links: LinkWatch | None = None
         """Who notices lost links, if :meth:`watch_links` was called."""
+        self.connections: ConnectionWatch | None = None
+        """The same of :meth:`watch_connections`."""
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
         self.unreachable: dict[Address, int] = {}  # frames dropped per peer that has no route
@@ -118,6 +120,16 @@ class Transport:
     def watch_links(self) -> None:
         """Before :meth:`bind`: from now on it can be told whose link was lost."""
         self.links = LinkWatch(self._socket)
+
+    def watch_connections(self) -> int:
+        """Before :meth:`connect`: from now on :meth:`lost_connections` can tell; readable when it may."""
+        self.connections = ConnectionWatch(self._socket)
+        return self.connections.fileno()
+
+    def lost_connections(self) -> list[Address]:
+        """The peers that this process had connected to and lost, or may have lost, since the last call."""
+        lost = dict.fromkeys(self.connections.lost() if self.connections is not None else ())
+        return [address for address, endpoint in self._endpoints.items() if endpoint in lost]
 
     def let_peers_return(self) -> None:
         """Before :meth:`bind`: a peer that connects again before its old link is seen to end is the peer.
@@ -315,8 +327,9 @@ class Transport:
         """Close the socket, give frames already sent ``linger_ms`` to leave, remove socket files."""
         if self._delayed:
             self._send_delayed(self._delayed[-1][0])
-        if self.links is not None:
-            self.links.close()
+        for watch in (self.links, self.connections):
+            if watch is not None:
+                watch.close()
         self._socket.close(linger=linger_ms)
         if self._doorkeeper is not None:
             self._doorkeeper.close()

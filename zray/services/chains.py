@@ -21,7 +21,7 @@ from zray.core.chain import ChainReplica
 from zray.core.chain_master import ChainMaster
 from zray.core.machine import LOG, RUNTIME, Address
 from zray.protocol.chain import Admit, ReplicaHello, ReplicaLost, ToMaster, ToReplica
-from zray.protocol.cluster import ToDirectory
+from zray.protocol.cluster import ToDirectory, ToScheduler
 from zray.protocol.codec import batch_decoder
 from zray.protocol.group_messages import ToCoordinator
 from zray.protocol.messages import ChainEpoch, ChainMember, Refused, Warn
@@ -51,12 +51,12 @@ class ReplicaProcess:
     def __init__(self, options: gcs.GcsOptions, config: Config, stack: contextlib.ExitStack) -> None:
         assert options.replica is not None
         self.address = replica_address(options.shard, options.replica)
-        decode = batch_decoder(ToReplica | ToDirectory | ToCoordinator)
+        decode = batch_decoder(ToReplica | ToDirectory | ToScheduler | ToCoordinator)
         watches = options.shard == 0  # the head decides who is alive
         self.transport, endpoint = gcs.bind(options, self.address, decode, config, stack, watches=watches)
         self.transport.connect(CHAIN_MASTER, options.master, may_drop=True)
         me = ChainMember(self.address, time.time_ns(), endpoint)
-        random = Random(config.scheduling_seed)
+        random = Random(config.scheduling_seed + options.shard)
         self.replica = ChainReplica(
             gcs.new_shard(options, config), me=me, master=CHAIN_MASTER, config=config,
             beside=lambda shard: machines_beside(shard, self.address, random),

@@ -1,4 +1,4 @@
-"""``zray-gcs``: one shard of the global control store; the first shard also hosts the global scheduler.
+"""``zray-gcs``: one shard of the global control store; the first ones also host a global scheduler each.
 
 Only wiring: it recovers the shard from its log, serves it on one socket, and ends cleanly. What it decides
 is in ``core/control_shard.py`` and ``core/global_scheduler.py``.
@@ -22,14 +22,14 @@ import msgspec
 import zmq
 
 from zray.config import Config
-from zray.core.beside_shard import machines_beside
+from zray.core.beside_shard import has_scheduler, machines_beside
 from zray.core.control_shard import ControlShard
 from zray.core.machine import LOG, RUNTIME, Address, pump
 from zray.core.placement import configured, placement_of
 from zray.errors import ZrayError
 from zray.ids import ID_BYTES, random_id
 from zray.protocol.chain import ChainPosition, Command, Logged, RewriteLog, ShardOpened, ShardState
-from zray.protocol.cluster import LinkLost, ToDirectory
+from zray.protocol.cluster import LinkLost, ToDirectory, ToScheduler
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
 from zray.runtime.endpoints import endpoint_of, knock, shard_address
@@ -73,6 +73,8 @@ class GcsOptions(NamedTuple):
     """Number of this replica in the chain of the shard; ``None``: the shard is not replicated."""
     master: str = ""
     """Where a replica finds the chain's master."""
+    global_schedulers: int | None = None
+    """How many of the first shards have a global scheduler beside them; ``None``: as ``Config`` says."""
     master_of: int = 0
     """Be the master of chains of that many replicas, one for each of ``shard_count`` shards."""
 
@@ -206,6 +208,8 @@ def serve(options: GcsOptions) -> int:
     """
     try:
         config = configured(Config.from_environment())
+        if options.global_schedulers is not None:
+            config = config._replace(global_schedulers=options.global_schedulers)
         with contextlib.ExitStack() as stack:
             _serve(options, config, stack)
     except (ZrayError, zmq.ZMQError, OSError, ValueError) as error:
@@ -279,11 +283,11 @@ def _listen(
     stack: contextlib.ExitStack,
     recorder: Recorder | None,
 ) -> Loop:
-    """A loop that serves the shard and its directory, and on the first one what decides for the cluster."""
-    decode = decode_for_gcs if options.shard == 0 else batch_decoder(ToShard | ToDirectory)
+    """A loop that serves the shard and what lives beside it."""
+    decode = _decoder(options, config)
     address = shard_address(options.shard)
     machines: list[Any] = [machine]
-    machines += machines_beside(machine, address, Random(config.scheduling_seed))
+    machines += machines_beside(machine, address, Random(config.scheduling_seed + options.shard))
     transport, endpoint = bind(options, address, decode, config, stack, watches=options.shard == 0)
     loop = Loop(machines, transport, {LOG: journal or forget, RUNTIME: tell_operator}, recorder)
     if transport.links is not None:
@@ -295,6 +299,15 @@ def _listen(
         options.shard, options.shard_count, machine.cluster_id.hex(), endpoint, durability(options),
     )  # fmt: skip
     return loop
+
+
+def _decoder(options: GcsOptions, config: Config) -> Decoder:
+    """What a shard, and what lives beside it, can be told."""
+    if options.shard == 0:
+        return decode_for_gcs
+    if has_scheduler(options.shard, config):
+        return batch_decoder(ToShard | ToDirectory | ToScheduler)
+    return batch_decoder(ToShard | ToDirectory)
 
 
 def _recorder(
@@ -315,8 +328,9 @@ def _recorder(
     restored = [(command.source, command.message) for command in machine.snapshot()]
     shard = ShardStart(machine.cluster_id, options.shard, options.shard_count, msgspec.Raw(encode(restored)))
     machines: list[MachineStart] = [shard, DirectoryStart()]
+    if has_scheduler(options.shard, config):
+        machines.append(GlobalStart(placement_of(config), config.scheduling_seed + options.shard))
     if options.shard == 0:
-        machines.append(GlobalStart(placement_of(config), config.scheduling_seed))
         machines.append(MembershipStart(shard_address(options.shard)))
         machines.append(GroupsStart(shard_address(options.shard)))
     assert options.trace is not None
@@ -462,7 +476,7 @@ def _endpoint(text: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="zray-gcs",
-        description="Serve one shard of zray's global control store; the first hosts the global scheduler.",
+        description="Serve one shard of zray's global control store; the first ones host a global scheduler.",
     )
     add = parser.add_argument
     add(
@@ -478,6 +492,13 @@ def _parser() -> argparse.ArgumentParser:
         default=(0, 1),
         metavar="I/N",
         help="which shard of how many (default: 0/1)",
+    )
+    add(
+        "--global-schedulers",
+        type=_count,
+        metavar="G",
+        help="the first G shards have a global scheduler beside them; the same for all shards "
+        "(default: $ZRAY_GLOBAL_SCHEDULERS, or 2)",
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
@@ -523,6 +544,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--trace records a shard that is not replicated")
     logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
     shard, shard_count = arguments.shard
+    schedulers = arguments.global_schedulers
+    if schedulers is not None and not 1 <= schedulers <= shard_count:
+        parser.error(f"--global-schedulers is between 1 and the number of shards, {shard_count}")
     return serve(
         GcsOptions(
             listen=arguments.listen,
@@ -537,6 +561,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             replica=arguments.replica,
             master=arguments.master or "",
             master_of=arguments.master_of,
+            global_schedulers=schedulers,
         )
     )
 

@@ -27,7 +27,7 @@ from zray import ids
 from zray.config import Config
 from zray.core.machine import DISK, RUNTIME, TRANSFER, WORKER_POOL
 from zray.errors import ClusterUnavailableError, ZrayError
-from zray.protocol.cluster import BuriedAlive, Knock, LinkPeer, UnlinkPeer
+from zray.protocol.cluster import BuriedAlive, Knock, LinkLost, LinkPeer, UnlinkPeer
 from zray.protocol.codec import decode_for_node
 from zray.protocol.local_messages import (
     ClientGone,
@@ -124,7 +124,7 @@ class NodeProcess:
         else:
             self.local_shards = LocalShards(
                 session, options.gcs_shards, options.gcs_replicas, options.log_level, options.trace,
-                options.gcs_listen,
+                options.gcs_listen, options.global_schedulers,
             )  # fmt: skip
             self.shards = self.local_shards.endpoints
             stack.callback(self.local_shards.close, config.shutdown_timeout_ns / 1e9)
@@ -180,12 +180,12 @@ class NodeProcess:
         for endpoint in self._endpoints():
             transport.bind(endpoint)
         self.transport = transport
+        connections_fd = transport.watch_connections()
         for chain in addresses:
             for address, endpoint in chain.items():
                 transport.connect(address, endpoint, may_drop=True)
         self.view = ArenaView(self.arena.path, options.arena_bytes())
         stack.callback(self.view.close)
-        self.transport = transport
         self.data_link = self._open_data_link(transport, stack)
         services: dict[bytes, Service] = {
             WORKER_POOL: self._manage_workers, DISK: self._use_disk, TRANSFER: self.data_link.serve,
@@ -194,6 +194,7 @@ class NodeProcess:
         self.loop = Loop([self.node], transport, services, self._recorder(stack))
         stack.callback(self.loop.close)
         self.loop.watch_fd(self.data_link.transport.fileno(), self.data_link.drain)
+        self.loop.watch_fd(connections_fd, self._connections_lost)
         self.spiller = SpillWorker(SpillDirectory(self.session.spill_dir), self._disk_done)
         stack.callback(self.spiller.close)
 
@@ -387,6 +388,11 @@ class NodeProcess:
             elif isinstance(message, ChainEpoch):
                 for member in message.members:
                     self.transport.connect(member.address, member.endpoint, may_drop=True)
+
+    def _connections_lost(self) -> None:
+        """Processes that this one had connected to are gone, or their links broke for a moment."""
+        for address in self.transport.lost_connections():
+            self.loop.post(RUNTIME, LinkLost(address))
 
     def _be_buried(self) -> None:
         """Nothing of this life counts any more: begin anew, unless the control store goes with this node."""

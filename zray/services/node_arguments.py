@@ -38,6 +38,11 @@ def add_node_arguments(parser: argparse.ArgumentParser) -> None:
         help="processes of each of these shards; with 2 or more any one of them may die (default: 1)",
     )  # fmt: skip
     add(
+        "--global-schedulers", type=_positive, metavar="G",
+        help="shards of these, from the first on, with a global scheduler; if the process of one dies, nodes "
+        "go on with another (default: $ZRAY_GLOBAL_SCHEDULERS, or 2, and at most one for each shard)",
+    )  # fmt: skip
+    add(
         "--trace", type=os.path.abspath, metavar="FILE",
         help="record what the node decides, for zray sim replay and whatif; its shards write FILE.gcs0 ...",
     )  # fmt: skip
@@ -137,11 +142,14 @@ def options_of(
         object_store_memory=given.object_store_memory,
         gcs_shards=given.gcs_shards,
         gcs_replicas=given.gcs_replicas,
+        global_schedulers=given.global_schedulers,
         gcs=tuple(given.gcs or ()),
         detached=detached,
         log_level=log_level,
         trace=given.trace,
     )
+    if (given.global_schedulers or 1) > given.gcs_shards:
+        parser.error(f"{given.global_schedulers} global schedulers need as many shards: give --gcs-shards")
     try:
         options.total()
         options.wire_labels()

@@ -59,12 +59,13 @@ class LocalShards:
         replicas: of each; with several a chain master is started, too.
         log_level: of processes that are started later; a forked one has the node's.
         listen: where the first process listens, the others at the next ports; empty: in the session.
+        global_schedulers: how many of the first shards have one beside them; ``None``: as ``Config`` says.
         trace: the file of the node; each life of a shard that is not replicated has one beside it.
     """
 
     def __init__(
         self, session: Session, count: int, replicas: int, log_level: str, trace: str | None = None,
-        listen: str = "",
+        listen: str = "", global_schedulers: int | None = None,
     ) -> None:  # fmt: skip
         self._session = session
         self._public = [each.split(",") for each in ports_from(listen, count, replicas)] if listen else []
@@ -75,6 +76,8 @@ class LocalShards:
             "--parent-pid", str(os.getpid()),
             "--log-level", log_level,
         ]  # fmt: skip
+        if global_schedulers is not None:
+            self._common += ["--global-schedulers", str(global_schedulers)]
         self._loop: Loop | None = None
         if replicas == 1:
             self._shards = [self._single(number) for number in range(count)]
