@@ -60,7 +60,7 @@ CHOOSY_SHARE = 0.2
 """Of this many clusters the workload is ``choosy``; drawn apart like ``LONE_SHARE``."""
 CHAIN_RATES = {"replica_crash": 30.0, "replica_partition": 30.0, "master_crash": 10.0}
 """The same of replicated shards."""
-SCHEDULER_RATES = {"scheduler_crash": 30.0, "scheduler_freeze": 5.0}
+SCHEDULER_RATES = {"scheduler_crash": 30.0, "scheduler_freeze": 12.0}
 """The same of processes with a global scheduler."""
 TWIN_RATE = 12.0
 """The same of a node and a head that die in one moment."""

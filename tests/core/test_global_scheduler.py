@@ -16,7 +16,7 @@ from zray.core.machine import RUNTIME, pump
 from zray.core.placement import HOPS_MAX, POLICIES
 from zray.core.resources import demand_from
 from zray.errors import InvariantError
-from zray.protocol.cluster import Members, SchedulerHere
+from zray.protocol.cluster import AskScheduler, Members, SchedulerHere
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
     Describe,
@@ -323,6 +323,28 @@ def test_a_withdrawn_task_is_forgotten_wherever_it_is() -> None:
     assert bench.feed(withdraw[1], withdraw[1]) == []
     assert bench.feed(report(B, {"GPU": 1})) == []
     assert bench.feed(now_ns=GRACE_NS) == []
+
+
+def test_whoever_asks_is_answered() -> None:
+    bench = Bench()
+    assert bench.feed((A, AskScheduler(7)), (B, AskScheduler(8))) == [
+        (A, SchedulerHere(7)),
+        (B, SchedulerHere(8)),
+    ]
+
+
+def test_time_with_another_scheduler_counts_and_the_oldest_is_given_up_first() -> None:
+    bench = Bench(report(A), config=CONFIG._replace(unschedulable_after_ns=9 * S))
+    gpu = {"GPU": 1.0}
+    bench.feed((FORWARDER, task(1, gpu)), now_ns=S)
+    bench.feed(report(A), (FORWARDER, replace(task(2, gpu), parked_ns=7 * S)), now_ns=2 * S)
+    bench.feed(report(A), (FORWARDER, replace(task(3, gpu), parked_ns=-5 * S)), now_ns=3 * S)
+    given_up = {}
+    for second in range(4, 14):
+        for _, message in bench.feed(report(A), now_ns=second * S):
+            if message.verdict:
+                given_up[int.from_bytes(message.task_id, "big")] = second
+    assert given_up == {2: 4, 1: 10, 3: 12}
 
 
 # --- nodes that go ---------------------------------------------------------------------------------

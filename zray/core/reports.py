@@ -90,6 +90,11 @@ def node_report(node: Node) -> dict[str, Any]:
             "retried": node.scheduler.retried,
             "forwarded": len(node.scheduler.forwarded),
         },
+        "global_scheduler": {
+            "shard": node.schedulers.current,
+            "known": list(node.schedulers.known),
+            "answers": node.schedulers.answers,
+        },
         "lineage": {
             "followed": len(node.references.lineage),
             "truncated": node.references.lineage_truncated,
