@@ -42,7 +42,7 @@ def nodes_of_two_cpus(
 
 
 def scheduler_of(node_id: str) -> dict[str, Any]:
-    """What a node says of the global scheduler that it uses: the number of its shard, and whether it answers."""
+    """What a node says of the global scheduler that it uses: of which shard, and whether it answers."""
     found: dict[str, Any] = list_nodes([("node_id", "=", node_id)])[0]["global_scheduler"]
     return found
 

@@ -87,3 +87,41 @@ def test_whose_link_is_lost_is_told(tmp_path: Path, scheme: str) -> None:
         assert heard(client) == [(b"server", Acked(1))]
         client.close()
     server.close()
+
+
+@pytest.mark.parametrize("scheme", ["ipc", "tcp"])
+def test_whose_end_was_connected_to_is_told(client: Transport, tmp_path: Path, scheme: str) -> None:
+    client.watch_connections()
+    made = [Transport(name, decode_for_node, Config()) for name in (b"left", b"stays")]
+    for server in made:
+        name = server.identity.decode()
+        client.connect(
+            server.identity,
+            server.bind(f"ipc://{tmp_path}/{name}" if scheme == "ipc" else "tcp://127.0.0.1:*"),
+        )
+        client.send(server.identity, [Goodbye()])
+        assert heard(server) == [(b"client", Goodbye())]
+    assert client.lost_connections() == []
+    made[0].close()
+    assert eventually(client.lost_connections, 10.0) == [b"left"]
+    assert client.lost_connections() == []
+    made[1].close()
+    assert eventually(client.lost_connections, 10.0) == [b"stays"]
+
+
+def test_the_end_of_who_connected_here_is_nobodys_that_was_connected_to(
+    servers: list[Transport], tmp_path: Path
+) -> None:
+    watching = Transport(b"watching", decode_for_node, Config())
+    watching.watch_connections()
+    watching.bind(f"ipc://{tmp_path}/watching")
+    watching.connect(b"a", f"ipc://{tmp_path}/a")
+    visitor = Transport(b"visitor", decode_for_process, Config())
+    visitor.connect(b"watching", f"ipc://{tmp_path}/watching")
+    visitor.send(b"watching", [Goodbye()])
+    assert heard(watching) == [(b"visitor", Goodbye())]
+    visitor.close()
+    assert watching.connections is not None
+    assert eventually(watching.connections.lost, 10.0) == [f"ipc://{tmp_path}/watching"]
+    assert watching.lost_connections() == []
+    watching.close()

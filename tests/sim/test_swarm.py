@@ -16,6 +16,7 @@ from sim.swarm import (
     CLUSTER_SEEDS,
     GROUP_SEEDS,
     OFFLOAD_SEEDS,
+    SCHEDULER_SEEDS,
     Regression,
     difference,
     regressions,
@@ -35,6 +36,7 @@ SMOKE_SEEDS = [
     *range(ACTOR_SEEDS, ACTOR_SEEDS + 20),
     *range(GROUP_SEEDS, GROUP_SEEDS + 10),
     *range(OFFLOAD_SEEDS, OFFLOAD_SEEDS + 10),
+    *range(SCHEDULER_SEEDS, SCHEDULER_SEEDS + 15),
 ]
 
 
