@@ -23,6 +23,7 @@ from zray.core.machine import Address
 from zray.core.placement import configured
 from zray.core.placement_groups import PlacementGroups
 from zray.ids import short
+from zray.protocol.chain import ShardOpened
 from zray.protocol.cluster import LinkLost
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import Describe
@@ -133,6 +134,8 @@ class Cluster:
         """Start every process; drivers come a little later, one after the other."""
         if self.master is not None:
             self.master.run([])
+        for shard in self.shards:
+            shard.post(ShardOpened())
         for chain in self.chains:
             chain.boot()
         for node in self.nodes:

@@ -182,7 +182,9 @@ def _machine_of(start: MachineStart, config: Config, before: list[Any]) -> Any:
                 cluster_id=start.cluster_id, shard=start.shard, shard_count=start.shard_count, config=config
             )
         case GlobalStart():
-            return GlobalScheduler(config=config, policy=start.policy, random=Random(start.seed))
+            return GlobalScheduler(
+                config=config, policy=start.policy, random=Random(start.seed), returning=start.returning
+            )
         case DirectoryStart():
             shard = before[0]
             return ObjectDirectory(config=config, record_of=shard.tasks.records.get)

@@ -347,6 +347,21 @@ def test_time_with_another_scheduler_counts_and_the_oldest_is_given_up_first() -
     assert given_up == {2: 4, 1: 10, 3: 12}
 
 
+def test_in_a_new_life_nodes_have_time_to_return_before_one_is_none_of_the_cluster() -> None:
+    back_ns = CONFIG.node_return_ns
+    bench = Bench(report(A), alive(1, A), returning=True)
+    bound = task(1)
+    descriptor = replace(bound.descriptor, strategy=Strategy(B))
+    returned, stranger = replace(bound, descriptor=descriptor), task(2)
+    stranger = replace(stranger, descriptor=replace(descriptor, strategy=Strategy(C)))
+    assert bench.feed((FORWARDER, returned), (FORWARDER, stranger)) == []
+    assert bench.feed(report(B), now_ns=back_ns // 4) == [placed(returned, B)]
+    assert verdicts(bench.feed(report(A), now_ns=back_ns // 2)) == [""], "a warning"
+    (verdict,) = verdicts(bench.feed(now_ns=back_ns))
+    assert "is none of this cluster" in verdict
+    assert bench.machine.wake_at_ns != back_ns
+
+
 # --- nodes that go ---------------------------------------------------------------------------------
 
 

@@ -50,7 +50,9 @@ def machines_beside(shard: ControlShard, address: Address, random: Random | None
     directory = ObjectDirectory(config=config, record_of=shard.tasks.records.get)
     if not has_scheduler(shard.shard, config):
         return [directory]
-    scheduler = GlobalScheduler(config=config, policy=placement_of(config), random=random)
+    scheduler = GlobalScheduler(
+        config=config, policy=placement_of(config), random=random, returning=shard.life > 0
+    )
     if shard.shard != 0:
         return [directory, scheduler]
     return [

@@ -92,15 +92,23 @@ class GlobalScheduler:
     Args:
         policy: a name in ``placement.POLICIES``.
         random: where a randomised policy draws from.
+        returning: whether there were nodes before it, which may be on their way back.
     """
 
     __slots__ = (
         "_averages", "_changed", "_feasible", "_policy", "_random", "_silence_ns", "arrived", "config",
         "epoch", "fenced", "idle", "introduced", "met", "nodes", "out", "overloaded", "parked",
-        "parked_by_need", "untold",
+        "parked_by_need", "return_by_ns", "returning", "untold",
     )  # fmt: skip
 
-    def __init__(self, *, config: Config, policy: str = "paper", random: Random | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        config: Config,
+        policy: str = "paper",
+        random: Random | None = None,
+        returning: bool = False,
+    ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"no placement policy {policy!r}; there are {', '.join(POLICIES)}")
         if policy in RANDOMISED and random is None:
@@ -119,6 +127,8 @@ class GlobalScheduler:
         self.epoch = 0  # of the newest word on who is alive
         self.met: dict[bytes, None] = {}  # who was alive then
         self.introduced: dict[bytes, None] = {}  # who said hello and may not be in that word yet
+        self.returning = returning
+        self.return_by_ns: int | None = None  # set with the first batch
         self._policy = POLICIES[policy]
         self._random = random
         self._averages = ClusterAverages(config.run_average_alpha)
@@ -230,6 +240,8 @@ class GlobalScheduler:
         """When the next node was silent, or a task parked, for too long, or a forwarder is to be told."""
         wishes = [node.heard_ns + self._silence_ns for node in islice(self.nodes.values(), 1)]
         wishes += [parked.tell_at_ns for parked in islice(self.untold.values(), 1)]
+        if self.returning and self.return_by_ns is not None:
+            wishes.append(self.return_by_ns)
         if self.config.unschedulable_after_ns:
             oldest = islice(self.parked.values(), 1)
             wishes += [parked.since_ns + self.config.unschedulable_after_ns for parked in oldest]
@@ -241,6 +253,9 @@ class GlobalScheduler:
         A silent node may only have been paused. Nobody else is told that it is dead, so its next report
         brings the same incarnation back; one whose link was lost stays dead.
         """
+        if self.return_by_ns is not None and self.return_by_ns <= now_ns:
+            self._changed |= self.returning
+            self.returning = False
         silent_since_ns = now_ns - self._silence_ns
         for node in list(self.nodes.values()):
             if node.heard_ns > silent_since_ns:
@@ -252,6 +267,8 @@ class GlobalScheduler:
 
     def flush(self, now_ns: int) -> None:
         """Place or park all that came, and what a change of the cluster made feasible."""
+        if self.return_by_ns is None:
+            self.return_by_ns = now_ns + self.config.node_return_ns
         if self._changed:
             self._changed = False
             self._place_parked()
@@ -333,9 +350,9 @@ class GlobalScheduler:
             return ""
         if node_id in self.fenced:
             what = f"node {node_id.hex()}, to which it is bound, is dead"
-        elif self.epoch:
+        elif self.epoch and not self.returning:
             what = f"node {node_id.hex()}, to which it is bound, is none of this cluster"
-        else:  # in a new life: the nodes say in a moment who they are
+        else:  # in a new life: the nodes say in a moment who they are, and the first may not know of all
             return ""
         alive = [each.hex() for each in sorted({**self.met, **self.nodes})]
         more = f" and {len(alive) - NODES_NAMED_MAX} more" if len(alive) > NODES_NAMED_MAX else ""

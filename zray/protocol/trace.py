@@ -81,6 +81,7 @@ class GlobalStart(_Record, frozen=True, tag="global"):
 
     policy: str
     seed: int
+    returning: bool = False
 
 
 class DirectoryStart(_Record, frozen=True, tag="directory"):

@@ -329,7 +329,8 @@ def _recorder(
     shard = ShardStart(machine.cluster_id, options.shard, options.shard_count, msgspec.Raw(encode(restored)))
     machines: list[MachineStart] = [shard, DirectoryStart()]
     if has_scheduler(options.shard, config):
-        machines.append(GlobalStart(placement_of(config), config.scheduling_seed + options.shard))
+        seed, returning = config.scheduling_seed + options.shard, machine.life > 0
+        machines.append(GlobalStart(placement_of(config), seed, returning))
     if options.shard == 0:
         machines.append(MembershipStart(shard_address(options.shard)))
         machines.append(GroupsStart(shard_address(options.shard)))
