@@ -263,7 +263,9 @@ class Sharing:
             shared, entry = self.shared.get(object_id), self.store.objects.get(object_id)
             if shared is None or entry is None or source not in self.by_address:
                 continue
-            if entry.holders or entry.pins or _is_made_here(entry, shared):
+            # Held and not needed: it was looked for again after it was let go of, and that word began a row
+            # anew, which ends with the DROP that waits at the gate.
+            if entry.holders or entry.pins or shared.held or _is_made_here(entry, shared):
                 self._share_anew(entry, shared)
             else:
                 self._forget(entry)
