@@ -10,13 +10,14 @@ from zray import ids
 from zray.config import Config
 from zray.core import reports
 from zray.core.global_scheduler import GlobalScheduler
+from zray.core.guests import Guests
 from zray.core.identity import NodeIdentity
 from zray.core.machine import RUNTIME, pump
 from zray.core.node import Node
 from zray.core.resources import demand_from
 from zray.errors import TaskUnschedulableError
 from zray.protocol import faults
-from zray.protocol.cluster import Claim, Deny, LinkLost, Members
+from zray.protocol.cluster import Claim, Deny, LinkLost, Members, Offload
 from zray.protocol.messages import (
     DRIVER,
     PROTOCOL_VERSION,
@@ -229,14 +230,31 @@ def test_a_task_that_two_schedulers_placed_is_granted_once() -> None:
     assert duo.take(Deny) == [(B, Deny(task_id))]
 
 
-def test_a_task_is_spilled_back_to_who_placed_it() -> None:
+def test_a_task_is_spilled_back_to_who_placed_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where its origin has it, too, and can withdraw it."""
-    duo = Duo(backlog_per_slot_max=-1)  # so that any backlog is too much
+    monkeypatch.setattr(Guests, "_is_full", lambda self: True)
+    duo = Duo()
     kind = Describe(b"d" * 16, b"f" * 16, "learn", 1, (), 3, TASK)
     spec = Submit(ids.task_id(ids.child_prefix(JOB), 1), JOB, kind.descriptor_id, b"", ())
     duo.cut += SHARDS
     duo.say(duo.other, Place(spec, kind, 1, B))
     assert duo.take(Forward) == [(duo.other, Forward(spec, kind, 1, (), B))]
+
+
+def test_a_node_gives_tasks_away_for_one_of_them_only() -> None:
+    """Both see the same idle nodes and the same queue."""
+    duo = Duo()
+    kind = Describe(b"e" * 16, b"f" * 16, "f", 1, demand_from({"CPU": 1}), 3, TASK)
+    specs = [Submit(ids.task_id(ids.child_prefix(JOB), n), JOB, kind.descriptor_id, b"", ()) for n in (1, 2)]
+    duo.say(DRIVER_ADDRESS, kind, *specs)
+    duo.cut += SHARDS
+    ready = duo.node.scheduler.backlog()
+    assert ready == 2, "no worker is there yet"
+    duo.say(duo.other, Offload(1))
+    assert duo.node.scheduler.backlog() == ready
+    duo.say(duo.current, Offload(1))
+    assert duo.node.scheduler.backlog() == ready - 1
+    assert [address for address, _ in duo.take(Forward)] == [duo.current]
 
 
 @pytest.mark.parametrize("version", [PROTOCOL_VERSION, PROTOCOL_VERSION + 1])

@@ -171,7 +171,8 @@ class ClusterSide:
             self.actors.views.on_table_changed(message)
 
     def _on_offload(self, now_ns: int, source: Address, message: Offload) -> None:
-        if source in self.shards:
+        # All global schedulers know the same loads and ask for the same: one of them is heard.
+        if source == self.scheduler.global_scheduler:
             self.offloading.on_offload(now_ns, source, message)
 
     def introduces(self, source: Address, message: Describe | ExportFunction) -> bool:
