@@ -46,7 +46,7 @@ ACTOR_SEEDS = 900_000
 """All seeds from here on draw clusters of several nodes whose programs make actors on all of them."""
 GROUP_SEEDS = 1_000_000
 """All seeds from here on draw clusters of several nodes, and programs that use placement groups."""
-SCHEDULER_SEEDS = 1_100_000
+SCHEDULER_SEEDS = 1_200_000
 """All seeds from here on draw clusters with several global schedulers, half of them on replicated shards."""
 OFFLOAD_SEEDS = 1_300_000
 """All seeds from here on draw clusters whose nodes give queued tasks to idle ones at once."""
