@@ -9,6 +9,8 @@ from msgspec.structs import replace
 
 from sim.run import CORRECTNESS, LIVENESS, PASSED, run_scenario
 from sim.scenario import ClusterPart, FaultsPart, NetworkPart, PhasesPart, Scenario, WorkloadPart, load
+from zray.core import cluster_side
+from zray.core.admission import TaskAdmission
 from zray.core.away import Away
 from zray.core.cluster_side import ClusterSide
 from zray.core.guests import Guests
@@ -211,3 +213,11 @@ def test_a_home_that_is_taken_for_a_maker_is_noticed(monkeypatch: Patch) -> None
     )
     kind, _ = first_failure(scenario, range(6))
     assert kind != PASSED
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_forwards_that_stay_with_a_scheduler_that_is_gone_are_noticed(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(TaskAdmission, "move", lambda self, former: None)
+    monkeypatch.setattr(cluster_side, "RESEND_FORWARDS_NS", 1 << 62)  # which would find it five seconds later
+    kind, _ = first_failure(load("schedulers"), range(1, 9))
+    assert kind == LIVENESS
