@@ -629,7 +629,8 @@ class Node:
             self.now_ns = self.scheduler.now_ns = now_ns
             self.scheduler.unschedulable(task, message.verdict)
             return
-        self.scheduler.admission.parked(now_ns, message.task_id)
+        if source == self.schedulers.address:
+            self.scheduler.admission.parked(now_ns, message.task_id)
         number = task.task_class.number.to_bytes(8, "big")
         if number not in self.warned:
             self.warned[number] = None
