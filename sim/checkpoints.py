@@ -37,7 +37,7 @@ class SimCheckpoints:
         if self.interval and self.since >= self.interval:
             self.since = 0
             object_id = yield from worker._put(pack(worker.actor.save()))
-            worker.share((object_id,))
+            worker.machine.share((object_id,))
             worker.out.append((worker.node, SaveCheckpoint(object_id)))
             yield from worker.confirm_acquired()
             worker.objects.drop(object_id)
@@ -47,9 +47,7 @@ class SimCheckpoints:
     def restore(self) -> Steps:
         """Become what the actor was when its former process died."""
         worker = self.worker
-        worker._tokens += 1
-        token = worker._tokens
-        found: CheckpointFound = yield from worker._ask(token, FindCheckpoint(token))
+        found: CheckpointFound = yield from worker.answer_to(worker.machine.ask(FindCheckpoint))
         if found.object_id:
             inputs = yield from worker._fetch_inputs([found.object_id])
             worker.actor.load(unpack(inputs[found.object_id])[0])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from sim.checkpoints import SimCheckpoints
-from sim.process import ARGS_IN_LAST_DEP, Process, Steps
+from sim.process import Process, Steps
 from sim.programs import (
     ACTORS,
     Packed,
@@ -21,6 +21,7 @@ from sim.programs import (
 )
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
+from zray.core.client import ARGS_IN_LAST_DEP
 from zray.core.machine import Address
 from zray.protocol.messages import (
     ACTOR,
@@ -50,12 +51,11 @@ from zray.protocol.messages import (
     Reply,
     Returned,
     Run,
-    Seal,
     TaskDone,
     Unblocked,
     Value,
 )
-from zray.protocol.user_messages import CheckpointFound, RepeatCall, SeeGpus
+from zray.protocol.user_messages import RepeatCall, SeeGpus
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
@@ -87,6 +87,21 @@ class SimWorker(Process):
         self.lent_ns = 0  # of the current task
         self.exiting = False
         self.crash_when_creating = False
+        self.handlers.update(
+            {
+                Run: self.on_run,
+                Call: self.on_call,
+                PrepareLease: self.on_prepare_lease,
+                LeasedRun: self.on_call,
+                EndLease: self.on_end_lease,
+                Describe: self.on_describe,
+                ExportFunction: self.on_export,
+                JobContext: self.on_job,
+                Recall: self.on_recall,
+                SeeGpus: self.on_see_gpus,
+                RepeatCall: self.on_repeat,
+            }
+        )
 
     def main(self) -> Steps:
         """Serve until the node says to end."""
@@ -135,59 +150,54 @@ class SimWorker(Process):
 
     # --- what the node says ------------------------------------------------------------------------
 
-    def on_run(self, source: Address, message: Run) -> None:
+    def on_run(self, now_ns: int, source: Address, message: Run) -> None:
         """A task; its extents are looked at from now on."""
         for ready in message.deps:
             if ready.value.kind == EXTENT:
                 self.host.memory.look(self.address, ready.object_id, ready.value)
         self.runs.append(message)
 
-    def on_prepare_lease(self, source: Address, message: PrepareLease) -> None:
+    def on_prepare_lease(self, now_ns: int, source: Address, message: PrepareLease) -> None:
         """Submitters may send tasks from now on."""
         self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
         self.out.append((self.node, LeaseReady()))
 
-    def on_end_lease(self, source: Address, message: EndLease) -> None:
+    def on_end_lease(self, now_ns: int, source: Address, message: EndLease) -> None:
         """After what is here."""
         self.waiting_calls.append((source, message))
 
-    def on_call(self, source: Address, message: Call | LeasedRun) -> None:
+    def on_call(self, now_ns: int, source: Address, message: Call | LeasedRun) -> None:
         """A method call, or a task straight from its submitter."""
         if source != self.node:  # which passes on calls from other nodes
             self.routes[source] = self.address + SERVER_SUFFIX
         self.waiting_calls.append((source, message))
 
-    def on_describe(self, source: Address, message: Describe) -> None:
+    def on_describe(self, now_ns: int, source: Address, message: Describe) -> None:
         """What tasks to come have in common."""
         self.kinds[message.descriptor_id] = message
 
-    def on_export(self, source: Address, message: ExportFunction) -> None:
+    def on_export(self, now_ns: int, source: Address, message: ExportFunction) -> None:
         """Code."""
         self.functions[message.function_id] = message.code
 
-    def on_job(self, source: Address, message: JobContext) -> None:
+    def on_job(self, now_ns: int, source: Address, message: JobContext) -> None:
         """How to import, which nothing here needs."""
 
-    def on_see_gpus(self, source: Address, message: SeeGpus) -> None:
+    def on_see_gpus(self, now_ns: int, source: Address, message: SeeGpus) -> None:
         """Which GPUs, which nothing here uses."""
 
-    def on_recall(self, source: Address, message: Recall) -> None:
+    def on_recall(self, now_ns: int, source: Address, message: Recall) -> None:
         """Give back what was not started."""
         self.return_queued()
 
-    def on_exit(self, source: Address, message: Exit) -> None:
+    def on_exit(self, now_ns: int, source: Address, message: Exit) -> None:
         """End once the calls that are here are done."""
         self.exiting = True
 
-    def on_repeat(self, source: Address, message: RepeatCall) -> None:
+    def on_repeat(self, now_ns: int, source: Address, message: RepeatCall) -> None:
         """A former process of the actor ran this call."""
         assert self.checkpoints is not None
         self.checkpoints.told.append(message)
-
-    def on_checkpoint_found(self, source: Address, message: CheckpointFound) -> None:
-        """All is said of the former processes."""
-        if message.token in self._replies:
-            self._replies[message.token] = message
 
     def return_queued(self) -> None:
         """Give every task back that was not started."""
@@ -323,15 +333,15 @@ class SimWorker(Process):
 
     def _pack_one(self, object_id: bytes, packed: Packed, holder: Address) -> Steps:
         if packed.contained:
-            self.share(packed.contained)
+            self.machine.share(packed.contained)
             if holder:
                 yield from self.acquire_for(holder, packed.contained)
-        if packed.total_bytes <= self.config.inline_bytes_max:
+        if packed.total_bytes <= self.machine.inline_bytes_max:
             return Value(INLINE, packed.data, 0, 0, packed.contained)
         written = yield from self.store(object_id, packed, holder)
-        if holder and written:
-            self.out.append((self.node, Seal(object_id, packed.contained)))
-        return Value(EXTENT, b"", 0, packed.total_bytes, packed.contained)
+        return self.machine.large_result(
+            object_id, packed.total_bytes, packed.contained, seals=bool(holder) and written
+        )
 
     # --- direct calls ------------------------------------------------------------------------------
 
@@ -400,23 +410,6 @@ class SimWorker(Process):
         now_ns = self.kernel.now_ns
         self.cluster.task_ended(self.address, call.method, call.task_id, started_ns, now_ns, self.lent_ns)
         self.let_go()
-
-    HANDLERS: ClassVar[dict[type, Any]] = {
-        **Process.HANDLERS,
-        Run: on_run,
-        Call: on_call,
-        PrepareLease: on_prepare_lease,
-        LeasedRun: on_call,
-        EndLease: on_end_lease,
-        Describe: on_describe,
-        ExportFunction: on_export,
-        JobContext: on_job,
-        Recall: on_recall,
-        SeeGpus: on_see_gpus,
-        Exit: on_exit,
-        RepeatCall: on_repeat,
-        CheckpointFound: on_checkpoint_found,
-    }
 
 
 class _InputFailedError(Exception):

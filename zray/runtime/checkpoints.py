@@ -84,7 +84,7 @@ class Checkpoints:
             Exception: what ``__zray_load__`` raised; the actor is dead then.
         """
         client, calls = self.client, list[RepeatCall]()
-        client.handlers[RepeatCall] = lambda _source, message: calls.append(message)
+        client.handlers[RepeatCall] = lambda _now_ns, _source, message: calls.append(message)
         object_id = client.ask(FindCheckpoint, None).object_id
         if object_id:
             try:

@@ -24,7 +24,9 @@ from zray import ids
 from zray.config import Config
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.cancellation import cancelled_value
+from zray.core.client import ARGS_IN_LAST_DEP
 from zray.core.machine import Address
+from zray.core.task_context import TaskContext
 from zray.errors import TaskCancelledError
 from zray.protocol.messages import (
     ACTOR,
@@ -68,11 +70,10 @@ from zray.protocol.user_messages import (
 from zray.runtime import math_threads, output, own_client, visible_gpus
 from zray.runtime.actor_host import ActorHost
 from zray.runtime.checkpoints import Checkpoints
-from zray.runtime.client import ARGS_IN_LAST_DEP, Client
+from zray.runtime.client import Client
 from zray.runtime.environment import packages_of
 from zray.runtime.results import NOTHING, InputFailedError, Results
 from zray.runtime.streaming import StreamCredits, StreamMaker
-from zray.runtime.task_context import TaskContext
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import format_user_traceback, load
 
@@ -146,17 +147,17 @@ class WorkerProcess:
                 Call: self._on_call,
                 PrepareLease: self._on_prepare_lease,
                 LeasedRun: self._on_call,
-                EndLease: lambda source, message: self.calls.append((source, message)),
+                EndLease: lambda _now_ns, source, message: self.calls.append((source, message)),
                 Describe: self._on_describe,
                 ExportFunction: self._on_export,
                 JobContext: self._on_job,
-                Recall: lambda _source, _message: self._return_queued(),
+                Recall: lambda _now_ns, _source, _message: self._return_queued(),
                 Exit: self._on_exit,
-                Interrupt: lambda _source, message: self._stop_task(message),
+                Interrupt: lambda _now_ns, _source, message: self._stop_task(message),
                 CancelCall: self._on_cancel_call,
-                SeeGpus: lambda _source, message: visible_gpus.see(message.numbers),
-                StreamCredit: lambda _source, message: self.credits.on_credit(message),
-                ConsumedItems: lambda _source, message: self.credits.on_credit(message),
+                SeeGpus: lambda _now_ns, _source, message: visible_gpus.see(message.numbers),
+                StreamCredit: lambda _now_ns, _source, message: self.credits.on_credit(message),
+                ConsumedItems: lambda _now_ns, _source, message: self.credits.on_credit(message),
             }
         )
         client.before_waiting = self._lend
@@ -218,17 +219,17 @@ class WorkerProcess:
 
     # --- what the node says; called with the client's lock held ------------------------------------
 
-    def _on_prepare_lease(self, source: Address, message: PrepareLease) -> None:
+    def _on_prepare_lease(self, now_ns: int, source: Address, message: PrepareLease) -> None:
         if not self.client.servers:
             self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
         self.client.out.append((self.client.node, LeaseReady()))
 
-    def _on_run(self, source: Address, message: Run) -> None:
+    def _on_run(self, now_ns: int, source: Address, message: Run) -> None:
         self.runs.append(message)
         if self.descriptors[message.descriptor_id].returns == STREAM:
             self.credits.open(message.task_id)
 
-    def _on_call(self, source: Address, message: Call | LeasedRun) -> None:
+    def _on_call(self, now_ns: int, source: Address, message: Call | LeasedRun) -> None:
         if source != self.client.node:  # which passes on calls from other nodes
             self.client.routes[source] = self.client.servers[0]
         if isinstance(message, LeasedRun):
@@ -236,7 +237,7 @@ class WorkerProcess:
         elif self.actor is not None:
             self.actor.on_call(source, message)
 
-    def _on_cancel_call(self, source: Address, message: CancelCall) -> None:
+    def _on_cancel_call(self, now_ns: int, source: Address, message: CancelCall) -> None:
         if self.actor is not None:
             self.actor.on_cancel(source, message)
             return
@@ -274,13 +275,13 @@ class WorkerProcess:
             return None
         return self._interruptible if self._to_interrupt in (ids.NIL_ID, self._interruptible) else None
 
-    def _on_describe(self, source: Address, message: Describe) -> None:
+    def _on_describe(self, now_ns: int, source: Address, message: Describe) -> None:
         self.descriptors[message.descriptor_id] = message
 
-    def _on_export(self, source: Address, message: ExportFunction) -> None:
+    def _on_export(self, now_ns: int, source: Address, message: ExportFunction) -> None:
         self.functions.add(message.function_id, message.code)
 
-    def _on_job(self, source: Address, message: JobContext) -> None:
+    def _on_job(self, now_ns: int, source: Address, message: JobContext) -> None:
         self.client.root_task = message.job_id
         self.client.namespace = message.namespace
         if not self.environment:
@@ -292,7 +293,7 @@ class WorkerProcess:
             except OSError as error:
                 log.warning("cannot enter the driver's directory: %s", error)
 
-    def _on_exit(self, source: Address, message: Exit) -> None:
+    def _on_exit(self, now_ns: int, source: Address, message: Exit) -> None:
         self.exiting = True
 
     def _return_queued(self) -> None:
