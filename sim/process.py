@@ -328,7 +328,7 @@ class Process(ABC):
         for object_id in returns:
             self._add_handle(object_id)
         yield from self._after_append()
-        if machine.must_wait:
+        if machine.window <= machine.window_floor:
             deadline_ns = self.kernel.now_ns + self._debt_ns + self.config.submit_delay_ns
             self.kernel.at(deadline_ns, self.look)
             yield from self.wait_until(lambda: machine.window > 0 or self.kernel.now_ns >= deadline_ns)

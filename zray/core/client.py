@@ -107,7 +107,9 @@ class ClientMachine:
         self.described: dict[bytes, str] = {}  # the names of tasks
         self.exported: dict[bytes, None] = {}
         self.window = config.submit_window_max  # how many tasks more the node has room for
-        self._window_floor = 0  # how far below zero it may go for now
+        self.window_floor = 0  # how far below zero it may go for now
+        self._linger_ns = config.submit_linger_ns
+        self._batch_max = config.submit_batch_max
         self._sent_ns = 0
         self._is_urgent = False
 
@@ -115,12 +117,7 @@ class ClientMachine:
 
     def is_due(self, now_ns: int) -> bool:
         """Whether a submission just now makes the outbox leave: it is full, urgent, or the link was idle."""
-        config = self.config
-        return (
-            now_ns - self._sent_ns > config.submit_linger_ns
-            or self._is_urgent
-            or len(self.out) >= config.submit_batch_max
-        )
+        return now_ns - self._sent_ns > self._linger_ns or self._is_urgent or len(self.out) >= self._batch_max
 
     def settle(self) -> None:
         """Put into the outbox what leaves with the next batch, whatever that is."""
@@ -175,7 +172,7 @@ class ClientMachine:
 
     def submit(
         self, context: TaskContext, descriptor: Describe, args: bytes, deps: tuple[bytes, ...],
-        borrowed: tuple[bytes, ...], *, stored_args: bytes = b"", packages: tuple[bytes, ...] = (),
+        borrowed: tuple[bytes, ...], stored_args: bytes = b"", packages: tuple[bytes, ...] = (),
         task_id: bytes = b"",
     ) -> tuple[bytes, tuple[bytes, ...]]:  # fmt: skip
         """Submit a task, straight to a leased worker if one is free for it.
@@ -216,17 +213,13 @@ class ClientMachine:
         self.window -= 1
         return task_id, returns
 
-    @property
-    def must_wait(self) -> bool:
-        """Whether whoever submits is to wait until ``window`` is above zero, or ``submit_delay_ns``."""
-        return self.window <= self._window_floor
-
     def go_on(self) -> None:
-        """After such a wait: the node has room, or it is over and there is one batch more.
+        """After a wait of a submitter: the node has room, or the wait is over and there is one batch more.
 
+        Who submits waits at the ``window_floor`` until the ``window`` opens, or for ``submit_delay_ns``.
         Only a delay, never a stop: the tasks that fill the node may wait for what the submitter does next.
         """
-        self._window_floor = 0 if self.window > 0 else self.window - self.config.submit_batch_max
+        self.window_floor = 0 if self.window > 0 else self.window - self._batch_max
 
     # --- actors ----------------------------------------------------------------------------------
 

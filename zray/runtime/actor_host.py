@@ -19,6 +19,7 @@ from zray import ids
 from zray.core.call_slots import CallSlots
 from zray.core.cancellation import cancelled_value
 from zray.core.machine import Address
+from zray.core.stream_credits import StreamCredits
 from zray.core.task_context import TaskContext
 from zray.errors import TaskCancelledError
 from zray.protocol import faults
@@ -29,7 +30,7 @@ from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import Client
 from zray.runtime.results import NOTHING, Results
 from zray.runtime.running import here
-from zray.runtime.streaming import StreamCredits, StreamMaker
+from zray.runtime.streaming import StreamMaker
 
 if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
     import asyncio

@@ -213,11 +213,10 @@ class Client(EventLink):
                 self._check_known(borrowed)
             packages = packages_of(descriptor.environment) if descriptor.environment else ()
             made = machine.submit(
-                self.context, descriptor, data, deps, borrowed,
-                stored_args=stored_args, packages=packages, task_id=task_id,
-            )  # fmt: skip
+                self.context, descriptor, data, deps, borrowed, stored_args, packages, task_id
+            )
             self.after_append()
-        if machine.must_wait:
+        if machine.window <= machine.window_floor:
             self.wait_until(lambda: machine.window > 0, self.config.submit_delay_ns / 1e9)
             machine.go_on()
         return made
