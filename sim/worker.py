@@ -157,7 +157,7 @@ class SimWorker(Process):
     def on_repeat(self, now_ns: int, source: Address, message: RepeatCall) -> None:
         """A former process of the actor ran this call."""
         assert self.checkpoints is not None
-        self.checkpoints.told.append(message)
+        self.checkpoints.machine.on_repeat(message)
 
     def _look_away(self, runs: Iterable[Run]) -> None:
         """What the machine says of inputs that nobody is going to see also holds for the modelled memory."""
@@ -318,9 +318,17 @@ class SimWorker(Process):
 
     # --- actor calls -------------------------------------------------------------------------------
 
+    def arguments_of(self, call: Call) -> Steps:
+        """What a call is given; handles in it are the running context's."""
+        inputs = list((yield from self._fetch_inputs(list(call.deps))).values()) if call.deps else []
+        data = inputs.pop() if call.args == ARGS_IN_LAST_DEP else call.args
+        args, refs = unpack_args(data, inputs)
+        self.take_up(refs)
+        return args
+
     def _run_call(self, source: Address, call: Call) -> Steps:
         checkpoints = self.checkpoints
-        answer = None if checkpoints is None else checkpoints.answers.pop(call.task_id, None)
+        answer = None if checkpoints is None else checkpoints.machine.take_answer(call)
         if answer is not None:  # it ran before this process was made, and only its reply was lost
             self.out.append((source, Reply(call.task_id, answer)))
             return
@@ -331,10 +339,7 @@ class SimWorker(Process):
         acquires = self.objects.acquires
         values: tuple[Value, ...]
         try:
-            inputs = list((yield from self._fetch_inputs(list(call.deps))).values()) if call.deps else []
-            data = inputs.pop() if call.args == ARGS_IN_LAST_DEP else call.args
-            args, refs = unpack_args(data, inputs)
-            self.take_up(refs)
+            args = yield from self.arguments_of(call)
             self.cluster.judge.call_applied(self.actor_id, call, self.address)
             result = getattr(self.actor, call.method)(*args)
             if hasattr(result, "send"):

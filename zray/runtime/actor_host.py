@@ -112,7 +112,7 @@ class ActorHost:
         """A call has come."""
         if self.leaving:
             return  # its caller hears of the end
-        answer = None if self.checkpoints is None else self.checkpoints.answers.pop(call.task_id, None)
+        answer = None if self.checkpoints is None else self.checkpoints.machine.take_answer(call)
         if answer is not None:  # it ran before this process was made, and only its reply was lost
             self.client.out.append((source, Reply(call.task_id, answer)))
             return

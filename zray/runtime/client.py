@@ -422,14 +422,6 @@ class Client(EventLink):
             token = self.machine.ask_hold_for(holder, object_ids)
         self._await_answer(token)
 
-    def hand_to_node(self, object_id: bytes, make: Callable[[bytes], Any]) -> None:
-        """Let the node keep an object, as the message that ``make`` gives asks it to; acknowledged."""
-        with self.lock:
-            self.machine.share((object_id,))
-            self.out.append((self.node, make(object_id)))
-        self.confirm_acquired()
-        self.note_dropped(object_id)
-
     def confirm_acquired(self, timeout_s: float | None = None) -> None:
         """Return once the node has heard everything that this process has said so far."""
         with self.lock:

@@ -350,7 +350,7 @@ class WorkerProcess:
         )
         if descriptor.checkpoint_interval >= 0:
             checkpoints = self.actor.checkpoints = Checkpoints(self.client, actor, descriptor)
-            own_client.on_save_wanted(checkpoints.want)
+            own_client.on_save_wanted(checkpoints.machine.want)
             if again:
                 checkpoints.restore(self._fetch_views, self.actor.repeat)
         if not self.client.servers:
