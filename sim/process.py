@@ -100,6 +100,7 @@ class Process(ABC):
         self._debt_ns = 0  # processor time used and not yet spent
         self._hearing_until_ns = 0  # processor time that frames take, beside what it waits for
         self._duty_planned = False
+        self._frames_heard = 0
         self._steps: Steps = self.main()
         self._waiting: Callable[[], bool] | None = None
         cluster.network.attach(address, self.receive)
@@ -180,6 +181,9 @@ class Process(ABC):
         )
         for message in messages:
             handlers[type(message)](now_ns, source, message)
+        self._frames_heard += 1
+        if self._frames_heard % self.cluster.check_every == 0:
+            self.check()
         if waiting is not None:
             if waiting():
                 self._waiting = None
@@ -190,6 +194,10 @@ class Process(ABC):
         elif self.out and not self._duty_planned:
             self._duty_planned = True
             self.kernel.after(self.config.idle_duty_interval_ns, self._idle_duty)
+
+    def check(self) -> None:
+        """What the machines of this process say of themselves."""
+        self.machine.check()
 
     def _idle_duty(self, _: Any) -> None:
         self._duty_planned = False

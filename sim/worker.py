@@ -111,6 +111,11 @@ class SimWorker(Process):
     def _has_work(self) -> bool:
         return bool(self.work.runs or self.work.calls or self.work.exiting)
 
+    def check(self) -> None:
+        """Those of a worker, too."""
+        super().check()
+        self.work.check()
+
     def crashes_when_creating(self) -> bool:
         """Die between the room and the bytes."""
         if self.crash_when_creating:
