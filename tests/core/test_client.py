@@ -9,6 +9,7 @@ import pytest
 from zray import ids
 from zray.config import Config
 from zray.core.client import (
+    DEAD_ACTORS_MIN,
     HAS_VALUE,
     NO_ROOM,
     ROOM,
@@ -18,7 +19,9 @@ from zray.core.client import (
 )
 from zray.core.machine import bound_handlers, pump
 from zray.core.task_context import TaskContext
+from zray.protocol.faults import ACTOR_DIED, fault_value
 from zray.protocol.messages import (
+    ACTOR_DEAD,
     AT_NODE,
     EXTENT,
     INLINE,
@@ -26,6 +29,7 @@ from zray.protocol.messages import (
     Abort,
     Acked,
     Acquire,
+    ActorState,
     Call,
     Create,
     Created,
@@ -272,6 +276,45 @@ class TestCalling:
         driver.machine.cancel(task_id, force=False, recursive=True)
         assert driver.machine.objects.is_ready(object_id)
         assert not driver.machine.is_call(task_id)
+
+
+def call_and_lose(driver: Driver, number: int, *, keep_handle: bool = False) -> bytes:
+    """Call an actor of its own that then dies; returns the handle."""
+    actor_id = ids.task_id(b"actors__", number)
+    handle = ids.first_return_id(actor_id)
+    driver.machine.objects.borrow(handle)
+    driver.machine.call_actor(driver.context, actor_id, handle, MethodCall("m", 0), b"", (), ())
+    if not keep_handle:
+        driver.machine.objects.drop(handle)
+    driver.hear(ActorState(actor_id, ACTOR_DEAD, b"", "", fault_value(ACTOR_DIED, "a", "killed")))
+    driver.take()
+    return handle
+
+
+class TestDeadActors:
+    def test_one_without_a_handle_is_forgotten_at_once(self, driver: Driver) -> None:
+        for number in range(3):
+            call_and_lose(driver, number)
+        assert not driver.machine.calls.callees
+
+    def test_one_with_a_handle_is_known_to_be_dead(self, driver: Driver) -> None:
+        handle = call_and_lose(driver, 1, keep_handle=True)
+        _, (object_id,) = driver.machine.call_actor(
+            driver.context, ids.producer_of(handle), handle, MethodCall("m"), b"", (), ()
+        )
+        assert driver.machine.objects.is_ready(object_id)
+        assert driver.take() == []
+
+    def test_their_number_is_bounded_by_that_of_handles(self, driver: Driver) -> None:
+        kept = [call_and_lose(driver, number, keep_handle=True) for number in range(3 * DEAD_ACTORS_MIN)]
+        assert len(driver.machine.calls.callees) == len(kept)
+        for handle in kept[1:]:
+            driver.machine.objects.drop(handle)
+        numbers = range(len(kept), len(kept) + 5 * DEAD_ACTORS_MIN)
+        for number in numbers:
+            driver.machine.objects.drop(call_and_lose(driver, number, keep_handle=True))
+        assert ids.producer_of(kept[0]) in driver.machine.calls.callees
+        assert len(driver.machine.calls.callees) <= 2 * DEAD_ACTORS_MIN
 
 
 class TestPutting:

@@ -28,9 +28,10 @@ from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import Address, Effect, Handler
 from zray.core.questions import Questions
 from zray.core.task_context import TaskContext
-from zray.ids import return_ids
+from zray.ids import first_return_id, return_ids
 from zray.protocol.group_messages import GroupAnswer
 from zray.protocol.messages import (
+    ACTOR_DEAD,
     EXTENT,
     INLINE,
     Abort,
@@ -69,6 +70,9 @@ from zray.protocol.user_messages import (
 
 ARGS_IN_LAST_DEP = b"@"
 """``Submit.args`` of a task whose arguments are too large to travel inside: they are its last dependency."""
+
+DEAD_ACTORS_MIN = 64
+"""So many actors that died under a handle are kept at least before it is looked whose handles are gone."""
 
 ROOM, HAS_VALUE, TOO_LARGE, NO_ROOM = range(4)
 """What comes of :meth:`ClientMachine.ask_room`."""
@@ -112,6 +116,8 @@ class ClientMachine:
         self._batch_max = config.submit_batch_max
         self._sent_ns = 0
         self._is_urgent = False
+        self._dead_actors: dict[bytes, None] = {}  # there were handles of them when they died
+        self._dead_actors_max = DEAD_ACTORS_MIN
 
     # --- when what gathered leaves -----------------------------------------------------------------
 
@@ -373,6 +379,19 @@ class ClientMachine:
     def on_actor_state(self, now_ns: int, source: Address, message: ActorState) -> None:
         """The node says where an actor is."""
         self.caller.on_state(message)
+        if message.state == ACTOR_DEAD and message.actor_id in self.calls.callees:
+            self._dead_actors[message.actor_id] = None
+            if not self._forget_dead((message.actor_id,)) and len(self._dead_actors) > self._dead_actors_max:
+                self._forget_dead(tuple(self._dead_actors))
+                self._dead_actors_max = max(DEAD_ACTORS_MIN, 2 * len(self._dead_actors))
+
+    def _forget_dead(self, actor_ids: Iterable[bytes]) -> bool:
+        """Forget those of which no handle is left (I15); whether there is one."""
+        forgotten = [one for one in actor_ids if not self.objects.refers_to(first_return_id(one))]
+        for actor_id in forgotten:
+            del self._dead_actors[actor_id]
+            self.calls.forget(actor_id)
+        return bool(forgotten)
 
     def on_lease(self, now_ns: int, source: Address, message: Lease) -> None:
         """The node has leased a worker to this process."""
