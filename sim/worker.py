@@ -25,11 +25,9 @@ from zray.core.machine import Address, bound_handlers
 from zray.core.worker import WorkerMachine
 from zray.protocol.messages import (
     ACTOR,
-    AT_NODE,
     DRIVER,
     ERROR,
     EXTENT,
-    FAULT,
     INLINE,
     PROTOCOL_VERSION,
     WORKER,
@@ -238,7 +236,7 @@ class SimWorker(Process):
             self.give_back(views)
 
     def _inputs(self, run: Run) -> Steps:
-        later = [ready.object_id for ready in run.deps if ready.value.kind == AT_NODE]
+        later = self.work.inputs_to_fetch(run)
         fetched = (yield from self._fetch_inputs(later)) if later else {}
         inputs = []
         for ready in run.deps:
@@ -253,9 +251,9 @@ class SimWorker(Process):
         self.take_up(object_ids)
         taken = yield from self.fetch(object_ids)
         try:
-            for value in taken.values():
-                if value.kind in (ERROR, FAULT):
-                    raise _InputFailedError(value)
+            failed = self.work.failed_input(taken.values())
+            if failed is not None:
+                raise _InputFailedError(failed)
             return {object_id: self.data_of(object_id, taken[object_id]) for object_id in object_ids}
         finally:
             self.give_back(taken)

@@ -17,7 +17,9 @@ from zray.errors import InvariantError
 from zray.protocol.messages import (
     ACTOR,
     AT_NODE,
+    ERROR,
     EXTENT,
+    FAULT,
     INLINE,
     TASK,
     Blocked,
@@ -121,6 +123,16 @@ class TestTheQueue:
     def test_the_end_is_noted(self, worker: Worker) -> None:
         worker.hear(Exit("idle"))
         assert worker.machine.exiting
+
+
+class TestInputs:
+    def test_what_lies_at_the_node_is_fetched(self, worker: Worker) -> None:
+        assert worker.machine.inputs_to_fetch(run(1)) == [b"n" * 16]
+
+    def test_the_first_error_among_them_is_the_outcome(self, worker: Worker) -> None:
+        value, error, fault = Value(INLINE, b"v"), Value(ERROR, b"e"), Value(FAULT, b"f")
+        assert worker.machine.failed_input([value, fault, error]) is fault
+        assert worker.machine.failed_input([value]) is None
 
 
 class TestResults:

@@ -10,6 +10,7 @@ A task is in ``runs`` or ``calls`` until it starts, then it is ``current`` until
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from typing import ClassVar
 
 from zray.core.cancellation import cancelled_value
@@ -18,7 +19,10 @@ from zray.core.machine import Address, Handler, invariant
 from zray.core.stream_credits import StreamCredits
 from zray.ids import NIL_ID, short
 from zray.protocol.messages import (
+    AT_NODE,
+    ERROR,
     EXTENT,
+    FAULT,
     Blocked,
     Call,
     Describe,
@@ -111,6 +115,16 @@ class WorkerMachine:
         return self.current == task_id
 
     # --- what runs ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def inputs_to_fetch(run: Run) -> list[bytes]:
+        """The inputs of a task that did not come along with it."""
+        return [ready.object_id for ready in run.deps if ready.value.kind == AT_NODE]
+
+    @staticmethod
+    def failed_input(values: Iterable[Value]) -> Value | None:
+        """The first of these that is no value but an error: what takes them ends with the same one."""
+        return next((value for value in values if value.kind in (ERROR, FAULT)), None)
 
     def block(self, task_id: bytes) -> list[Run]:
         """The running task waits: its resources are for others, and what is queued behind it, returned."""

@@ -29,9 +29,6 @@ from zray.core.worker import WorkerMachine
 from zray.errors import TaskCancelledError
 from zray.protocol.messages import (
     ACTOR,
-    AT_NODE,
-    ERROR,
-    FAULT,
     PROTOCOL_VERSION,
     WORKER,
     Call,
@@ -398,7 +395,7 @@ class WorkerProcess:
         if not run.deps:
             return load_args(run.args, ())
         views = [self.client.view(ready.object_id, ready.value) for ready in run.deps]
-        later = [ready.object_id for ready in run.deps if ready.value.kind == AT_NODE]
+        later = self.machine.inputs_to_fetch(run)
         try:
             if later:
                 fetched = self._fetch_views(later)
@@ -452,10 +449,10 @@ class WorkerProcess:
                 client.objects.borrow(object_id)
         values = client.fetch(object_ids, None)
         assert values is not None
-        for value in values.values():
-            if value.kind in (ERROR, FAULT):
-                client.give_back(values)
-                raise InputFailedError(value)
+        failed = self.machine.failed_input(values.values())
+        if failed is not None:
+            client.give_back(values)
+            raise InputFailedError(failed)
         return {object_id: client.view(object_id, value) for object_id, value in values.items()}
 
 
