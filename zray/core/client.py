@@ -131,11 +131,6 @@ class ClientMachine:
             self.leased.settle()
         self.objects.settle()
 
-    def is_settled(self) -> bool:
-        """Whether :meth:`settle` has nothing to do."""
-        objects = self.objects
-        return not (objects.released or objects.unpinned or self.leased.due)
-
     def sent(self, now_ns: int) -> None:
         """The outbox has left."""
         self._sent_ns = now_ns

@@ -497,8 +497,8 @@ class Client(EventLink):
         self.unpinned.append(object_id)
         self.rouse_sleeper()
 
-    def settle(self) -> None:
-        """Count what died since the last time. Lock held."""
+    def count_dropped(self) -> None:
+        """Let go of what died since the last time. Lock held."""
         dropped, unpinned, objects = self.dropped, self.unpinned, self.objects
         while self.closed_streams:
             self.streams.let_go(self.closed_streams.popleft())
@@ -506,7 +506,6 @@ class Client(EventLink):
             objects.drop(dropped.popleft())
         while unpinned:
             objects.unpinned.append(unpinned.popleft())
-        self.machine.settle()
 
     def has_gathered(self) -> bool:
         """Whether a ref died that the node was not told of."""
@@ -514,14 +513,13 @@ class Client(EventLink):
 
     def before_sending(self) -> None:
         """Refs that died are let go with the next batch. Lock held."""
-        if (
-            self.dropped or self.unpinned or self.closed_streams or not self.machine.is_settled()
-        ):  # fmt: skip
-            self.settle()
+        if self.dropped or self.unpinned or self.closed_streams:
+            self.count_dropped()
+        self.machine.settle()
 
     def do_idle_duty(self) -> None:
         """What had time has time now. Lock held."""
-        self.settle()  # first: what nobody refers to any more is not kept
+        self.count_dropped()  # first: what nobody refers to any more is not kept
         self.machine.catch_up()
         super().do_idle_duty()
 
