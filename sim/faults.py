@@ -129,7 +129,9 @@ class Faults:
 
     def _victim(self, random: Random) -> SimWorker | None:
         workers = [worker for node in self.cluster.nodes for worker in node.workers.values()]
-        running = [worker for worker in workers if worker.current.strip(b"\0") or worker.actor is not None]
+        running = [
+            worker for worker in workers if worker.work.current.strip(b"\0") or worker.actor is not None
+        ]
         candidates = running if running and random.random() < 0.8 else workers
         return random.choice(candidates) if candidates else None
 

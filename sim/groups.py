@@ -48,7 +48,7 @@ class MakeGroup(NamedTuple):
 
     def perform(self, process: Process) -> Steps:
         """As ``placement_group()`` does."""
-        group_id = ids.task_id(process._next_prefix(), process._counter)
+        group_id = process.context.next_task_id()
         bundles = tuple(demand_from({"CPU": cpus}) for cpus in self.cpus)
         spec = GroupSpec(group_id, bundles, self.strategy)
         process.cluster.judge.groups.made(spec)
@@ -70,9 +70,8 @@ class EndGroup(NamedTuple):
 
 
 def _ask(process: Process, request: Any) -> Steps:
-    process._tokens += 1
-    token = process._tokens
-    answer: GroupAnswer = yield from process._ask(token, replace(request, token=token))
+    token = process.machine.ask(lambda token: replace(request, token=token))
+    answer: GroupAnswer = yield from process.answer_to(token)
     return answer
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.programs import Compute, ProgramError, Ref, pack, unpack, unpack_error
-from zray.protocol.messages import ERROR, FAULT, INLINE, Describe, KillActor, Value
+from zray.protocol.messages import ERROR, FAULT, INLINE, Describe, Value
 
 if TYPE_CHECKING:
     from sim.process import Process, Steps
@@ -73,10 +73,7 @@ class KillAs(NamedTuple):
 
     def perform(self, process: Process) -> Steps:
         """As ``kill()`` does."""
-        process.out.append((process.node, KillActor(self.actor_id)))
-        process.cluster.judge.actor_killed(self.actor_id)
-        yield from process._spend()
-        process.send_all()
+        yield from process.kill_actor(self.actor_id)
 
 
 class Work(NamedTuple):
@@ -103,22 +100,13 @@ class Look(NamedTuple):
 
     def perform(self, process: Process) -> Steps:
         """As ``get()`` does."""
-        objects = process.objects
         taken: dict[bytes, Value] = {}
         try:
-            while True:
-                left = []
-                for object_id in dict.fromkeys(self.object_ids):
-                    value = None if object_id in taken else objects.take(object_id)
-                    if value is not None:
-                        taken[object_id] = value
-                    elif object_id not in taken:
-                        left.append(object_id)
-                if not left:
-                    return {object_id: _outcome(process, object_id, taken[object_id]) for object_id in taken}
-                want = objects.want(left, None, True)
-                if not (yield from _wait(process, want, self.until_ns)):
+            unique = dict.fromkeys(self.object_ids)
+            while (want := process.objects.take_all(unique, taken)) is not None:
+                if not (yield from process.wait_for(want, self.until_ns)):
                     return None
+            return {object_id: _outcome(process, object_id, taken[object_id]) for object_id in taken}
         finally:
             process.give_back(taken)
 
@@ -142,24 +130,10 @@ class AwaitUntil(NamedTuple):
 
     def perform(self, process: Process) -> Steps:
         """As ``wait()`` does."""
-        ready = [process.objects.is_ready(object_id) for object_id in self.object_ids]
-        if sum(ready) < self.needed:
-            want = process.objects.want(list(self.object_ids), self.needed, False)
-            yield from _wait(process, want, self.until_ns)
+        want = process.objects.await_ready(self.object_ids, self.needed)
+        if want is not None:
+            yield from process.wait_for(want, self.until_ns)
         return [process.objects.is_ready(object_id) for object_id in self.object_ids]
-
-
-def _wait(process: Process, want: Any, until_ns: int | None) -> Steps:
-    """Until ``want`` is done or the time is over; whether it is done."""
-    if until_ns is not None:
-        process.kernel.at(until_ns, process.look)
-    try:
-        yield from process.wait_until(
-            lambda: want.done or (until_ns is not None and process.kernel.now_ns >= until_ns)
-        )
-        return want.done
-    finally:
-        process.objects.end_want(want)
 
 
 def user_error(data: bytes) -> ProgramError:

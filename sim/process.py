@@ -1,9 +1,9 @@
-"""What a simulated driver and worker share: the part of the runtime's client, in virtual time.
+"""What a simulated driver and worker share: what surrounds the client's machine, in virtual time.
 
-The state machines are the real ones (``ClientObjects``, ``ActorCalls``). Around them a process is one
-Python generator that yields how long it computes, in nanoseconds, or a predicate that it waits for.
-Messages are handled when they arrive, also while the process computes (the real one has a thread for
-that); what they make the process say leaves when it waits, or with the next visit of that thread.
+What is decided is decided by the real :class:`ClientMachine`. Around it a process is one Python generator
+that yields how long it computes, in nanoseconds, or a predicate that it waits for. Messages are handled when
+they arrive, also while the process computes (the real one has a thread for that); what they make the
+process say leaves when it waits, or with the next visit of that thread.
 """
 
 from __future__ import annotations
@@ -35,40 +35,18 @@ from sim.programs import (
     pack_args,
     unpack,
 )
-from zray import ids
-from zray.core.actor_caller import ActorCaller
-from zray.core.actor_calls import ActorCalls
-from zray.core.client_objects import ClientObjects
-from zray.core.leased_tasks import LeasedTasks
-from zray.core.machine import Address, Effect
-from zray.protocol.group_messages import GroupAnswer
+from zray.core.client import ARGS_IN_LAST_DEP, HAS_VALUE, ROOM, TOO_LARGE, ClientMachine, MethodCall
+from zray.core.client_objects import Want
+from zray.core.machine import Address, bound_handlers
+from zray.core.task_context import TaskContext
 from zray.protocol.messages import (
     EXTENT,
     FILE,
-    INLINE,
     TASK,
-    Acked,
-    Acquire,
-    ActorState,
-    Call,
-    Create,
-    Created,
-    CreateFailed,
-    Credit,
     Describe,
     Exit,
-    ExportFunction,
-    Goodbye,
-    HoldFor,
-    KillActor,
-    Lease,
-    LeasedReply,
-    LeaseGone,
     ObjectReady,
     Refused,
-    Reply,
-    Seal,
-    Submit,
     Value,
     Warn,
     Welcome,
@@ -80,8 +58,6 @@ if TYPE_CHECKING:
 
 Wish = int | Callable[[], bool]
 Steps = Generator[Wish, None, Any]
-
-ARGS_IN_LAST_DEP = b"@"
 
 
 class Process(ABC):
@@ -102,30 +78,29 @@ class Process(ABC):
         self.address = address
         self.host = node
         self.node = node.address
-        self.out: list[Effect] = []
-        self.objects = ClientObjects(self.out, node=self.node)
-        self.calls = ActorCalls(self.out, node=self.node)
-        self.caller = ActorCaller(self.calls, self.objects)
-        self.leased = LeasedTasks(self.out, node=self.node, objects=self.objects)
+        self.machine = ClientMachine(node=self.node, config=self.config)
+        self.out, self.objects, self.calls = self.machine.out, self.machine.objects, self.machine.calls
+        self.handlers = bound_handlers(self.machine)
+        self.handlers.update(
+            {
+                ObjectReady: self._on_ready,
+                Welcome: self._on_welcome,
+                Refused: self._on_refused,
+                Warn: self._on_warn,
+                Exit: self.on_exit,
+            }
+        )
         self.alive = True
         self.welcome: Welcome | None = None
         self.frozen_until_ns = 0
         self._unheard: deque[tuple[Address, list[Any]]] = deque()
         self.routes: dict[Address, Address] = {}  # caller -> the address of ours that it called
         self.handles: dict[bytes, int] = {}  # of the running context, with their number
-        self.context_task = root_task
-        self._prefix = ids.child_prefix(root_task)
-        self._counter = 0
-        self._described: dict[bytes, None] = {}
-        self._exported: dict[bytes, None] = {}
-        self._window = self.config.submit_window_max
-        self._window_floor = 0
-        self._sent_ns = 0
+        self.context = TaskContext(root_task)
         self._debt_ns = 0  # processor time used and not yet spent
         self._hearing_until_ns = 0  # processor time that frames take, beside what it waits for
         self._duty_planned = False
-        self._tokens = 0
-        self._replies: dict[Any, Any] = {}
+        self._frames_heard = 0
         self._steps: Steps = self.main()
         self._waiting: Callable[[], bool] | None = None
         cluster.network.attach(address, self.receive)
@@ -199,13 +174,16 @@ class Process(ABC):
             self._hear(*self._unheard.popleft())
 
     def _hear(self, source: Address, messages: list[Any]) -> None:
-        handlers = self.HANDLERS
+        handlers = self.handlers
         now_ns, waiting = self.kernel.now_ns, self._waiting
         self._hearing_until_ns = max(self._hearing_until_ns, now_ns) + self.costs.of_frame(
             len(messages), slept=waiting is not None and self._hearing_until_ns <= now_ns
         )
         for message in messages:
-            handlers[type(message)](self, source, message)
+            handlers[type(message)](now_ns, source, message)
+        self._frames_heard += 1
+        if self._frames_heard % self.cluster.check_every == 0:
+            self.check()
         if waiting is not None:
             if waiting():
                 self._waiting = None
@@ -217,6 +195,10 @@ class Process(ABC):
             self._duty_planned = True
             self.kernel.after(self.config.idle_duty_interval_ns, self._idle_duty)
 
+    def check(self) -> None:
+        """What the machines of this process say of themselves."""
+        self.machine.check()
+
     def _idle_duty(self, _: Any) -> None:
         self._duty_planned = False
         if self.alive:
@@ -224,14 +206,12 @@ class Process(ABC):
                 self._duty_planned = True
                 self.kernel.at(self.frozen_until_ns, self._idle_duty)
             else:
-                self.leased.settle()
+                self.machine.catch_up()
                 self.send_all()
 
     def send_all(self) -> None:
         """Send what is in the outbox, one batch per peer."""
-        if self.leased.due:
-            self.leased.settle()
-        self.objects.settle()
+        self.machine.settle()
         out = self.out
         if not out:
             return
@@ -243,7 +223,8 @@ class Process(ABC):
             else:
                 messages.append(message)
         out.clear()
-        now_ns = self._sent_ns = self.kernel.now_ns
+        now_ns = self.kernel.now_ns
+        self.machine.sent(now_ns)
         for destination, messages in by_peer.items():
             source = self.routes.get(destination, self.address)
             self.cluster.network.send(source, destination, messages, now_ns)
@@ -255,10 +236,8 @@ class Process(ABC):
             yield debt_ns
 
     def _after_append(self) -> Steps:
-        """Send if the batch is full or the link was idle."""
-        now_ns = self.kernel.now_ns + self._debt_ns
-        config = self.config
-        if len(self.out) >= config.submit_batch_max or now_ns - self._sent_ns > config.submit_linger_ns:
+        """Send if that is due."""
+        if self.machine.is_due(self.kernel.now_ns + self._debt_ns):
             yield from self._spend()
             self.send_all()
 
@@ -285,15 +264,7 @@ class Process(ABC):
 
     def set_context(self, task_id: bytes) -> None:
         """What is made from now on gets ids below this task's."""
-        self.context_task = task_id
-        self._prefix = b""
-        self._counter = 0
-
-    def _next_prefix(self) -> bytes:
-        if not self._prefix:
-            self._prefix = ids.child_prefix(self.context_task)
-        self._counter += 1
-        return self._prefix
+        self.context = TaskContext(task_id)
 
     def drive(self, program: Program) -> Steps:
         """Perform the operations of user code; returns what it returns."""
@@ -355,56 +326,29 @@ class Process(ABC):
         self._debt_ns += self.costs.submit_ns
         packed, deps = pack_args(args) if args else (_NO_ARGS, ())
         data, deps, stored = yield from self._args_as_sent(packed, deps)
-        if kind.descriptor_id not in self._described:
-            self._describe(kind)
-        task_id = ids.task_id(self._next_prefix(), self._counter)
-        returns = ids.return_ids(task_id, kind.num_returns)
-        self.share((*deps, *packed.contained))
+        machine = self.machine
+        if kind.descriptor_id not in machine.described:
+            machine.describe(kind, self.cluster.code_of(kind))
+        task_id, returns = machine.submit(
+            self.context, kind, data, deps, packed.contained, stored_args=stored
+        )
+        self.cluster.judge.task_submitted(task_id)
         for object_id in returns:
             self._add_handle(object_id)
-        self.cluster.judge.task_submitted(task_id)
-        spec = Submit(task_id, self.context_task, kind.descriptor_id, data, deps, packed.contained)
-        lease = None if deps or packed.contained else self.leased.free_for(kind.descriptor_id)
-        if lease is not None:
-            self.leased.run(lease, spec)
-            yield from self._spend()
-            self.send_all()
-            return returns
-        self.objects.expect(returns)
-        self.out.append((self.node, spec))
-        if stored:
-            self.objects.drop(stored)
-        self._window -= 1
         yield from self._after_append()
-        if self._window <= self._window_floor:
-            yield from self._wait_for_credit()
+        if machine.window <= machine.window_floor:
+            deadline_ns = self.kernel.now_ns + self._debt_ns + self.config.submit_delay_ns
+            self.kernel.at(deadline_ns, self.look)
+            yield from self.wait_until(lambda: machine.window > 0 or self.kernel.now_ns >= deadline_ns)
+            machine.go_on()
         return returns
-
-    def share(self, object_ids: Sequence[bytes]) -> None:
-        """Refs leave the process; the node hears of a task before it hears of its value."""
-        if object_ids:
-            self.leased.settle()
-            self.objects.share(object_ids)
 
     def _args_as_sent(self, packed: Packed, deps: tuple[bytes, ...]) -> Steps:
         """(data, deps, id of the stored arguments or nothing): large arguments travel as an object."""
-        if packed.total_bytes <= self.config.inline_bytes_max:
+        if packed.total_bytes <= self.machine.inline_bytes_max:
             return packed.data, deps, b""
         stored = yield from self._put(packed)
         return ARGS_IN_LAST_DEP, (*deps, stored), stored
-
-    def _describe(self, kind: Describe) -> None:
-        if kind.function_id not in self._exported:
-            self._exported[kind.function_id] = None
-            self.out.append((self.node, ExportFunction(kind.function_id, self.cluster.code_of(kind))))
-        self._described[kind.descriptor_id] = None
-        self.out.append((self.node, kind))
-
-    def _wait_for_credit(self) -> Steps:
-        deadline_ns = self.kernel.now_ns + self._debt_ns + self.config.submit_delay_ns
-        self.kernel.at(deadline_ns, self.look)
-        yield from self.wait_until(lambda: self._window > 0 or self.kernel.now_ns >= deadline_ns)
-        self._window_floor = 0 if self._window > 0 else self._window - self.config.submit_batch_max
 
     # --- objects -----------------------------------------------------------------------------------
 
@@ -417,29 +361,29 @@ class Process(ABC):
 
     def _put(self, packed: Packed) -> Steps:
         """Keep a value; the id of the object, held once."""
-        object_id = ids.put_id(self._next_prefix(), self._counter)
-        if packed.total_bytes <= self.config.inline_bytes_max:
-            self.objects.keep(object_id, Value(INLINE, packed.data, 0, 0, packed.contained))
+        machine, object_id = self.machine, self.context.next_put_id()
+        if packed.total_bytes <= machine.inline_bytes_max:
+            machine.keep(object_id, packed.data, packed.contained)
             return object_id
         written = yield from self.store(object_id, packed)
-        if not written:  # an earlier attempt put it
-            self.out.append((self.node, Acquire((object_id,))))
+        if not written:
+            machine.hold_former(object_id)
             written = yield from self.store(object_id, packed)
-        if written:
-            self.share(packed.contained)
-            self.out.append((self.node, Seal(object_id, packed.contained)))
-        self.objects.stored(object_id)
+        machine.stored(object_id, packed.contained, written=written)
         yield from self._after_append()
         return object_id
 
     def store(self, object_id: bytes, packed: Packed, holder: Address = b"") -> Steps:
         """Write a large value, not sealed yet; False if the object has one already."""
-        answer = yield from self._ask(object_id, Create(object_id, packed.total_bytes, holder))
-        if isinstance(answer, CreateFailed):
-            if answer.capacity_bytes == 0:
-                return False
-            full = packed.total_bytes > answer.capacity_bytes
-            raise ProgramError("store_full" if full else "out_of_disk", answer.detail)
+        machine, size_bytes = self.machine, packed.total_bytes
+        machine.ask_room(object_id, size_bytes, holder)
+        answer = yield from self.answer_to(object_id)
+        verdict = machine.verdict(answer, size_bytes)
+        if verdict == HAS_VALUE:
+            return False
+        if verdict != ROOM:
+            machine.abandon(object_id)
+            raise ProgramError("store_full" if verdict == TOO_LARGE else "out_of_disk", answer.detail)
         if self.crashes_when_creating():
             yield _never
         self.host.memory.write(self.address, answer, packed)
@@ -465,23 +409,23 @@ class Process(ABC):
 
     def fetch(self, object_ids: Sequence[bytes]) -> Steps:
         """The values of objects that this process refers to, each shown once."""
-        objects = self.objects
         taken: dict[bytes, Value] = {}
         unique = dict.fromkeys(object_ids)
-        while True:
-            left = []
-            for object_id in unique:
-                if object_id not in taken:
-                    value = objects.take(object_id)
-                    if value is None:
-                        left.append(object_id)
-                    else:
-                        taken[object_id] = value
-            if not left:
-                return taken
-            want = objects.want(left, None, True)
-            yield from self.wait_until(lambda want=want: want.done)  # type: ignore[misc]
-            objects.end_want(want)
+        while (want := self.objects.take_all(unique, taken)) is not None:
+            yield from self.wait_for(want)
+        return taken
+
+    def wait_for(self, want: Want, until_ns: int | None = None) -> Steps:
+        """Until it is done or the time is over; whether it is done."""
+        if until_ns is not None:
+            self.kernel.at(until_ns, self.look)
+        try:
+            yield from self.wait_until(
+                lambda: want.done or (until_ns is not None and self.kernel.now_ns >= until_ns)
+            )
+            return want.done
+        finally:
+            self.objects.end_want(want)
 
     def give_back(self, taken: dict[bytes, Value]) -> None:
         """Nobody looks at these extents any more. After a crash the node finds that out by itself."""
@@ -513,9 +457,9 @@ class Process(ABC):
     def do_await(self, operation: Await) -> Steps:
         """Wait for some of the refs."""
         object_ids = list(dict.fromkeys(ref.object_id for ref in operation.refs))
-        want = self.objects.want(object_ids, operation.needed, False)
-        yield from self.wait_until(lambda: want.done)
-        self.objects.end_want(want)
+        want = self.objects.await_ready(object_ids, operation.needed)
+        if want is not None:
+            yield from self.wait_for(want)
         ready = [self.objects.is_ready(ref.object_id) for ref in operation.refs]
         self.cluster.judge.waited(self.address, sum(ready), operation.needed)
         return ready
@@ -530,22 +474,19 @@ class Process(ABC):
         return None
         yield  # a generator like the others
 
-    def _ask(self, key: Any, request: Any) -> Steps:
-        self._replies[key] = None
-        self.out.append((self.node, request))
-        yield from self.wait_until(lambda: self._replies[key] is not None)
-        return self._replies.pop(key)
+    def answer_to(self, key: bytes | int) -> Steps:
+        """Wait for the answer to a question."""
+        questions = self.machine.questions
+        yield from self.wait_until(lambda: questions.is_answered(key))
+        return questions.take(key)
 
     def acquire_for(self, holder: Address, object_ids: tuple[bytes, ...]) -> Steps:
         """Let another process hold objects, acknowledged."""
-        self.share(object_ids)
-        self._tokens += 1
-        yield from self._ask(self._tokens, HoldFor(holder, object_ids, self._tokens))
+        yield from self.answer_to(self.machine.ask_hold_for(holder, object_ids))
 
     def confirm_acquired(self) -> Steps:
         """Go on once the node counts every ref taken up so far."""
-        self._tokens += 1
-        yield from self._ask(self._tokens, Acquire((), self._tokens))
+        yield from self.answer_to(self.machine.ask_whether_heard())
 
     # --- actors ------------------------------------------------------------------------------------
 
@@ -555,97 +496,52 @@ class Process(ABC):
         handle, method, args, count, repeats = operation
         packed, deps = pack_args(args) if args else (_NO_ARGS, ())
         data, deps, stored = yield from self._args_as_sent(packed, deps)
-        task_id = ids.task_id(self._next_prefix(), self._counter)
-        returns = ids.return_ids(task_id, count)
-        arguments = (*deps, *packed.contained)
-        self.share((handle.object_id, *arguments))
-        sequence = self.calls.next_sequence(handle.actor_id)
-        call = Call(task_id, handle.actor_id, sequence, method, count, data, deps)
+        task_id, returns = self.machine.call_actor(
+            self.context, handle.actor_id, handle.object_id, MethodCall(method, count, repeats=repeats),
+            data, deps, packed.contained, stored,
+        )  # fmt: skip
         self.cluster.judge.call_made(self.address, handle.actor_id, task_id)
-        self.caller.call(call, returns, arguments, repeats)
         for object_id in returns:
             self._add_handle(object_id)
-        if stored:
-            self.objects.drop(stored)
         yield from self._after_append()
         return Ref(returns[0]) if count == 1 else [Ref(object_id) for object_id in returns]
 
     def do_end_actor(self, operation: EndActor) -> Steps:
         """Kill an actor."""
-        self.out.append((self.node, KillActor(operation.actor.actor_id)))
-        self.cluster.judge.actor_killed(operation.actor.actor_id)
+        yield from self.kill_actor(operation.actor.actor_id)
+
+    def kill_actor(self, actor_id: bytes) -> Steps:
+        """End it at once."""
+        self.machine.kill_actor(actor_id)
+        self.cluster.judge.actor_killed(actor_id)
         yield from self._spend()
         self.send_all()
 
     # --- what arrives ------------------------------------------------------------------------------
 
-    def on_ready(self, source: Address, message: ObjectReady) -> None:
-        """The node shows or announces a value."""
+    def _on_ready(self, now_ns: int, source: Address, message: ObjectReady) -> None:
         if message.value.kind == EXTENT:
             self.host.memory.look(self.address, message.object_id, message.value)
             if message.object_id not in self.objects.objects:
                 self.host.memory.look_away(self.address, message.object_id, message.value)
-        self.objects.on_ready(message)
-        self.leased.on_value_at_node(message.object_id)
+        self.machine.on_ready(now_ns, source, message)
 
-    def on_lease(self, source: Address, message: Lease) -> None:
-        """The node has leased a worker to this process."""
-        self.leased.on_lease(message)
-
-    def on_leased_reply(self, source: Address, message: LeasedReply) -> None:
-        """A leased worker answers."""
-        self.leased.on_reply(message)
-
-    def on_lease_gone(self, source: Address, message: LeaseGone) -> None:
-        """A lease is over."""
-        self.leased.on_gone(message)
-
-    def on_reply(self, source: Address, message: Reply) -> None:
-        """An actor answers."""
-        self.caller.on_reply(message)
-
-    def on_actor_state(self, source: Address, message: ActorState) -> None:
-        """The node says where an actor is."""
-        self.caller.on_state(message)
-
-    def on_object_answer(self, source: Address, message: Created | CreateFailed) -> None:
-        """Room, or none."""
-        if message.object_id in self._replies:
-            self._replies[message.object_id] = message
-
-    def on_acked(self, source: Address, message: Acked) -> None:
-        """Holds are counted."""
-        if message.token in self._replies:
-            self._replies[message.token] = message
-
-    def on_group_answer(self, source: Address, message: GroupAnswer) -> None:
-        """The coordinator of placement groups answers."""
-        if message.token in self._replies:
-            self._replies[message.token] = message
-
-    def on_credit(self, source: Address, message: Credit) -> None:
-        """The window opens."""
-        self._window += message.tasks
-
-    def on_welcome(self, source: Address, message: Welcome) -> None:
-        """The node knows this process."""
+    def _on_welcome(self, now_ns: int, source: Address, message: Welcome) -> None:
         self.welcome = message
 
-    def on_refused(self, source: Address, message: Refused) -> None:
-        """The node does not accept something: here that is always a bug."""
+    def _on_refused(self, now_ns: int, source: Address, message: Refused) -> None:
+        """Here that is always a bug."""
         self.cluster.judge.fail(f"{self.address.hex()} was refused: {message.reason}: {message.detail}")
 
-    def on_warn(self, source: Address, message: Warn) -> None:
-        """A sentence for people."""
+    def _on_warn(self, now_ns: int, source: Address, message: Warn) -> None:
         self.cluster.tell(self.address, message.text)
 
-    def on_exit(self, source: Address, message: Exit) -> None:  # noqa: B027  only workers do
+    def on_exit(self, now_ns: int, source: Address, message: Exit) -> None:  # noqa: B027  only workers do
         """The node ends this process; a driver ends by itself."""
 
     def say_goodbye(self) -> None:
         """The last words of a driver."""
-        self.leased.settle()
-        self.out.append((self.node, Goodbye()))
+        self.machine.say_goodbye()
         self.send_all()
 
     PERFORM: ClassVar[dict[type, Any]] = {
@@ -658,23 +554,6 @@ class Process(ABC):
         MakeActor: do_make_actor,
         CallActor: do_call_actor,
         EndActor: do_end_actor,
-    }
-    HANDLERS: ClassVar[dict[type, Any]] = {
-        ObjectReady: on_ready,
-        Reply: on_reply,
-        Lease: on_lease,
-        LeasedReply: on_leased_reply,
-        LeaseGone: on_lease_gone,
-        ActorState: on_actor_state,
-        Created: on_object_answer,
-        CreateFailed: on_object_answer,
-        Acked: on_acked,
-        GroupAnswer: on_group_answer,
-        Credit: on_credit,
-        Welcome: on_welcome,
-        Refused: on_refused,
-        Warn: on_warn,
-        Exit: on_exit,
     }
 
 

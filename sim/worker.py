@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from sim.checkpoints import SimCheckpoints
-from sim.process import ARGS_IN_LAST_DEP, Process, Steps
+from sim.process import Process, Steps
 from sim.programs import (
     ACTORS,
     Packed,
@@ -21,41 +20,31 @@ from sim.programs import (
 )
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
-from zray.core.machine import Address
+from zray.core.client import ARGS_IN_LAST_DEP
+from zray.core.machine import Address, bound_handlers
+from zray.core.worker import WorkerMachine
 from zray.protocol.messages import (
     ACTOR,
-    AT_NODE,
     DRIVER,
     ERROR,
     EXTENT,
-    FAULT,
     INLINE,
     PROTOCOL_VERSION,
     WORKER,
-    Blocked,
     Call,
     Describe,
     EndLease,
-    Exit,
     ExportFunction,
     Hello,
     JobContext,
-    LeasedDone,
-    LeasedReply,
     LeasedRun,
-    LeaseEnded,
-    LeaseReady,
     PrepareLease,
     Recall,
     Reply,
-    Returned,
     Run,
-    Seal,
-    TaskDone,
-    Unblocked,
     Value,
 )
-from zray.protocol.user_messages import CheckpointFound, RepeatCall, SeeGpus
+from zray.protocol.user_messages import RepeatCall, SeeGpus
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
@@ -69,39 +58,47 @@ class SimWorker(Process):
         super().__init__(cluster, address, node, ids.NIL_ID)
         self.pid = pid
         self.slot = slot
-        self.runs: deque[Run] = deque()
-        self.waiting_calls: deque[tuple[Address, Call | LeasedRun | EndLease]] = deque()
-        self.ended_lease = 0
-        self.last_reply: LeasedReply | None = None
+        self.work = WorkerMachine(self.machine)
         self.functions: dict[bytes, bytes] = {}
-        self.kinds: dict[bytes, Describe] = {}
         self.actor: Any = None
         self.actor_id = b""
         self.checkpoints: SimCheckpoints | None = None
         self.kept: list[bytes] = []  # refs in the actor's own state, each held once
-        self.current = ids.NIL_ID
         self.current_returns = 0  # return objects of what runs
-        self.finished = 0
-        self.first_finished_ns = 0
         self.lent_since_ns = 0
         self.lent_ns = 0  # of the current task
-        self.exiting = False
         self.crash_when_creating = False
+        self.handlers.update(bound_handlers(self.work))
+        self.handlers.update(
+            {
+                Run: self.on_run,
+                Call: self.on_call,
+                PrepareLease: self.on_prepare_lease,
+                LeasedRun: self.on_call,
+                ExportFunction: self.on_export,
+                JobContext: self.on_job,
+                Recall: self.on_recall,
+                SeeGpus: self.on_see_gpus,
+                RepeatCall: self.on_repeat,
+            }
+        )
 
     def main(self) -> Steps:
         """Serve until the node says to end."""
         self.out.append((self.node, Hello(PROTOCOL_VERSION, WORKER, self.pid, ids.NIL_ID, "sim")))
         yield from self.wait_until(lambda: self.welcome is not None)
-        while self.runs or self.waiting_calls or not self.exiting:
-            if not self.runs and not self.waiting_calls:
-                self.finished = 0
+        work = self.work
+        while work.runs or work.calls or not work.exiting:
+            if not work.runs and not work.calls:
+                work.note_idle()
                 yield from self.wait_until(self._has_work)
                 continue
-            if self.runs:
-                yield from self._run_task(self.runs.popleft())
+            if work.runs:
+                yield from self._run_task(work.runs.popleft())
             else:
-                yield from self._serve(*self.waiting_calls.popleft())
-            self._send_if_due()
+                yield from self._serve(*work.calls.popleft())
+            if (work.runs or work.calls) and work.note_result(self.kernel.now_ns):
+                self.send_all()
         yield from self._spend()
         self.say_goodbye()
 
@@ -110,19 +107,12 @@ class SimWorker(Process):
         self.host.worker_ended(self, 0)
 
     def _has_work(self) -> bool:
-        return bool(self.runs or self.waiting_calls or self.exiting)
+        return bool(self.work.runs or self.work.calls or self.work.exiting)
 
-    def _send_if_due(self) -> None:
-        if not self.runs and not self.waiting_calls:
-            return
-        now_ns = self.kernel.now_ns
-        if self.finished == 0:
-            self.first_finished_ns = now_ns
-        self.finished += 1
-        late = now_ns - self.first_finished_ns >= self.config.done_linger_ns
-        if late or self.finished >= self.config.done_batch_max:
-            self.finished = 0
-            self.send_all()
+    def check(self) -> None:
+        """Those of a worker, too."""
+        super().check()
+        self.work.check()
 
     def crashes_when_creating(self) -> bool:
         """Die between the room and the bytes."""
@@ -135,95 +125,74 @@ class SimWorker(Process):
 
     # --- what the node says ------------------------------------------------------------------------
 
-    def on_run(self, source: Address, message: Run) -> None:
+    def on_run(self, now_ns: int, source: Address, message: Run) -> None:
         """A task; its extents are looked at from now on."""
         for ready in message.deps:
             if ready.value.kind == EXTENT:
                 self.host.memory.look(self.address, ready.object_id, ready.value)
-        self.runs.append(message)
+        self.work.on_run(now_ns, source, message)
 
-    def on_prepare_lease(self, source: Address, message: PrepareLease) -> None:
+    def on_prepare_lease(self, now_ns: int, source: Address, message: PrepareLease) -> None:
         """Submitters may send tasks from now on."""
         self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
-        self.out.append((self.node, LeaseReady()))
+        self.work.on_prepare_lease(now_ns, source, message)
 
-    def on_end_lease(self, source: Address, message: EndLease) -> None:
-        """After what is here."""
-        self.waiting_calls.append((source, message))
-
-    def on_call(self, source: Address, message: Call | LeasedRun) -> None:
+    def on_call(self, now_ns: int, source: Address, message: Call | LeasedRun) -> None:
         """A method call, or a task straight from its submitter."""
         if source != self.node:  # which passes on calls from other nodes
             self.routes[source] = self.address + SERVER_SUFFIX
-        self.waiting_calls.append((source, message))
+        self.work.on_call(now_ns, source, message)
 
-    def on_describe(self, source: Address, message: Describe) -> None:
-        """What tasks to come have in common."""
-        self.kinds[message.descriptor_id] = message
-
-    def on_export(self, source: Address, message: ExportFunction) -> None:
+    def on_export(self, now_ns: int, source: Address, message: ExportFunction) -> None:
         """Code."""
         self.functions[message.function_id] = message.code
 
-    def on_job(self, source: Address, message: JobContext) -> None:
+    def on_job(self, now_ns: int, source: Address, message: JobContext) -> None:
         """How to import, which nothing here needs."""
 
-    def on_see_gpus(self, source: Address, message: SeeGpus) -> None:
+    def on_see_gpus(self, now_ns: int, source: Address, message: SeeGpus) -> None:
         """Which GPUs, which nothing here uses."""
 
-    def on_recall(self, source: Address, message: Recall) -> None:
+    def on_recall(self, now_ns: int, source: Address, message: Recall) -> None:
         """Give back what was not started."""
-        self.return_queued()
+        self._look_away(self.work.return_queued())
 
-    def on_exit(self, source: Address, message: Exit) -> None:
-        """End once the calls that are here are done."""
-        self.exiting = True
-
-    def on_repeat(self, source: Address, message: RepeatCall) -> None:
+    def on_repeat(self, now_ns: int, source: Address, message: RepeatCall) -> None:
         """A former process of the actor ran this call."""
         assert self.checkpoints is not None
-        self.checkpoints.told.append(message)
+        self.checkpoints.machine.on_repeat(message)
 
-    def on_checkpoint_found(self, source: Address, message: CheckpointFound) -> None:
-        """All is said of the former processes."""
-        if message.token in self._replies:
-            self._replies[message.token] = message
-
-    def return_queued(self) -> None:
-        """Give every task back that was not started."""
-        given_back = []
-        while self.runs:
-            run = self.runs.popleft()
-            given_back.append(run.task_id)
-            self.give_back({ready.object_id: ready.value for ready in run.deps})
-        if given_back:
-            self.out.append((self.node, Returned(tuple(given_back))))
+    def _look_away(self, runs: Iterable[Run]) -> None:
+        """What the machine says of inputs that nobody is going to see also holds for the modelled memory."""
+        for run in runs:
+            for ready in run.deps:
+                if ready.value.kind == EXTENT:
+                    self.host.memory.look_away(self.address, ready.object_id, ready.value)
 
     def before_waiting(self) -> bool:
         """The running task waits: its CPUs and what is queued behind it are for others."""
-        if self.current == ids.NIL_ID:
+        if self.work.current == ids.NIL_ID:
             return False
-        self.return_queued()
-        self.out.append((self.node, Blocked(self.current)))
+        self._look_away(self.work.block(self.work.current))
         self.lent_since_ns = self.kernel.now_ns
         return True
 
     def after_waiting(self) -> None:
         """The task goes on."""
         self.lent_ns += self.kernel.now_ns - self.lent_since_ns
-        self.out.append((self.node, Unblocked(self.current)))
+        self.work.unblock(self.work.current)
 
     # --- tasks -------------------------------------------------------------------------------------
 
     def _run_task(self, run: Run) -> Steps:
         values, run_ns, failed = yield from self._attempt(run)
-        self.out.append((self.node, TaskDone(run.task_id, run.attempt, values, run_ns, failed)))
+        self.work.done(run, values, run_ns, failed=failed)
         self.let_go()
 
     def _attempt(self, run: Run) -> Steps:
         """Run a task: (the values of its return objects, run time, whether it failed)."""
-        kind = self.kinds[run.descriptor_id]
-        self.host.cells[self.slot] = self.current = run.task_id
+        kind = self.work.descriptors[run.descriptor_id]
+        self.host.cells[self.slot] = self.work.current = run.task_id
         self.current_returns = kind.num_returns
         self.set_context(run.task_id)
         self.cluster.judge.attempt_started(self.address, run.task_id, run.attempt)
@@ -242,7 +211,7 @@ class SimWorker(Process):
             values = (error.value,) * kind.num_returns
         yield from self._spend()
         now_ns = self.kernel.now_ns
-        self.current = ids.NIL_ID
+        self.work.current = ids.NIL_ID
         self.cluster.task_ended(
             self.address, kind.name, run.task_id, started_ns, now_ns, self.lent_ns, run.attempt
         )
@@ -267,7 +236,7 @@ class SimWorker(Process):
             self.give_back(views)
 
     def _inputs(self, run: Run) -> Steps:
-        later = [ready.object_id for ready in run.deps if ready.value.kind == AT_NODE]
+        later = self.work.inputs_to_fetch(run)
         fetched = (yield from self._fetch_inputs(later)) if later else {}
         inputs = []
         for ready in run.deps:
@@ -282,9 +251,9 @@ class SimWorker(Process):
         self.take_up(object_ids)
         taken = yield from self.fetch(object_ids)
         try:
-            for value in taken.values():
-                if value.kind in (ERROR, FAULT):
-                    raise _InputFailedError(value)
+            failed = self.work.failed_input(taken.values())
+            if failed is not None:
+                raise _InputFailedError(failed)
             return {object_id: self.data_of(object_id, taken[object_id]) for object_id in object_ids}
         finally:
             self.give_back(taken)
@@ -323,62 +292,57 @@ class SimWorker(Process):
 
     def _pack_one(self, object_id: bytes, packed: Packed, holder: Address) -> Steps:
         if packed.contained:
-            self.share(packed.contained)
+            self.machine.share(packed.contained)
             if holder:
                 yield from self.acquire_for(holder, packed.contained)
-        if packed.total_bytes <= self.config.inline_bytes_max:
+        if packed.total_bytes <= self.machine.inline_bytes_max:
             return Value(INLINE, packed.data, 0, 0, packed.contained)
         written = yield from self.store(object_id, packed, holder)
-        if holder and written:
-            self.out.append((self.node, Seal(object_id, packed.contained)))
-        return Value(EXTENT, b"", 0, packed.total_bytes, packed.contained)
+        return self.machine.large_result(
+            object_id, packed.total_bytes, packed.contained, seals=bool(holder) and written
+        )
 
     # --- direct calls ------------------------------------------------------------------------------
 
     def _serve(self, source: Address, message: Call | LeasedRun | EndLease) -> Steps:
         if isinstance(message, Call):
             yield from self._run_call(source, message)
-        elif isinstance(message, LeasedRun):
-            if message.lease_id > self.ended_lease:
-                yield from self._run_leased(source, message)
-        else:
-            last, self.last_reply = self.last_reply, None
-            self.ended_lease = message.lease_id
-            same = last is not None and last.lease_id == message.lease_id
-            self.out.append((self.node, LeaseEnded(message.lease_id, last if same else None)))
+        elif isinstance(message, EndLease):
+            self.work.end_lease(message)
+        elif self.work.is_wanted(message):
+            yield from self._run_leased(source, message)
 
     def _run_leased(self, source: Address, message: LeasedRun) -> Steps:
         spec = message.spec
         run = Run(spec.task_id, spec.attempt, spec.descriptor_id, spec.args)
         (value,), run_ns, failed = yield from self._attempt(run)
-        if value.kind == EXTENT or value.contained:
-            self.last_reply = None
-            done = LeasedDone(message.lease_id, spec, run_ns, failed, True, value)
-            self.out.append((self.node, done))
-        else:
-            self.last_reply = LeasedReply(message.lease_id, spec.task_id, value, run_ns, failed)
-            self.out.append((source, self.last_reply))
+        self.work.leased_done(source, message, value, run_ns, failed=failed)
         self.let_go()
 
     # --- actor calls -------------------------------------------------------------------------------
 
+    def arguments_of(self, call: Call) -> Steps:
+        """What a call is given; handles in it are the running context's."""
+        inputs = list((yield from self._fetch_inputs(list(call.deps))).values()) if call.deps else []
+        data = inputs.pop() if call.args == ARGS_IN_LAST_DEP else call.args
+        args, refs = unpack_args(data, inputs)
+        self.take_up(refs)
+        return args
+
     def _run_call(self, source: Address, call: Call) -> Steps:
         checkpoints = self.checkpoints
-        answer = None if checkpoints is None else checkpoints.answers.pop(call.task_id, None)
+        answer = None if checkpoints is None else checkpoints.machine.take_answer(call)
         if answer is not None:  # it ran before this process was made, and only its reply was lost
             self.out.append((source, Reply(call.task_id, answer)))
             return
-        self.current, self.current_returns = call.task_id, call.num_returns
+        self.work.current, self.current_returns = call.task_id, call.num_returns
         self.set_context(call.task_id)
         self._debt_ns += self.costs.run_ns
         started_ns, self.lent_ns = self.kernel.now_ns, 0
         acquires = self.objects.acquires
         values: tuple[Value, ...]
         try:
-            inputs = list((yield from self._fetch_inputs(list(call.deps))).values()) if call.deps else []
-            data = inputs.pop() if call.args == ARGS_IN_LAST_DEP else call.args
-            args, refs = unpack_args(data, inputs)
-            self.take_up(refs)
+            args = yield from self.arguments_of(call)
             self.cluster.judge.call_applied(self.actor_id, call, self.address)
             result = getattr(self.actor, call.method)(*args)
             if hasattr(result, "send"):
@@ -395,28 +359,11 @@ class SimWorker(Process):
         elif self.objects.acquires != acquires:
             yield from self.confirm_acquired()
         yield from self._spend()
-        self.current = ids.NIL_ID
+        self.work.current = ids.NIL_ID
         self.out.append((source, Reply(call.task_id, values)))
         now_ns = self.kernel.now_ns
         self.cluster.task_ended(self.address, call.method, call.task_id, started_ns, now_ns, self.lent_ns)
         self.let_go()
-
-    HANDLERS: ClassVar[dict[type, Any]] = {
-        **Process.HANDLERS,
-        Run: on_run,
-        Call: on_call,
-        PrepareLease: on_prepare_lease,
-        LeasedRun: on_call,
-        EndLease: on_end_lease,
-        Describe: on_describe,
-        ExportFunction: on_export,
-        JobContext: on_job,
-        Recall: on_recall,
-        SeeGpus: on_see_gpus,
-        Exit: on_exit,
-        RepeatCall: on_repeat,
-        CheckpointFound: on_checkpoint_found,
-    }
 
 
 class _InputFailedError(Exception):

@@ -18,6 +18,7 @@ import pytest
 import zray
 from tests import conformance
 from tests.support import eventually
+from zray.api import session
 from zray.api.cluster import report
 from zray.exceptions import ActorDiedError, GetTimeoutError, RayActorError, SerializationError, TaskError
 
@@ -612,6 +613,15 @@ class TestEnds:
         pid = zray.get(counter.pid.remote())
         del counter
         eventually(lambda: not psutil.pid_exists(pid))
+
+    def test_nothing_is_kept_of_it_then(self) -> None:
+        calls = session.current().calls
+        counter = Counter.remote()
+        zray.get(counter.next.remote())
+        actor_id = counter._actor_id
+        assert actor_id in calls.callees
+        del counter
+        eventually(lambda: actor_id not in calls.callees)
 
     def test_without_a_handle_and_a_quiet_driver(self) -> None:
         counter = Counter.remote()

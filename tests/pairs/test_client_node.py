@@ -1,4 +1,4 @@
-"""The client's machines and a node, back to back over links that delay and encode every message.
+"""The machines of clients, workers and a node, back to back over links that delay and encode every message.
 
 Drivers, workers and actors are played by small programs that do what the API does: put, submit, call, get,
 pass references on inside arguments, results and other values, and drop handles whenever they like. No object
@@ -16,14 +16,13 @@ import pytest
 
 from zray import ids
 from zray.config import Config
-from zray.core.actor_caller import ActorCaller
-from zray.core.actor_calls import ActorCalls
 from zray.core.actors import SERVER_SUFFIX
-from zray.core.client_objects import ClientObjects
+from zray.core.client import ClientMachine, MethodCall
 from zray.core.identity import NodeIdentity
-from zray.core.leased_tasks import LeasedTasks
-from zray.core.machine import DISK, RUNTIME, WORKER_POOL, Effect, pump
+from zray.core.machine import DISK, RUNTIME, WORKER_POOL, pump
 from zray.core.node import Node
+from zray.core.task_context import TaskContext
+from zray.core.worker import WorkerMachine
 from zray.protocol.codec import decode_for_node, decode_for_process, encode_batch
 from zray.protocol.local_messages import DeleteFile, KillWorker, Spilled, StartWorker, WorkerExited
 from zray.protocol.messages import (
@@ -37,36 +36,15 @@ from zray.protocol.messages import (
     PROTOCOL_VERSION,
     TASK,
     WORKER,
-    Acked,
-    Acquire,
     ActorState,
-    Blocked,
     Call,
-    Create,
     Created,
     Describe,
     EndLease,
-    Exit,
-    ExportFunction,
     Hello,
-    HoldFor,
-    Lease,
-    LeasedDone,
-    LeasedReply,
     LeasedRun,
-    LeaseEnded,
-    LeaseGone,
-    LeaseReady,
-    ObjectReady,
-    PrepareLease,
-    Recall,
     Reply,
-    Returned,
     Run,
-    Seal,
-    Submit,
-    TaskDone,
-    Unblocked,
     Value,
 )
 
@@ -104,18 +82,11 @@ class Peer:
 
     def __init__(self, world: World, address: bytes, root: bytes) -> None:
         self.world, self.address, self.random = world, address, world.random
-        self.out: list[Effect] = []
-        self.objects = ClientObjects(self.out, node=NODE)
-        self.calls = ActorCalls(self.out, node=NODE)
-        self.caller = ActorCaller(self.calls, self.objects)
-        self.leased = LeasedTasks(self.out, node=NODE, objects=self.objects)
+        self.machine = ClientMachine(node=NODE, config=Config())
+        self.out, self.objects, self.calls = self.machine.out, self.machine.objects, self.machine.calls
         self.handles: list[bytes] = []
         self.actors: list[bytes] = []  # handles of actors
-        self.answers: dict[Any, Any] = {}
-        self.described: dict[bytes, None] = {}
-        self.token = 0
-        self.root = root
-        self.counter = 0
+        self.context = TaskContext(root)
         self.program: Program = iter(())
         self.waits_for: Callable[[], bool] = lambda: True
         self.finished = False
@@ -124,11 +95,9 @@ class Peer:
 
     def flush(self) -> None:
         if self.random.random() < 0.3:
-            self.leased.settle()
-        self.leased.check()
-        self.objects.settle()
-        self.objects.check()
-        self.caller.check()
+            self.machine.catch_up()
+        self.machine.settle()
+        self.machine.check()
         for destination in dict.fromkeys(destination for destination, _ in self.out):
             messages = [message for to, message in self.out if to == destination]
             self.world.link(self.address, destination).send(messages)
@@ -144,60 +113,34 @@ class Peer:
             self.flush()
 
     def hear(self, source: bytes, message: Any) -> None:
-        if isinstance(message, ObjectReady):
-            self.objects.on_ready(message)
-            self.leased.on_value_at_node(message.object_id)
-        elif isinstance(message, Lease):
-            self.leased.on_lease(message)
-        elif isinstance(message, LeasedReply):
-            self.leased.on_reply(message)
-        elif isinstance(message, LeaseGone):
-            self.leased.on_gone(message)
-        elif isinstance(message, Reply):
+        if isinstance(message, Reply):
             assert message.task_id in self.calls.actor_of_call
-            self.caller.on_reply(message)
-        elif isinstance(message, ActorState):
-            if message.state in (ACTOR_DEAD, ACTOR_RESTARTING):
-                assert not self.calls.pending(message.actor_id), "a handle of its calls keeps the actor"
-            self.caller.on_state(message)
-        elif isinstance(message, Created):
-            self.answers[message.object_id] = message
-        elif isinstance(message, Acked):
-            self.answers[message.token] = message
+        elif isinstance(message, ActorState) and message.state in (ACTOR_DEAD, ACTOR_RESTARTING):
+            assert not self.calls.pending(message.actor_id), "a handle of its calls keeps the actor"
+        if type(message) in self.machine.HANDLERS:
+            pump(self.machine, [(source, message)], self.world.now_ns)
 
-    def answered(self, key: Any) -> Callable[[], bool]:
-        return lambda: key in self.answers
+    def answer_to(self, key: bytes | int) -> Iterator[Callable[[], bool]]:
+        questions = self.machine.questions
+        yield lambda: questions.is_answered(key)
+        return questions.take(key)
 
     # --- the API -----------------------------------------------------------------------------------
-
-    def next_task(self) -> bytes:
-        self.counter += 1
-        return ids.task_id(ids.child_prefix(self.root), self.counter)
-
-    def next_put(self) -> bytes:
-        self.counter += 1
-        return ids.put_id(ids.child_prefix(self.root), self.counter)
 
     def pick(self, most: int = 2) -> tuple[bytes, ...]:
         """Some of the handles, to be passed on."""
         count = self.random.randrange(most + 1)
         return tuple(self.random.choice(self.handles) for _ in range(count)) if self.handles else ()
 
-    def share(self, object_ids: tuple[bytes, ...]) -> None:
-        self.leased.settle()
-        self.objects.share(object_ids)
-
     def put(self) -> None:
-        object_id = self.next_put()
-        self.objects.keep(object_id, Value(INLINE, object_id, 0, 0, self.pick()))
+        object_id = self.context.next_put_id()
+        self.machine.keep(object_id, object_id, self.pick())
         self.handles.append(object_id)
 
     def store(self) -> Program:
-        object_id, contained = self.next_put(), self.pick()
+        object_id, contained = self.context.next_put_id(), self.pick()
         yield from self.write(object_id, contained)
-        self.share(contained)
-        self.out.append((NODE, Seal(object_id, contained)))
-        self.objects.stored(object_id)
+        self.machine.stored(object_id, contained, written=True)
         self.handles.append(object_id)
         for inner in contained:
             self.objects.drop(inner)
@@ -206,52 +149,37 @@ class Peer:
         """Create and write a large value; the refs inside are held until the caller drops them."""
         for inner in contained:
             self.objects.hold(inner)
-        self.out.append((NODE, Create(object_id, LARGE, holder)))
-        yield self.answered(object_id)
-        self.world.write(object_id, self.answers.pop(object_id))
+        self.machine.ask_room(object_id, LARGE, holder)
+        self.world.write(object_id, (yield from self.answer_to(object_id)))
 
     def submit(self, kind: Describe, alone: bool = False) -> None:
-        if kind.descriptor_id not in self.described:
-            self.described[kind.descriptor_id] = None
-            self.out += [(NODE, ExportFunction(FUNCTION, b"code")), (NODE, kind)]
-        task_id = self.next_task()
+        machine = self.machine
+        if kind.descriptor_id not in machine.described:
+            machine.describe(kind, b"code")
         deps, borrowed = (self.pick(), self.pick()) if kind.kind == TASK and not alone else ((), ())
-        self.share(deps)
-        self.share(borrowed)
-        returns = ids.return_ids(task_id, kind.num_returns)
-        spec = Submit(task_id, self.root, kind.descriptor_id, b"".join(borrowed), deps, borrowed)
-        lease = None if deps or borrowed else self.leased.free_for(kind.descriptor_id)
-        if lease is not None:
-            self.leased.run(lease, spec)
-            self.world.leased += 1
-        else:
-            self.objects.expect(returns)
-            self.out.append((NODE, spec))
+        leased = len(machine.leased.under_way)
+        _, returns = machine.submit(self.context, kind, b"".join(borrowed), deps, borrowed)
+        self.world.leased += len(machine.leased.under_way) - leased
         (self.actors if kind.kind == ACTOR else self.handles).extend(returns)
 
     def call(self) -> None:
         if not self.actors:
             return
         handle = self.random.choice(self.actors)
-        actor_id = ids.producer_of(handle)
-        task_id, deps, borrowed = self.next_task(), self.pick(), self.pick()
-        self.share((handle, *deps, *borrowed))
-        returns = ids.return_ids(task_id, self.random.randrange(3))
-        sequence = self.calls.next_sequence(actor_id)
-        call = Call(task_id, actor_id, sequence, "m", len(returns), b"".join(borrowed), deps)
-        self.caller.call(call, returns, (*deps, *borrowed))
+        actor_id, deps, borrowed = ids.producer_of(handle), self.pick(), self.pick()
+        method = MethodCall("m", self.random.randrange(3))
+        args = b"".join(borrowed)
+        _, returns = self.machine.call_actor(self.context, actor_id, handle, method, args, deps, borrowed)
         self.handles += returns
 
     def get(self, object_id: bytes) -> Program:
         """Fetch a value, look at it, and take up the references inside."""
         self.objects.hold(object_id)
-        value = self.objects.take(object_id)
-        while value is None:
-            want = self.objects.want((object_id,), None, True)
+        taken: dict[bytes, Value] = {}
+        while (want := self.objects.take_all((object_id,), taken)) is not None:
             yield lambda want=want: want.done
             self.objects.end_want(want)
-            value = self.objects.take(object_id)
-        yield from self.look(object_id, value)
+        yield from self.look(object_id, taken[object_id])
         self.objects.drop(object_id)
 
     def look(self, object_id: bytes, value: Value) -> Program:
@@ -329,79 +257,48 @@ class PlayedWorker(Peer):
     def __init__(self, world: World, address: bytes) -> None:
         super().__init__(world, address, ids.NIL_ID)
         self.out.append((NODE, Hello(PROTOCOL_VERSION, WORKER, 1, ids.NIL_ID, "ipc://w")))
-        self.runs: deque[Run] = deque()
-        self.incoming: deque[tuple[bytes, Call | LeasedRun | EndLease]] = deque()
-        self.ended_lease = 0
-        self.last_reply: LeasedReply | None = None
-        self.kinds: dict[bytes, Describe] = {}
-        self.exiting = False
+        self.work = WorkerMachine(self.machine)
         self.program = self.main()
 
     def hear(self, source: bytes, message: Any) -> None:
-        if isinstance(message, Run):
-            self.runs.append(message)
-        elif isinstance(message, Describe):
-            self.kinds[message.descriptor_id] = message
-        elif isinstance(message, Call | LeasedRun | EndLease):
-            self.incoming.append((source, message))
-        elif isinstance(message, PrepareLease):
-            self.out.append((NODE, LeaseReady()))
-        elif isinstance(message, Recall):
-            self.give_back()
-        elif isinstance(message, Exit):
-            self.exiting = True
+        if isinstance(message, Call):
+            self.work.on_call(self.world.now_ns, source, message)
+        elif type(message) in self.work.HANDLERS:
+            pump(self.work, [(source, message)], self.world.now_ns)
         else:
             super().hear(source, message)
 
-    def give_back(self) -> None:
-        for run in self.runs:
-            self.objects.unpinned += [ready.object_id for ready in run.deps if ready.value.kind == EXTENT]
-        if self.runs:
-            self.out.append((NODE, Returned(tuple(run.task_id for run in self.runs))))
-            self.runs.clear()
-
     def main(self) -> Program:
         while True:
-            yield lambda: bool(self.runs or self.incoming or self.exiting)
-            if self.runs:
-                yield from self.run_task(self.runs.popleft())
-            elif self.incoming:
-                yield from self.serve(*self.incoming.popleft())
+            yield lambda: bool(self.work.runs or self.work.calls or self.work.exiting)
+            if self.work.runs:
+                yield from self.run_task(self.work.runs.popleft())
+            elif self.work.calls:
+                yield from self.serve(*self.work.calls.popleft())
             else:
                 self.drop_all()
                 return
 
     def get(self, object_id: bytes) -> Program:
-        self.give_back()
-        self.out.append((NODE, Blocked(self.root)))
+        self.work.block(self.context.task_id)
         yield from super().get(object_id)
-        self.out.append((NODE, Unblocked(self.root)))
+        self.work.unblock(self.context.task_id)
 
     def serve(self, source: bytes, message: Call | LeasedRun | EndLease) -> Program:
         if isinstance(message, Call):
             yield from self.run_call(source, message)
-        elif isinstance(message, LeasedRun):
-            if message.lease_id > self.ended_lease:
-                yield from self.run_leased(source, message)
-        else:
-            last, self.last_reply = self.last_reply, None
-            self.ended_lease = message.lease_id
-            same = last is not None and last.lease_id == message.lease_id
-            self.out.append((NODE, LeaseEnded(message.lease_id, last if same else None)))
+        elif isinstance(message, EndLease):
+            self.work.end_lease(message)
+        elif self.work.is_wanted(message):
+            yield from self.run_leased(source, message)
 
     def run_leased(self, source: bytes, message: LeasedRun) -> Program:
-        self.root, self.counter = message.spec.task_id, 0
+        self.context = TaskContext(message.spec.task_id)
         yield from self.some_ops(self.random.randrange(3))
         values: list[Value] = []
-        yield from self.pack(ids.first_return_id(self.root), b"", values)
+        yield from self.pack(ids.first_return_id(message.spec.task_id), b"", values)
         (value,) = values
-        self.last_reply = None
-        if value.kind == EXTENT or value.contained:
-            done = LeasedDone(message.lease_id, message.spec, MS, False, True, value)
-            self.out.append((NODE, done))
-        else:
-            self.last_reply = LeasedReply(message.lease_id, self.root, value, MS)
-            self.out.append((source, self.last_reply))
+        self.work.leased_done(source, message, value, MS, failed=False)
         self.let_go_of(values)
         self.drop_all()
 
@@ -413,8 +310,8 @@ class PlayedWorker(Peer):
                     self.objects.drop(inner)
 
     def run_task(self, run: Run) -> Program:
-        self.root, self.counter = run.task_id, 0
-        kind = self.kinds[run.descriptor_id]
+        self.context = TaskContext(run.task_id)
+        kind = self.work.descriptors[run.descriptor_id]
         for ready in run.deps:
             yield from self.look(ready.object_id, ready.value)
         self.take_up(run.args)
@@ -425,7 +322,7 @@ class PlayedWorker(Peer):
             values = []
             for object_id in ids.return_ids(run.task_id, kind.num_returns):
                 yield from self.pack(object_id, b"", values)
-        self.out.append((NODE, TaskDone(run.task_id, run.attempt, tuple(values), 1 * MS)))
+        self.work.done(run, tuple(values), 1 * MS, failed=False)
         self.let_go_of(values)
         self.drop_all()
 
@@ -439,21 +336,17 @@ class PlayedWorker(Peer):
     def pack(self, object_id: bytes, holder: bytes, values: list[Value]) -> Program:
         """One result: small or large, with or without references inside."""
         contained = self.pick()
-        self.share(contained)
+        self.machine.share(contained)
         if contained and holder:
-            self.token += 1
-            self.out.append((NODE, HoldFor(holder, contained, self.token)))
-            yield self.answered(self.token)
+            yield from self.answer_to(self.machine.ask_hold_for(holder, contained))
         if self.random.random() < 0.6:
             values.append(Value(INLINE, object_id, 0, 0, contained))
             return
         yield from self.write(object_id, contained, holder)
-        if holder:
-            self.out.append((NODE, Seal(object_id, contained)))
-        values.append(Value(EXTENT, b"", 0, LARGE, contained))
+        values.append(self.machine.large_result(object_id, LARGE, contained, seals=bool(holder)))
 
     def run_call(self, caller: bytes, call: Call) -> Program:
-        self.root, self.counter = call.task_id, 0
+        self.context = TaskContext(call.task_id)
         acquires = self.objects.acquires
         for object_id in call.deps:
             self.objects.borrow(object_id)
@@ -465,9 +358,7 @@ class PlayedWorker(Peer):
         for object_id in ids.return_ids(call.task_id, call.num_returns):
             yield from self.pack(object_id, caller, values)
         if self.objects.acquires != acquires:
-            self.token += 1
-            self.out.append((NODE, Acquire((), self.token)))
-            yield self.answered(self.token)
+            yield from self.answer_to(self.machine.ask_whether_heard())
         self.out.append((caller, Reply(call.task_id, tuple(values))))
         self.let_go_of(values)
         for object_id in call.deps:

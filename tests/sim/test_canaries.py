@@ -12,7 +12,6 @@ from sim.hosts import SimShard
 from sim.process import Process
 from sim.run import CORRECTNESS, LIVENESS, PASSED, run_scenario
 from sim.scenario import ClusterPart, PhasesPart, Scenario, WorkloadPart, load
-from sim.worker import SimWorker
 from zray.core.chain import ChainReplica
 from zray.core.client_objects import ClientObjects
 from zray.core.leased_tasks import LeasedTasks
@@ -22,6 +21,7 @@ from zray.core.machine import LOG
 from zray.core.node import Node
 from zray.core.node_store import NodeStore
 from zray.core.references import References
+from zray.core.worker import WorkerMachine
 from zray.core.worker_pool import WorkerPool
 from zray.errors import InvariantError
 from zray.protocol.messages import ChainEpoch, LeaseGone, ObjectReady
@@ -102,7 +102,7 @@ def test_a_lease_that_is_lost_with_its_task_is_noticed(monkeypatch: Patch) -> No
 
 @pytest.mark.usefixtures("no_self_judgement")
 def test_no_recall_on_block_is_noticed(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(SimWorker, "return_queued", lambda self: None)
+    monkeypatch.setattr(WorkerMachine, "return_queued", lambda self: [])
     workload = WorkloadPart("references", tasks=200, task_us=1)
     phases = PhasesPart(liveness_s=10.0)
     scenario = Scenario("one-cpu", cluster=ClusterPart(cpus=1), workload=workload, phases=phases)

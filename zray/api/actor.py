@@ -11,12 +11,12 @@ from zray.api import session
 from zray.api.environments import published
 from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
+from zray.core.client import MethodCall
 from zray.errors import ActorDiedError, PendingCallsLimitExceededError
 from zray.ids import ID_BYTES, first_return_id, producer_of, short
 from zray.protocol.user_messages import STREAM, ClaimName, FindName, ListNames, NameAnswer
 from zray.runtime import environment, own_client
 from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async, is_saved
-from zray.runtime.client import MethodCall
 from zray.serialize.functions import NO_ARGS, captured_refs, dump_args, export
 from zray.serialize.values import dump, load
 

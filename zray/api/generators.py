@@ -101,7 +101,7 @@ class ObjectRefGenerator(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[Objec
         import asyncio
 
         news, client = asyncio.Event(), self._client
-        watchers = client.stream_watchers.setdefault(self._task_id, [])
+        watchers = client.streams.watchers.setdefault(self._task_id, [])
 
         def notify() -> None:
             if notify in watchers:

@@ -36,17 +36,17 @@ from sim.user_code import CrashedHereError, UserRun
 from sim.worker import SimWorker
 from zray import ids
 from zray.config import Config
+from zray.core.client import MethodCall
 from zray.core.membership import Membership
 from zray.core.node_lists import nodes_report
 from zray.core.placement import SCHEDULING
 from zray.core.reports import report
+from zray.core.task_context import TaskContext
 from zray.errors import TaskError, ZrayError
 from zray.protocol.cluster import ListNodes
 from zray.protocol.messages import ACTOR, Describe, Value
 from zray.protocol.user_messages import VALUES
 from zray.runtime import own_client
-from zray.runtime.client_events import MethodCall
-from zray.runtime.task_context import TaskContext
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import Serialized, dump, dump_error, format_user_traceback, load
 

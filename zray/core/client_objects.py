@@ -10,7 +10,7 @@ The rule for letting go: an ``Acquire`` is in the outbox before the ``Release`` 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from zray.core.machine import Address, Effect, invariant
 from zray.ids import short
@@ -333,6 +333,27 @@ class ClientObjects:
         if asks:
             self.out.append((self.node, Get(tuple(asks), fetch)))
         return want
+
+    def take_all(self, object_ids: Iterable[bytes], taken: dict[bytes, Value]) -> Want | None:
+        """Add to ``taken`` what can be looked at now; waits for the rest, or ``None`` if that is nothing.
+
+        Once the want is done, this is called again: what it waited for may be with another reader by then.
+        """
+        left = []
+        for object_id in object_ids:
+            if object_id not in taken:
+                value = self.take(object_id)
+                if value is None:
+                    left.append(object_id)
+                else:
+                    taken[object_id] = value
+        return self.want(left, None, True) if left else None
+
+    def await_ready(self, object_ids: Sequence[bytes], needed: int) -> Want | None:
+        """Wait until ``needed`` of these are sealed; ``None`` if they are already."""
+        objects = self.objects
+        here = sum(objects[object_id].value is not None for object_id in object_ids)
+        return self.want(object_ids, needed, False) if here < needed else None
 
     def end_want(self, want: Want) -> None:
         """Nobody waits any more; what is still missing forgets it."""

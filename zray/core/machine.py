@@ -20,6 +20,7 @@ with ``@`` and never cross a socket.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from types import MethodType
 from typing import Any, ClassVar, Protocol
 
 from zray.errors import InvariantError
@@ -65,6 +66,15 @@ def pump(machine: Machine, batch: Iterable[tuple[Address, Any]], now_ns: int) ->
     if wake_at_ns is not None and wake_at_ns <= now_ns:
         machine.on_tick(now_ns)
     machine.flush(now_ns)
+
+
+def bound_handlers(machine: Machine) -> dict[type, Callable[[int, Address, Any], None]]:
+    """The handlers of a machine for a process that handles further messages in between.
+
+    It calls them in the order in which messages came, with one ``now_ns`` per batch. Only for machines that
+    decide nothing in ``flush`` and never want to be woken; all others are pumped.
+    """
+    return {kind: MethodType(handler, machine) for kind, handler in machine.HANDLERS.items()}
 
 
 def invariant(holds: bool, *story: object) -> None:

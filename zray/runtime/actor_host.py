@@ -19,6 +19,8 @@ from zray import ids
 from zray.core.call_slots import CallSlots
 from zray.core.cancellation import cancelled_value
 from zray.core.machine import Address
+from zray.core.stream_credits import StreamCredits
+from zray.core.task_context import TaskContext
 from zray.errors import TaskCancelledError
 from zray.protocol import faults
 from zray.protocol.messages import TASK, Call, Describe, Reply, Value
@@ -27,8 +29,8 @@ from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import Client
 from zray.runtime.results import NOTHING, Results
-from zray.runtime.streaming import StreamCredits, StreamMaker
-from zray.runtime.task_context import TaskContext, here
+from zray.runtime.running import here
+from zray.runtime.streaming import StreamMaker
 
 if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
     import asyncio
@@ -110,7 +112,7 @@ class ActorHost:
         """A call has come."""
         if self.leaving:
             return  # its caller hears of the end
-        answer = None if self.checkpoints is None else self.checkpoints.answers.pop(call.task_id, None)
+        answer = None if self.checkpoints is None else self.checkpoints.machine.take_answer(call)
         if answer is not None:  # it ran before this process was made, and only its reply was lost
             self.client.out.append((source, Reply(call.task_id, answer)))
             return

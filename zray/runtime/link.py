@@ -20,7 +20,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from zray.config import Config
-from zray.core.machine import Address, Effect
+from zray.core.client import ClientMachine
+from zray.core.machine import Address, bound_handlers
 from zray.errors import ClusterUnavailableError, LocalProtocolError
 from zray.protocol.codec import decode_for_process
 from zray.runtime.idle_duty import IdleDuty
@@ -33,28 +34,30 @@ FRAMES_PER_TURN_MAX = 64
 NAP_S_MAX = 86_400.0
 """A wait with a longer timeout looks at the world once a day: the system's calls have limits."""
 
-Handler = Callable[[Address, Any], None]
+LinkHandler = Callable[[int, Address, Any], None]
+"""Of ``(now_ns, source, message)``, called with the lock held."""
 
 
 class NodeLink:
-    """The socket of one process, its outbox, and whoever waits for what comes.
+    """The socket of one process, its machine, and whoever waits for what comes.
 
     Args:
         identity: routing id of this process.
+        machine: what it hears first, and whose outbox it sends.
         config: limits.
     """
 
-    def __init__(self, identity: Address, config: Config) -> None:
+    def __init__(self, identity: Address, machine: ClientMachine, config: Config) -> None:
         self.identity = identity
+        self.machine = machine
         self.config = config
         self.lock = threading.RLock()  # held once at a time; it knows by whom, which a plain lock does not
         self.is_inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
-        self.out: list[Effect] = []
-        self.handlers: dict[type, Handler] = {}
+        self.out = machine.out
+        self.handlers: dict[type, LinkHandler] = bound_handlers(machine)
         self.transport = Transport(identity, decode_for_process, config)
         self.servers: list[Transport] = []
         self.routes: dict[Address, Transport] = {}  # callers are answered where they called
-        self._sent_ns = 0
         self._broken: Exception | None = None
         self._closed = False
         self._leading = threading.Lock()
@@ -142,7 +145,7 @@ class NodeLink:
         self.out.clear()
         for destination, messages in by_peer.items():
             self.routes.get(destination, self.transport).send(destination, messages)
-        self._sent_ns = now_ns or time.monotonic_ns()
+        self.machine.sent(now_ns or time.monotonic_ns())
         if self._leader_sleeps and self._any_readable():  # the send may have swallowed its signal
             self._receive()
 
@@ -159,16 +162,18 @@ class NodeLink:
             self._handle(socket.receive(1))
 
     def _handle(self, batch: list[tuple[Address, Any]]) -> bool:
-        handlers = self.handlers
+        if not batch:
+            return False
+        handlers, now_ns = self.handlers, time.monotonic_ns()
         for source, message in batch:
-            handlers.get(type(message), self._on_unexpected)(source, message)
-        if batch and self._followers_waiting:
+            handlers.get(type(message), self._on_unexpected)(now_ns, source, message)
+        if self._followers_waiting:
             self._followers.notify_all()
-        if batch and self._leader_sleeps:  # what it waits for may be among this
+        if self._leader_sleeps:  # what it waits for may be among this
             self._wake_leader()
-        return bool(batch)
+        return True
 
-    def _on_unexpected(self, source: Address, message: Any) -> None:
+    def _on_unexpected(self, now_ns: int, source: Address, message: Any) -> None:
         log.warning("unexpected %s from %s", type(message).__name__, source.hex())
 
     def do_idle_duty(self) -> None:

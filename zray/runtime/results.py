@@ -12,7 +12,7 @@ from zray.core.cancellation import cancelled_value
 from zray.core.machine import Address
 from zray.core.streams import item_id
 from zray.errors import ActorDiedError, RuntimeEnvSetupError, TaskCancelledError, TaskError, ZrayError
-from zray.protocol.messages import ACTOR, ERROR, EXTENT, INLINE, Abort, Seal, Value
+from zray.protocol.messages import ACTOR, ERROR, EXTENT, INLINE, Value
 from zray.runtime.client import Client
 from zray.serialize.values import dump, dump_error, format_user_traceback
 
@@ -93,16 +93,16 @@ class Results:
         client = self.client
         if packed.contained:
             with client.lock:
-                client.objects.share(packed.contained)
+                client.machine.share(packed.contained)
             if holder:
                 client.acquire_for(holder, packed.contained)
         if packed.total_bytes <= min(self.config.inline_bytes_max, inline_bytes_left):
             return Value(INLINE, packed.to_bytes(), 0, 0, packed.contained)
         written = client.store(object_id, packed, holder)
-        if holder and written:
-            with client.lock:
-                client.out.append((client.node, Seal(object_id, packed.contained)))
-        return Value(EXTENT, b"", 0, packed.total_bytes, packed.contained)
+        with client.lock:
+            return client.machine.large_result(
+                object_id, packed.total_bytes, packed.contained, seals=bool(holder) and written
+            )
 
     def _abort(self, object_ids: Sequence[bytes], values: Sequence[Value]) -> None:
         """A later return value failed: the room of the earlier ones is given back before anybody retries."""
@@ -110,7 +110,7 @@ class Results:
         with client.lock:
             for object_id, value in zip(object_ids, values, strict=False):
                 if value.kind == EXTENT:
-                    client.out.append((client.node, Abort(object_id)))
+                    client.machine.abandon(object_id)
 
     def keep_items(self, task_id: bytes, name: str, result: Any) -> list[bytes]:
         """Put everything that a generator yields; the ids, each held once. An error becomes the last item."""

@@ -5,50 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+from zray.core.stream_credits import StreamCredits
 from zray.core.streams import item_id
 from zray.protocol.messages import Value
-from zray.protocol.user_messages import ConsumedItems, StreamCredit
 from zray.runtime.client import Client
 from zray.runtime.results import Results, iterate
 
 SendItem = Callable[[int, Value], None]
 """Puts item ``index`` into the outbox. Lock held."""
-
-
-class StreamCredits:
-    """How far the readers of this process's streams are. Lock of the link held in all of these."""
-
-    def __init__(self) -> None:
-        self.consumed: dict[bytes, int] = {}  # of the streams that are being made
-        self.freed: dict[bytes, None] = {}  # those that nobody reads: they have no bound any more
-        self.watchers: dict[bytes, Callable[[], None]] = {}
-
-    def open(self, task_id: bytes) -> None:
-        """A stream is made from now on."""
-        self.consumed.setdefault(task_id, 0)
-
-    def close(self, task_id: bytes) -> None:
-        """It has ended."""
-        self.consumed.pop(task_id, None)
-        self.freed.pop(task_id, None)
-        self.watchers.pop(task_id, None)
-
-    def on_credit(self, message: StreamCredit | ConsumedItems) -> None:
-        """A reader goes on."""
-        if message.task_id not in self.consumed:
-            return
-        self.consumed[message.task_id] = max(self.consumed[message.task_id], message.items)
-        if message.done:
-            self.freed[message.task_id] = None
-        notify = self.watchers.get(message.task_id)
-        if notify is not None:
-            notify()
-
-    def may_make(self, task_id: bytes, index: int, unconsumed_max: int) -> bool:
-        """Whether item ``index`` is within the bound; 0: there is none."""
-        if not unconsumed_max or task_id in self.freed:
-            return True
-        return index - self.consumed.get(task_id, index) < unconsumed_max
 
 
 class StreamMaker:

@@ -1,9 +1,9 @@
 """A worker process: run what the node sends, one task at a time, or be one actor.
 
-User code runs in the main thread. Finished results gather until nothing is left to run, the batch is full
-or the oldest has waited for ``done_linger_ns``. Before an attempt starts its id goes into the worker's
-*progress cell*, sixteen bytes of memory shared with the node, so that after a crash the node knows exactly
-which task was running, although results travel in batches.
+User code runs in the main thread. What is run, and what is said of it when, is decided in ``core/worker.py``.
+Before an attempt starts its id goes into the worker's *progress cell*, sixteen bytes of memory shared with
+the node, so that after a crash the node knows exactly which task was running, although results travel in
+batches.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import signal
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,56 +22,41 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zray import ids
 from zray.config import Config
 from zray.core.actors import SERVER_SUFFIX
-from zray.core.cancellation import cancelled_value
-from zray.core.machine import Address
+from zray.core.client import ARGS_IN_LAST_DEP
+from zray.core.machine import Address, bound_handlers
+from zray.core.task_context import TaskContext
+from zray.core.worker import WorkerMachine
 from zray.errors import TaskCancelledError
 from zray.protocol.messages import (
     ACTOR,
-    AT_NODE,
-    ERROR,
-    EXTENT,
-    FAULT,
     PROTOCOL_VERSION,
     WORKER,
-    Blocked,
     Call,
     Describe,
     EndLease,
-    Exit,
     ExportFunction,
     Hello,
     JobContext,
-    LeasedDone,
-    LeasedReply,
     LeasedRun,
-    LeaseEnded,
-    LeaseReady,
     PrepareLease,
-    Recall,
-    Returned,
     Run,
-    TaskDone,
-    Unblocked,
     Value,
 )
 from zray.protocol.user_messages import (
     DYNAMIC,
     STREAM,
     CancelCall,
-    ConsumedItems,
     Interrupt,
     SeeGpus,
-    StreamCredit,
     Yielded,
 )
 from zray.runtime import math_threads, output, own_client, visible_gpus
 from zray.runtime.actor_host import ActorHost
 from zray.runtime.checkpoints import Checkpoints
-from zray.runtime.client import ARGS_IN_LAST_DEP, Client
+from zray.runtime.client import Client
 from zray.runtime.environment import packages_of
 from zray.runtime.results import NOTHING, InputFailedError, Results
-from zray.runtime.streaming import StreamCredits, StreamMaker
-from zray.runtime.task_context import TaskContext
+from zray.runtime.streaming import StreamMaker
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import format_user_traceback, load
 
@@ -115,23 +99,15 @@ class WorkerProcess:
         self.cell = cell
         self.config = config
         self.client = Client(worker_id, node_id, root_task=ids.NIL_ID, config=config, role=WORKER)
-        self.runs: deque[Run] = deque()
-        self.calls: deque[tuple[Address, LeasedRun | EndLease]] = deque()
-        self.ended_lease = 0  # tasks of this lease and those before are not run any more
-        self.last_reply: LeasedReply | None = None
+        self.machine = WorkerMachine(self.client.machine)
         self.functions = FunctionTable()
-        self.descriptors: dict[bytes, Describe] = {}
         self.results = Results(self.client, config)
-        self.credits = StreamCredits()
+        self.credits = self.machine.credits
         self.streams = StreamMaker(self.client, self.results, self.credits)
         self.actor: ActorHost | None = None
         self.environment = ""  # the one that this process has taken on
         self._taker: EnvironmentTaker | None = None
         self.ran_before = False
-        self.current = ids.NIL_ID  # the task that runs
-        self.finished = 0  # results that wait in the outbox
-        self.first_finished_ns = 0
-        self.exiting = False
         self._failed_for_good = False  # the last failure is none that another attempt is for
         self._interruptible = ids.NIL_ID  # the task whose code an interrupt may end
         self._to_interrupt = ids.NIL_ID
@@ -140,23 +116,17 @@ class WorkerProcess:
     def run(self) -> int:
         """Serve until the node says to end; the process's exit code."""
         client = self.client
+        client.handlers.update(bound_handlers(self.machine))
         client.handlers.update(
             {
-                Run: self._on_run,
                 Call: self._on_call,
-                PrepareLease: self._on_prepare_lease,
                 LeasedRun: self._on_call,
-                EndLease: lambda source, message: self.calls.append((source, message)),
-                Describe: self._on_describe,
+                PrepareLease: self._on_prepare_lease,
                 ExportFunction: self._on_export,
                 JobContext: self._on_job,
-                Recall: lambda _source, _message: self._return_queued(),
-                Exit: self._on_exit,
-                Interrupt: lambda _source, message: self._stop_task(message),
-                CancelCall: self._on_cancel_call,
-                SeeGpus: lambda _source, message: visible_gpus.see(message.numbers),
-                StreamCredit: lambda _source, message: self.credits.on_credit(message),
-                ConsumedItems: lambda _source, message: self.credits.on_credit(message),
+                Interrupt: self._on_cancel,
+                CancelCall: self._on_cancel,
+                SeeGpus: lambda _now_ns, _source, message: visible_gpus.see(message.numbers),
             }
         )
         client.before_waiting = self._lend
@@ -180,91 +150,57 @@ class WorkerProcess:
         return 0
 
     def _do_one(self) -> None:
-        if self.runs:
-            self._run_task(self.runs.popleft())
-        elif self.calls:
-            self._serve(*self.calls.popleft())
+        if self.machine.runs:
+            self._run_task(self.machine.runs.popleft())
+        elif self.machine.calls:
+            self._serve(*self.machine.calls.popleft())
         elif self.actor is not None and not self.actor.is_concurrent:
             self.actor.run_next()
 
     def _has_work(self) -> bool:
-        if self.runs or self.calls:
+        if self.machine.runs or self.machine.calls:
             return True
         actor = self.actor
         return actor is not None and not actor.is_concurrent and actor.slots.may_start()
 
     def _is_over(self) -> bool:
-        return self.exiting or (self.actor is not None and self.actor.leaving)
+        return self.machine.exiting or (self.actor is not None and self.actor.leaving)
 
     def _wait_for_work(self) -> bool:
         """False once there is nothing left to do, for ever."""
         if self._has_work():
             return True
         if not self._is_over():
-            self.finished = 0
+            self.machine.note_idle()
             self.client.wait_until(lambda: self._has_work() or self._is_over(), None, may_lend=False)
         return self._has_work()
 
     def _send_if_due(self) -> None:
-        """Results wait for company while there is more to run, but not for long; waiting sends them all."""
-        now_ns = time.monotonic_ns()
-        if self.finished == 0:
-            self.first_finished_ns = now_ns
-        self.finished += 1
-        late = now_ns - self.first_finished_ns >= self.config.done_linger_ns
-        if late or self.finished >= self.config.done_batch_max:
-            self.finished = 0
+        """Results wait for company while there is more to run, but not for long."""
+        if self.machine.note_result(time.monotonic_ns()):
             self.client.flush()
 
     # --- what the node says; called with the client's lock held ------------------------------------
 
-    def _on_prepare_lease(self, source: Address, message: PrepareLease) -> None:
+    def _on_prepare_lease(self, now_ns: int, source: Address, message: PrepareLease) -> None:
         if not self.client.servers:
             self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
-        self.client.out.append((self.client.node, LeaseReady()))
+        self.machine.on_prepare_lease(now_ns, source, message)
 
-    def _on_run(self, source: Address, message: Run) -> None:
-        self.runs.append(message)
-        if self.descriptors[message.descriptor_id].returns == STREAM:
-            self.credits.open(message.task_id)
-
-    def _on_call(self, source: Address, message: Call | LeasedRun) -> None:
+    def _on_call(self, now_ns: int, source: Address, message: Call | LeasedRun) -> None:
         if source != self.client.node:  # which passes on calls from other nodes
             self.client.routes[source] = self.client.servers[0]
         if isinstance(message, LeasedRun):
-            self.calls.append((source, message))
+            self.machine.on_call(now_ns, source, message)
         elif self.actor is not None:
             self.actor.on_call(source, message)
 
-    def _on_cancel_call(self, source: Address, message: CancelCall) -> None:
-        if self.actor is not None:
-            self.actor.on_cancel(source, message)
-            return
-        for item in self.calls:
-            if isinstance(item[1], LeasedRun) and item[1].spec.task_id == message.task_id:
-                self.calls.remove(item)
-                self.last_reply = LeasedReply(
-                    item[1].lease_id, message.task_id, cancelled_value(message.task_id), 1, True
-                )
-                self.client.out.append((source, self.last_reply))
-                return
-        self._stop_task(message)
-
-    def _stop_task(self, message: Interrupt | CancelCall) -> None:
+    def _on_cancel(self, now_ns: int, source: Address, message: Interrupt | CancelCall) -> None:
         """A task was cancelled: it is taken out of the queue, or its code sees KeyboardInterrupt."""
-        task_id = message.task_id
-        if message.recursive:
-            self.client.leased.cancel_children(task_id)
-        for run in self.runs:
-            if run.task_id == task_id:
-                self.runs.remove(run)
-                self._look_away(run)
-                count = self.descriptors[run.descriptor_id].num_returns
-                values = (cancelled_value(task_id),) * count
-                self.client.out.append((self.client.node, TaskDone(task_id, run.attempt, values, 1, True)))
-                return
-        if self.current == task_id and self._to_interrupt != task_id:
-            self._to_interrupt = task_id
+        if self.actor is not None and isinstance(message, CancelCall):
+            self.actor.on_cancel(source, message)
+        elif self.machine.withdraw(source, message) and self._to_interrupt != message.task_id:
+            self._to_interrupt = message.task_id
             self.client.context.is_cancelled = True
             signal.pthread_kill(self._main_thread, signal.SIGINT)
 
@@ -274,13 +210,10 @@ class WorkerProcess:
             return None
         return self._interruptible if self._to_interrupt in (ids.NIL_ID, self._interruptible) else None
 
-    def _on_describe(self, source: Address, message: Describe) -> None:
-        self.descriptors[message.descriptor_id] = message
-
-    def _on_export(self, source: Address, message: ExportFunction) -> None:
+    def _on_export(self, now_ns: int, source: Address, message: ExportFunction) -> None:
         self.functions.add(message.function_id, message.code)
 
-    def _on_job(self, source: Address, message: JobContext) -> None:
+    def _on_job(self, now_ns: int, source: Address, message: JobContext) -> None:
         self.client.root_task = message.job_id
         self.client.namespace = message.namespace
         if not self.environment:
@@ -292,24 +225,6 @@ class WorkerProcess:
             except OSError as error:
                 log.warning("cannot enter the driver's directory: %s", error)
 
-    def _on_exit(self, source: Address, message: Exit) -> None:
-        self.exiting = True
-
-    def _return_queued(self) -> None:
-        given_back = []
-        while self.runs:
-            run = self.runs.popleft()
-            given_back.append(run.task_id)
-            self._look_away(run)
-        if given_back:
-            self.client.out.append((self.client.node, Returned(tuple(given_back))))
-
-    def _look_away(self, run: Run) -> None:
-        """The inputs that the node shows for a task are not going to be viewed."""
-        for ready in run.deps:
-            if ready.value.kind == EXTENT:
-                self.client.note_unpinned(ready.object_id)
-
     # --- waiting inside user code ------------------------------------------------------------------
 
     def _lend(self) -> bool:
@@ -318,16 +233,15 @@ class WorkerProcess:
         if running == ids.NIL_ID or threading.get_ident() != self._main_thread:
             return False
         with self.client.lock:
-            self._return_queued()
-            self.client.out.append((self.client.node, Blocked(running)))
+            self.machine.block(running)
         return True
 
     def _running(self) -> bytes:
-        return self.current if self.actor is None else self.actor.current
+        return self.machine.current if self.actor is None else self.actor.current
 
     def _take_back(self) -> None:
         with self.client.lock:
-            self.client.out.append((self.client.node, Unblocked(self._running())))
+            self.machine.unblock(self._running())
 
     # --- tasks -------------------------------------------------------------------------------------
 
@@ -335,20 +249,19 @@ class WorkerProcess:
         result, values, run_ns, failed = self._attempt(run)
         is_final = failed and self._failed_for_good
         with self.client.lock:
-            done = TaskDone(run.task_id, run.attempt, values, run_ns, failed, is_final)
-            self.client.out.append((self.client.node, done))
+            self.machine.done(run, values, run_ns, failed=failed, is_final=is_final)
         del result  # not before its message is in the outbox: what it holds must not be let go before
 
     def _attempt(self, run: Run) -> tuple[Any, tuple[Value, ...], int, bool]:
         """Run a task: (its result, the values of its return objects, run time, whether it failed)."""
-        descriptor = self.descriptors[run.descriptor_id]
+        descriptor = self.machine.descriptors[run.descriptor_id]
         client = self.client
         self.cell[:] = run.task_id
         client.set_context(
             TaskContext(run.task_id, descriptor.name, run.attempt, descriptor.demand, descriptor.in_group)
         )
         with client.lock:  # who interrupts a task looks and signals under it: nothing meant for another comes
-            self.current, self._to_interrupt = run.task_id, ids.NIL_ID
+            self.machine.current, self._to_interrupt = run.task_id, ids.NIL_ID
         started_ns = time.monotonic_ns()
         failed = False
         result = None
@@ -361,7 +274,7 @@ class WorkerProcess:
             failed = True
             values = self._failure(run, descriptor, error)
         ended_ns = time.monotonic_ns()
-        self.current = ids.NIL_ID
+        self.machine.current = ids.NIL_ID
         client.spans.note(descriptor.name, run.task_id, started_ns, ended_ns)
         return result, values, ended_ns - started_ns, failed
 
@@ -385,7 +298,8 @@ class WorkerProcess:
                 math_threads.limit(descriptor.demand)
             function: Any = self.functions.get(descriptor.function_id, descriptor.name)
         except BaseException:
-            self._look_away(run)
+            with self.client.lock:
+                self.machine.look_away(run)
             raise
         args, kwargs = self._arguments(run)
         if descriptor.kind == ACTOR:
@@ -433,7 +347,7 @@ class WorkerProcess:
         )
         if descriptor.checkpoint_interval >= 0:
             checkpoints = self.actor.checkpoints = Checkpoints(self.client, actor, descriptor)
-            own_client.on_save_wanted(checkpoints.want)
+            own_client.on_save_wanted(checkpoints.machine.want)
             if again:
                 checkpoints.restore(self._fetch_views, self.actor.repeat)
         if not self.client.servers:
@@ -481,7 +395,7 @@ class WorkerProcess:
         if not run.deps:
             return load_args(run.args, ())
         views = [self.client.view(ready.object_id, ready.value) for ready in run.deps]
-        later = [ready.object_id for ready in run.deps if ready.value.kind == AT_NODE]
+        later = self.machine.inputs_to_fetch(run)
         try:
             if later:
                 fetched = self._fetch_views(later)
@@ -500,37 +414,20 @@ class WorkerProcess:
 
     # --- direct calls --------------------------------------------------------------------------------
 
-    def _serve(self, source: Address, message: LeasedRun | EndLease) -> None:
-        if isinstance(message, LeasedRun):
-            if (
-                message.lease_id > self.ended_lease
-            ):  # else it crossed the end of its lease, and runs elsewhere
-                self._run_leased(source, message)
-        else:
-            self._end_lease(message.lease_id)
-
-    def _end_lease(self, lease_id: int) -> None:
-        last, self.last_reply = self.last_reply, None
-        if last is not None and last.lease_id != lease_id:
-            last = None
-        self.ended_lease = lease_id
-        with self.client.lock:
-            self.client.out.append((self.client.node, LeaseEnded(lease_id, last)))
+    def _serve(self, source: Address, message: Call | LeasedRun | EndLease) -> None:
+        if isinstance(message, EndLease):
+            with self.client.lock:
+                self.machine.end_lease(message)
+        elif isinstance(message, LeasedRun) and self.machine.is_wanted(message):
+            self._run_leased(source, message)
 
     def _run_leased(self, source: Address, message: LeasedRun) -> None:
-        """A task straight from its submitter. Only a small value without refs goes straight back."""
+        """A task straight from its submitter."""
         spec = message.spec
         run = Run(spec.task_id, spec.attempt, spec.descriptor_id, spec.args)
         result, (value,), run_ns, failed = self._attempt(run)
-        client = self.client
-        with client.lock:
-            if value.kind == EXTENT or value.contained:
-                self.last_reply = None
-                done = LeasedDone(message.lease_id, spec, run_ns, failed, True, value)
-                client.out.append((client.node, done))
-            else:
-                self.last_reply = LeasedReply(message.lease_id, spec.task_id, value, run_ns, failed)
-                client.out.append((source, self.last_reply))
+        with self.client.lock:
+            self.machine.leased_done(source, message, value, run_ns, failed=failed)
         del result
 
     # --- actor calls -------------------------------------------------------------------------------
@@ -552,10 +449,10 @@ class WorkerProcess:
                 client.objects.borrow(object_id)
         values = client.fetch(object_ids, None)
         assert values is not None
-        for value in values.values():
-            if value.kind in (ERROR, FAULT):
-                client.give_back(values)
-                raise InputFailedError(value)
+        failed = self.machine.failed_input(values.values())
+        if failed is not None:
+            client.give_back(values)
+            raise InputFailedError(failed)
         return {object_id: client.view(object_id, value) for object_id, value in values.items()}
 
 

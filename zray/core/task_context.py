@@ -1,14 +1,8 @@
-"""What runs here: the task or call whose code submits, puts and asks who it is.
-
-A driver and a plain worker run one thing at a time. An actor with threads or coroutines runs several, so each
-thread and each coroutine carries its own.
-"""
+"""What runs in a process: the task or call whose code submits, puts and asks who it is."""
 
 from __future__ import annotations
 
-from contextvars import ContextVar
-
-from zray import ids
+from zray.ids import child_prefix, put_id, task_id
 from zray.protocol.messages import Demand, InGroup
 
 
@@ -34,13 +28,16 @@ class TaskContext:
         self.counter = 0
         self.is_cancelled = False
 
-    def next_id(self) -> tuple[bytes, int]:
-        """The prefix of everything this task makes, and the number of the next thing. Link's lock held."""
+    def next_task_id(self) -> bytes:
+        """The id of the next thing that this task makes, which is a task or call. Link's lock held."""
         if not self.prefix:
-            self.prefix = ids.child_prefix(self.task_id)
+            self.prefix = child_prefix(self.task_id)
         self.counter += 1
-        return self.prefix, self.counter
+        return task_id(self.prefix, self.counter)
 
-
-here: ContextVar[TaskContext | None] = ContextVar("zray_task", default=None)
-"""Of a thread or coroutine among several; ``None`` where the process runs one thing at a time."""
+    def next_put_id(self) -> bytes:
+        """The same of a value that it puts."""
+        if not self.prefix:
+            self.prefix = child_prefix(self.task_id)
+        self.counter += 1
+        return put_id(self.prefix, self.counter)
