@@ -226,7 +226,10 @@ class Sharing:
                 shared.announced = shared.copied = False
                 for object_id in shared.contained:
                     self.references.unpin(self.store.objects[object_id])
-                self.references.free_if_unneeded(entry)
+                if entry.holders or entry.pins:
+                    self._hold(entry)  # it may have been let go of, and needed again while the copy was here
+                else:
+                    self.references.free_if_unneeded(entry)
 
     # --- what is not needed any more ---------------------------------------------------------------
 
