@@ -14,6 +14,7 @@ from zray.core.actor_side import ACTOR_MESSAGES, ActorSide
 from zray.core.away import Away
 from zray.core.guests import Guests
 from zray.core.identity import ClientEntry
+from zray.core.kept_copies import KeptCopies
 from zray.core.local_scheduler import LocalScheduler
 from zray.core.machine import RUNTIME, Address, Effect
 from zray.core.node_store import ObjectEntry
@@ -25,12 +26,14 @@ from zray.core.transfers import Transfers
 from zray.protocol.cluster import (
     ChunkArrived,
     Claim,
+    CopiesCounted,
     Declined,
     Deny,
     Ended,
     FreeObjects,
     Grant,
     JobOver,
+    KeepCopy,
     Members,
     ObjectFound,
     Offload,
@@ -45,7 +48,7 @@ from zray.protocol.messages import Describe, ExportFunction, JobContext, TableCh
 
 CLUSTER_MESSAGES: tuple[type, ...] = (
     ShareAcked, ShareReset, ObjectFound, FreeObjects, Rebuild, Claim, Ended, Grant, Deny, Declined, Taken,
-    JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived,
+    JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived, KeepCopy, CopiesCounted,
     TableChanged, Offload, *ACTOR_MESSAGES,
 )  # fmt: skip
 """What ``ClusterSide.on_message`` takes."""
@@ -91,6 +94,14 @@ class ClusterSide:
         self.transfers = Transfers(
             out, config=scheduler.config, store=store, references=references, sharing=self.sharing
         )
+        self.kept = KeptCopies(
+            out,
+            config=scheduler.config,
+            store=store,
+            references=references,
+            sharing=self.sharing,
+            is_client=clients.__contains__,
+        )
         self.reconstruction = Reconstruction(
             out, shards=shards, scheduler=scheduler, sharing=self.sharing, over=self.guests.over
         )
@@ -120,6 +131,8 @@ class ClusterSide:
             ChunkArrived: self.transfers.on_chunk_arrived,
             Pull: self.transfers.on_pull,
             PullFailed: self.transfers.on_pull_failed,
+            KeepCopy: self.kept.on_keep_copy,
+            CopiesCounted: self.kept.on_copies_counted,
             **dict.fromkeys(ACTOR_MESSAGES, self.actors.on_message),
         }
 
@@ -136,6 +149,7 @@ class ClusterSide:
     def sealed(self, entry: ObjectEntry) -> None:
         """See :class:`ClusterStore`."""
         self.sharing.sealed(entry)
+        self.kept.sealed(entry)
 
     def want_copy(self, entry: ObjectEntry) -> None:
         """See :class:`ClusterStore`."""
@@ -203,6 +217,7 @@ class ClusterSide:
         for object_id in strangers:
             if object_id in self.store.objects:
                 self.sharing.foreign(self.store.objects[object_id])
+        self.kept.begin()
         self.scheduler.actors.tell_pending()
         self.resend_at_ns = self.now_ns + RESEND_FORWARDS_NS
 
@@ -244,7 +259,7 @@ class ClusterSide:
             return None
         wishes = (
             self.sharing.wake_at_ns, self.transfers.wake_at_ns, self.guests.repeat_at_ns, self.resend_at_ns,
-            self.actors.wake_at_ns,
+            self.actors.wake_at_ns, self.kept.wake_at_ns,
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -257,6 +272,7 @@ class ClusterSide:
         self.transfers.on_tick(now_ns)
         self.guests.on_tick(now_ns)
         self.actors.on_tick(now_ns)
+        self.kept.on_tick(now_ns)
         if self.resend_at_ns is not None and self.resend_at_ns <= now_ns:
             self.resend_at_ns = now_ns + RESEND_FORWARDS_NS
             self.scheduler.admission.resend()
@@ -272,6 +288,6 @@ class ClusterSide:
         """Every invariant of every machine."""
         for machine in (
             self.peers, self.sharing, self.away, self.guests, self.transfers, self.reconstruction,
-            self.actors,
+            self.actors, self.kept,
         ):  # fmt: skip
             machine.check()

@@ -272,6 +272,7 @@ class Node:
         self.leases.submitter_gone(address)
         promises.break_all(client, self.store, self.references)
         self.cluster.actors.client_gone(address)
+        self.cluster.kept.client_gone(address)
         self.names.client_gone(address)
         for room in self.asked:
             room.client_gone(address)
@@ -504,6 +505,8 @@ class Node:
     def _not_created(self, now_ns: int, entry: ObjectEntry) -> None:
         """Nobody writes the object any more. Unless a task or a promise makes it, it may be lost."""
         holder, entry.created_for = entry.created_for, None
+        if is_put(entry.object_id) and entry.object_id in self.store.shared:
+            self.cluster.sharing.want_again(entry)  # another attempt of its maker put it elsewhere
         if entry.known:
             return
         self.store.watch_stranger(now_ns, entry)

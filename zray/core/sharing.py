@@ -142,7 +142,7 @@ class Sharing:
             entry = self.store.objects.get(open_ids.pop())
             if entry is None:
                 continue
-            shared = self._hold(entry)
+            shared = self.hold(entry)
             if entry.state == SEALED and not shared.announced:
                 open_ids += self._announce(entry, shared)
             elif entry.state < SEALED and not (shared.expected or shared.wanted):
@@ -150,7 +150,8 @@ class Sharing:
                 shared.expected = True
                 self._update(EXPECT, entry.object_id)
 
-    def _hold(self, entry: ObjectEntry) -> SharedObject:
+    def hold(self, entry: ObjectEntry) -> SharedObject:
+        """The object is shared, and something on this node needs it."""
         shared = self.shared.get(entry.object_id)
         if shared is None:
             shared = self.shared[entry.object_id] = SharedObject(entry.object_id)
@@ -168,7 +169,7 @@ class Sharing:
 
     def foreign(self, entry: ObjectEntry) -> None:
         """Nobody on this node announced the object: hold it, and look it up or subscribe."""
-        shared = self._hold(entry)
+        shared = self.hold(entry)
         if not shared.wanted:
             shared.wanted = True
             self._update(WANT, entry.object_id)
@@ -184,21 +185,21 @@ class Sharing:
         """No node that was known to have the object has it: ask once more."""
         self.store.lose(entry)
         if entry.state < SEALED:
-            shared = self._hold(entry)
+            shared = self.hold(entry)
             shared.wanted, shared.nodes = True, ()
             self._update(WANT, entry.object_id)
 
     def made_again(self, entry: ObjectEntry) -> None:
         """A lost object is about to be made on this node."""
         entry.known = True
-        shared = self._hold(entry)
+        shared = self.hold(entry)
         shared.wanted, shared.expected, shared.announced, shared.copied = False, True, False, False
         shared.nodes = ()
         self._update(EXPECT, entry.object_id)
 
     def adopt(self, entry: ObjectEntry, value: Value, nodes: tuple[bytes, ...], *, is_home: bool) -> None:
         """A large object is in the stores of other nodes; ``is_home``: this node follows its lineage."""
-        shared = self._hold(entry)
+        shared = self.hold(entry)
         shared.nodes, shared.contained = nodes, value.contained
         if is_home and not shared.expected:
             shared.expected = True
@@ -277,7 +278,7 @@ class Sharing:
         if shared.expected:
             self._update(EXPECT if _will_be_told(entry, shared) else HOME, entry.object_id)
         if shared.copied:
-            self._update(COPY, entry.object_id, _as_shared(entry))
+            self.say_copied(entry)
         elif shared.wanted and entry.state == PENDING:
             self._update(WANT, entry.object_id)
 
@@ -352,7 +353,7 @@ class Sharing:
         if shared.expected:
             self._update(EXPECT if _will_be_told(entry, shared) else HOME, object_id)
         if shared.copied:
-            self._update(COPY, object_id, _as_shared(entry))
+            self.say_copied(entry)
         if shared.wanted and entry.state == PENDING:
             self._update(WANT, object_id)
 
@@ -383,15 +384,21 @@ class Sharing:
         if shared is None or entry is None or entry.state != SEALED or not shared.announced:
             return
         shared.copied = True
-        self._update(COPY, object_id, _as_shared(entry))
+        self.say_copied(entry)
 
     # --- sending -----------------------------------------------------------------------------------
 
     def _link_of(self, object_id: bytes) -> _DirectoryLink:
         return self.links[shard_of(object_id, len(self.links))]
 
-    def _update(self, kind: int, object_id: bytes, value: Value | None = None) -> None:
-        self._link_of(object_id).pending.append(ShareUpdate(kind, object_id, value))
+    def _update(self, kind: int, object_id: bytes) -> None:
+        self._link_of(object_id).pending.append(ShareUpdate(kind, object_id))
+
+    def say_copied(self, entry: ObjectEntry) -> None:
+        """A copy is here, and whether it is kept as one of several."""
+        object_id, copies = entry.object_id, self.store.kept.get(entry.object_id, 0)
+        update = ShareUpdate(COPY, object_id, _as_shared(entry), copies)
+        self._link_of(object_id).pending.append(update)
 
     def flush(self, now_ns: int) -> None:
         """Once per batch: let leave what may, and send what was gathered."""
