@@ -362,3 +362,11 @@ def test_a_lost_value_says_what_would_have_kept_it() -> None:
     bench.say(B, (COPY, PUT, LARGE))
     [(_, found)] = bench.die(B)
     assert b"put(value, copies=2)" in found.value.data
+
+
+def test_a_table_of_the_living_is_believed_from_those_in_it() -> None:
+    bench = Bench()
+    bench.say(A, (HOLD, MADE))
+    bench.feed(b"stranger", Members(2**63 - 1, ()))
+    assert bench.machine.rows[MADE].holders == {A: None}
+    assert list(bench.machine.alive) == [A, B, C]

@@ -9,7 +9,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 from zray.core.labels import LABELS_MAX, problem_of_rules
+from zray.core.machine import Address
 from zray.ids import ID_BYTES, is_put
+from zray.protocol.cluster import Members
 from zray.protocol.group_messages import STRATEGY_NAMES, GroupSpec
 from zray.protocol.messages import (
     ACTOR,
@@ -89,6 +91,11 @@ def problem_of_copies(message: KeepCopies) -> str:
     if not 2 <= message.copies <= COPIES_MAX:
         return f"2 to {COPIES_MAX} copies of an object can be kept, not {message.copies}"
     return ""
+
+
+def speaks_for_itself(source: Address, message: Members) -> bool:
+    """Whether who passes on a table of the living is in it; nobody else has any reason to."""
+    return any(node_id == source for node_id, _ in message.nodes)
 
 
 def problem_of_demand(demand: Demand) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from zray.config import Config
+from zray.core.checks import speaks_for_itself
 from zray.core.machine import Address, Effect, Handler, invariant
 from zray.ids import is_put, producer_of, short
 from zray.protocol import faults
@@ -214,7 +215,7 @@ class ObjectDirectory:
 
     def on_members(self, now_ns: int, source: Address, message: Members) -> None:
         """A node says who is alive: forget what others have said."""
-        if message.epoch <= self.epoch or source in self.dead:
+        if message.epoch <= self.epoch or source in self.dead or not speaks_for_itself(source, message):
             return
         self.epoch = message.epoch
         before = self.alive
