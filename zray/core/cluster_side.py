@@ -103,7 +103,13 @@ class ClusterSide:
             is_client=clients.__contains__,
         )
         self.reconstruction = Reconstruction(
-            out, shards=shards, scheduler=scheduler, sharing=self.sharing, over=self.guests.over
+            out,
+            shards=shards,
+            scheduler=scheduler,
+            sharing=self.sharing,
+            over=self.guests.over,
+            clients=clients,
+            is_peer=lambda node: node in self.peers.alive,
         )
         self.peers = Peers(
             out, node_id=node_id, shards=shards, on_change=self._peers_changed, on_dead=self._node_dead
@@ -111,7 +117,10 @@ class ClusterSide:
         self.actors = ActorSide(out, cluster=self, clients=clients)
         self.now_ns = 0
         self.resend_at_ns: int | None = None
-        self.handlers: dict[type, Callable[[int, Address, Any], None]] = {
+        self.handlers = self._handlers()
+
+    def _handlers(self) -> dict[type, Callable[[int, Address, Any], None]]:
+        return {
             ShareAcked: self.sharing.on_share_acked,
             ShareReset: self.sharing.on_share_reset,
             ObjectFound: self.sharing.on_object_found,
@@ -225,7 +234,7 @@ class ClusterSide:
         self.transfers.node_dead(node)
         self.sharing.node_dead(node)
         for job in [job for job in self.scheduler.jobs.values() if job.home == node]:
-            self._end_job(job.job_id)
+            self.end_job(self.now_ns, job.job_id)
         self.guests.node_dead(node)
         self.actors.node_dead(node)
         self.away.node_dead(self.now_ns, node)
@@ -237,10 +246,11 @@ class ClusterSide:
 
     def on_job_over(self, now_ns: int, source: Address, message: JobOver) -> None:
         """The job of some guests has ended at their origin."""
-        self._end_job(message.job_id)
+        self.end_job(now_ns, message.job_id)
 
-    def _end_job(self, job_id: bytes) -> None:
-        self.guests.end_job(self.now_ns, job_id)
+    def end_job(self, now_ns: int, job_id: bytes) -> None:
+        """A job has ended, here or elsewhere."""
+        self.guests.end_job(now_ns, job_id)
         self.reconstruction.end_job(job_id)
 
     def shard_is_back(self, shard: Address) -> None:

@@ -156,6 +156,7 @@ class Node:
         )
         rooms = user_requests.questions_of(self)
         self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
+        self.cluster.reconstruction.write = self.tables.put
         self.groups = group_side.GroupSide(self)
         self.asked = (self.inquiries, self.everywhere, self.node_lists, self.groups.requests)
         self.now_ns = 0
@@ -267,7 +268,7 @@ class Node:
         self.now_ns = now_ns
         self.credited.pop(address, None)
         if client.role == DRIVER:
-            self.scheduler.end_job(now_ns, client.job_id)
+            self.cluster.end_job(now_ns, client.job_id)
             self.out.append((RUNTIME, ClientGone(address)))
         self.leases.submitter_gone(address)
         promises.break_all(client, self.store, self.references)

@@ -26,6 +26,7 @@ from zray.protocol.cluster import (
     EXPECT,
     HOLD,
     HOME,
+    REFUSE,
     UNCOPY,
     WANT,
     CopiesCounted,
@@ -49,8 +50,8 @@ class SharedRow:
     """What is known of one shared object; every dictionary is an ordered set of nodes."""
 
     __slots__ = (
-        "asked", "copies", "copies_wanted", "holders", "idle", "kept", "makers", "object_id", "told", "value",
-        "waiters",
+        "asked", "copies", "copies_wanted", "holders", "idle", "kept", "makers", "object_id", "refused",
+        "told", "value", "waiters",
     )  # fmt: skip
 
     def __init__(self, object_id: bytes) -> None:
@@ -64,6 +65,7 @@ class SharedRow:
         self.copies_wanted = 0  # on as many nodes a copy is to be kept
         self.kept: dict[Address, None] = {}  # copies that do not go while anybody holds the object
         self.asked: dict[Address, None] = {}  # nodes that are to have a copy and keep it
+        self.refused: dict[Address, None] = {}  # holders that do not make it again
         self.told = 0  # of how many kept copies those who keep them know
 
     @property
@@ -85,6 +87,7 @@ class SharedRow:
         """Drop all that ``node`` said; whether there was any."""
         kinds = (
             self.holders, self.copies, self.makers, self.idle, self.waiters, self.kept, self.asked,
+            self.refused,
         )  # fmt: skip
         found = [kind for kind in kinds if node in kind]
         for kind in found:
@@ -179,7 +182,7 @@ class ObjectDirectory:
     def _absorb(self, node: Address, update: ShareUpdate) -> None:
         row = self.rows.get(update.object_id)
         if row is None:
-            if update.kind in (DROP, UNCOPY) or len(self.rows) >= self.config.table_entries_max:
+            if update.kind in (DROP, UNCOPY, REFUSE) or len(self.rows) >= self.config.table_entries_max:
                 return
             row = self.rows[update.object_id] = SharedRow(update.object_id)
         self.touched[update.object_id] = row
@@ -196,6 +199,8 @@ class ObjectDirectory:
                 row.makers[node] = row.idle[node] = None
             case k if k == UNCOPY:
                 row.copies.pop(node, None)
+            case k if k == REFUSE:
+                self._refused(row, node)
             case k if k == WANT:
                 row.waiters[node] = None
             case k if k == COPY and update.value is not None:
@@ -207,9 +212,19 @@ class ObjectDirectory:
         """The first value counts (I1); a fault gives way to a value, which was made again."""
         row.copies[node] = None
         row.waiters.pop(node, None)
+        row.refused.clear()
         if row.value is None or row.value.kind == FAULT:
             row.value = value
         self.rebuilding.pop(producer_of(row.object_id), None)
+
+    def _refused(self, row: SharedRow, node: Address) -> None:
+        """Another holder is to make it again."""
+        row.makers.pop(node, None)
+        row.idle.pop(node, None)
+        row.refused[node] = None
+        task_id = producer_of(row.object_id)
+        if self.rebuilding.get(task_id, (b"", 0))[0] == node:
+            del self.rebuilding[task_id]
 
     # --- membership and lives ----------------------------------------------------------------------
 
@@ -347,14 +362,17 @@ class ObjectDirectory:
         task_id = producer_of(row.object_id)
         record = self.record_of(task_id)
         reason = _why_not(row, record)
+        willing = [node for node in row.holders if node not in row.refused]
+        if not willing:
+            reason = reason or "its last copy is lost and the job that made it has ended"
         if reason or record is None:
             row.value = faults.fault_value(faults.OBJECT_LOST, short(row.object_id), reason)
             self._tell_everybody(row)
             return
         node, attempt = self.rebuilding.get(task_id, (b"", 0))
         if not node:
-            homes = [node for node in row.makers if node in row.holders]
-            node, attempt = next(iter(homes or row.holders)), record.attempt + 1
+            homes = [node for node in row.makers if node in willing]
+            node, attempt = next(iter(homes or willing)), record.attempt + 1
             self.rebuilding[task_id] = node, attempt
         row.value = None
         row.makers[node] = None

@@ -31,6 +31,7 @@ from zray.protocol.cluster import (
     EXPECT,
     HOLD,
     HOME,
+    REFUSE,
     UNCOPY,
     WANT,
     FreeObjects,
@@ -188,6 +189,10 @@ class Sharing:
             shared = self.hold(entry)
             shared.wanted, shared.nodes = True, ()
             self._update(WANT, entry.object_id)
+
+    def refuse(self, object_id: bytes) -> None:
+        """This node was chosen to make a lost object again and does not."""
+        self._update(REFUSE, object_id)
 
     def made_again(self, entry: ObjectEntry) -> None:
         """A lost object is about to be made on this node."""

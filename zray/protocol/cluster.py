@@ -18,6 +18,7 @@ COPY = 3  # the node has it: inline in ShareUpdate.value, or of ShareUpdate.valu
 UNCOPY = 4  # the node has it no more
 WANT = 5  # look up or subscribe: one ObjectFound, now or as soon as there is a copy
 HOME = 6  # it was made, and the node follows its lineage: what a snapshot says instead of EXPECT
+REFUSE = 7  # the node was to make it again and does not: its job has ended, and nobody else there needs it
 
 # --- node -> directory of a shard ----------------------------------------------------------------
 
