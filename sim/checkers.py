@@ -9,7 +9,7 @@ judges itself (``memory.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sim.group_judge import GroupJudge
@@ -19,7 +19,7 @@ from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import Address
 from zray.core.object_directory import ObjectDirectory
 from zray.ids import short
-from zray.protocol.messages import ACTOR_ALIVE, Call, RecordTasks, ReleaseLineage, Value
+from zray.protocol.messages import ACTOR_ALIVE, TABLE_DESCRIPTOR, Call, RecordTasks, ReleaseLineage, Value
 
 if TYPE_CHECKING:
     from sim.hosts import SimNode, SimShard
@@ -248,17 +248,24 @@ class Judge:
         for number in [number for number in batches if number <= sequence]:
             self.confirmed[shard].update(batches.pop(number))
 
-    def result_leaves(self, node: Address, task_id: bytes, hosts: Sequence[SimShard | SimReplica]) -> None:
-        """The values of a task go to another node: its shard must know how to make them again.
+    def result_leaves(
+        self, node: Address, task_id: bytes, serving: Callable[[bytes], Sequence[SimShard | SimReplica]]
+    ) -> None:
+        """The values of a task go to another node: the shards must know how to make them again.
 
         Args:
-            hosts: those who serve the shard; of a chain all members of the newest epoch.
+            serving: those who serve the shard of a key; of a chain all members of the newest epoch.
         """
         if not self.strict:
             return
-        for host in hosts:
-            if task_id not in host.shard.tasks.records:
+        for host in serving(task_id):
+            record = host.shard.tasks.records.get(task_id)
+            if record is None:
                 self.fail(f"results of {short(task_id)} leave {node.hex()} before its lineage is durable")
+                return
+            for other in serving(record.descriptor_id):
+                if record.descriptor_id not in other.shard.values[TABLE_DESCRIPTOR].entries:
+                    self.fail(f"results of {short(task_id)} leave {node.hex()} before its code is durable")
 
     def recovered(self, shard: SimShard, before: tuple[dict[int, Any], dict[bytes, Any]]) -> None:
         """A shard has read its log: it knows what it knew, and what it acknowledged."""

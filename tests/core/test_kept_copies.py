@@ -42,6 +42,8 @@ from zray.protocol.messages import (
     Refused,
     Release,
     Seal,
+    TablePut,
+    TableReply,
     Value,
 )
 from zray.protocol.user_messages import CopiesKept, KeepCopies
@@ -75,11 +77,10 @@ class Bench:
             pump(self.node, batch, self.now_ns)
             self.node.check()
             left += self.node.out
-            batch = [
-                (SHARD, ShareAcked(effect.stream, effect.sequence))
-                for _, effect in self.node.out
-                if isinstance(effect, ShareUpdates)
-            ]
+            updates = [effect for _, effect in self.node.out if isinstance(effect, ShareUpdates)]
+            rows = [effect for _, effect in self.node.out if isinstance(effect, TablePut)]
+            batch = [(SHARD, ShareAcked(update.stream, update.sequence)) for update in updates]
+            batch += [(SHARD, TableReply(row.token, True)) for row in rows]
             self.node.out.clear()
         return left
 

@@ -17,6 +17,7 @@ from zray.protocol.cluster import (
     EXPECT,
     HOLD,
     HOME,
+    REFUSE,
     UNCOPY,
     WANT,
     CopiesCounted,
@@ -370,3 +371,26 @@ def test_a_table_of_the_living_is_believed_from_those_in_it() -> None:
     bench.feed(b"stranger", Members(2**63 - 1, ()))
     assert bench.machine.rows[MADE].holders == {A: None}
     assert list(bench.machine.alive) == [A, B, C]
+
+
+def test_who_refuses_to_make_it_again_leaves_it_to_the_next_holder() -> None:
+    bench = Bench(RECORD)
+    bench.say(A, (HOLD, MADE))
+    bench.say(B, (HOLD, MADE))
+    bench.say(C, (COPY, MADE, LARGE))
+    assert bench.die(C) == [(A, Rebuild(MADE, 1, RECORD))]
+    assert bench.say(A, (REFUSE, MADE)) == [(B, Rebuild(MADE, 1, RECORD))]
+    told = bench.say(B, (REFUSE, MADE))
+    assert [node for node, _ in told] == [A, B]
+    assert all(b"the job that made it has ended" in found.value.data for _, found in told)
+
+
+def test_what_is_there_again_may_be_lost_again() -> None:
+    bench = Bench(RECORD)
+    bench.say(A, (HOLD, MADE))
+    bench.say(B, (HOLD, MADE), (COPY, MADE, LARGE))
+    assert bench.say(B, (UNCOPY, MADE)) == [(A, Rebuild(MADE, 1, RECORD))]
+    assert bench.say(A, (REFUSE, MADE)) == [(B, Rebuild(MADE, 1, RECORD))]
+    assert bench.say(B, (COPY, MADE, LARGE)) == []
+    assert bench.say(B, (UNCOPY, MADE)) == [(B, Rebuild(MADE, 1, RECORD))]
+    assert bench.say(B, (REFUSE, MADE)) == [(A, Rebuild(MADE, 1, RECORD))]

@@ -22,6 +22,7 @@ from zray.core.offloading import Offloading
 from zray.core.peers import Peers
 from zray.core.reconstruction import Reconstruction
 from zray.core.sharing import Sharing
+from zray.core.table_writer import TableWriter
 from zray.core.transfers import Transfers
 from zray.protocol.cluster import (
     ChunkArrived,
@@ -60,7 +61,7 @@ class ClusterSide:
 
     Args:
         out: the node's outbox.
-        scheduler: of the same node, with all that it works with.
+        scheduler, tables: of the same node, with all that they work with.
         shards: the address that serves each shard now, by number; the node puts another one in when the head
             of a chain changes, and calls :meth:`shard_moved`.
     """
@@ -70,6 +71,7 @@ class ClusterSide:
         out: list[Effect],
         *,
         scheduler: LocalScheduler,
+        tables: TableWriter,
         shards: Sequence[Address],
         clients: dict[Address, ClientEntry],
     ) -> None:
@@ -84,6 +86,7 @@ class ClusterSide:
             store=store,
             references=references,
             lineage=scheduler.lineage,
+            tables=tables,
             record_pending=scheduler.record_pending,
             remind=lambda shard: self.peers.remind(shard),
         )

@@ -152,7 +152,7 @@ class Node:
             self.out, node_id=identity.node_id, shards=self.shards, config=config, on_move=self._forward_anew
         )
         self.cluster = ClusterSide(
-            self.out, scheduler=self.scheduler, shards=self.shards, clients=self.clients
+            self.out, scheduler=self.scheduler, tables=self.tables, shards=self.shards, clients=self.clients
         )
         rooms = user_requests.questions_of(self)
         self.inquiries, self.everywhere, self.node_lists, self.probes = rooms

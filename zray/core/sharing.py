@@ -7,7 +7,8 @@ the directory of its shard hears that this node holds it, has a copy of it, or w
 Two rules make this right across links, and one queue, the *gate*, keeps both. What leaves the node waits
 in it until everything that was said before is acknowledged:
 
-- *lineage before visibility*: the records of the tasks that made what leaves (paper, section 4.2.1);
+- *lineage before visibility*: the records of the tasks that made what leaves (paper, section 4.2.1), and the
+  descriptors and the code that those name;
 - *an acquire is acknowledged before what it came out of is released*: the ``HOLD`` of all that came of it.
 
 The proof is in ``docs/decisions/0010-shared-objects.md``. The gate is one queue for all links, so a shard
@@ -24,6 +25,7 @@ from zray.core.lineage import Lineage
 from zray.core.machine import TRANSFER, Address, Effect, invariant
 from zray.core.node_store import PENDING, REMOTE, SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
+from zray.core.table_writer import TableWriter
 from zray.ids import shard_of, short
 from zray.protocol.cluster import (
     COPY,
@@ -89,6 +91,7 @@ class _Waiting(NamedTuple):
 
     records: tuple[int, ...]
     holds: tuple[int, ...]
+    rows: int
     destination: Address
     message: Any  # for an empty destination a ShareUpdate, without its value
 
@@ -101,7 +104,7 @@ class Sharing:
         shards: the address that serves each shard now, by number; see :meth:`shard_moved`.
         record_pending: writes the record of an unfinished task, given its return object.
         remind: tells a shard once more who is alive.
-        store, references, lineage: the machines of the same node.
+        store, references, lineage, tables: the machines of the same node.
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Sharing:
         store: NodeStore,
         references: References,
         lineage: Lineage,
+        tables: TableWriter,
         record_pending: Callable[[bytes], None],
         remind: Callable[[Address], None],
     ) -> None:
@@ -119,6 +123,7 @@ class Sharing:
         self.store = store
         self.references = references
         self.lineage = lineage
+        self.tables = tables
         self.record_pending = record_pending
         self.remind = remind
         self.shared: dict[bytes, SharedObject] = store.shared
@@ -370,11 +375,12 @@ class Sharing:
 
     def _wait(self, destination: Address, message: Any) -> None:
         holds = tuple([link.mark() for link in self.links])
-        self.gate.append(_Waiting(self.lineage.mark(), holds, destination, message))
+        self.gate.append(_Waiting(self.lineage.mark(), holds, self.tables.tokens, destination, message))
 
     def _may_leave(self, waiting: _Waiting) -> bool:
         holds = zip(self.links, waiting.holds, strict=True)
-        return self.lineage.passed(waiting.records) and all(mark <= link.acked for link, mark in holds)
+        is_known = self.lineage.passed(waiting.records) and self.tables.passed(waiting.rows)
+        return is_known and all(mark <= link.acked for link, mark in holds)
 
     def _leave(self, waiting: _Waiting) -> None:
         if waiting.destination:
