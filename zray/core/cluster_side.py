@@ -113,6 +113,7 @@ class ClusterSide:
             over=self.guests.over,
             clients=clients,
             is_peer=lambda node: node in self.peers.alive,
+            write=tables.put,
         )
         self.peers = Peers(
             out, node_id=node_id, shards=shards, on_change=self._peers_changed, on_dead=self._node_dead

@@ -156,7 +156,6 @@ class Node:
         )
         rooms = user_requests.questions_of(self)
         self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
-        self.cluster.reconstruction.write = self.tables.put
         self.groups = group_side.GroupSide(self)
         self.asked = (self.inquiries, self.everywhere, self.node_lists, self.groups.requests)
         self.now_ns = 0

@@ -65,6 +65,7 @@ class Reconstruction:
         over: Mapping[bytes, None],
         clients: Mapping[Address, ClientEntry],
         is_peer: Callable[[Address], bool],
+        write: Callable[[int, int, bytes, bytes], None],
     ) -> None:
         self.out = out
         self.shards = shards
@@ -73,7 +74,7 @@ class Reconstruction:
         self.over = over  # jobs that have ended
         self.clients = clients
         self.is_peer = is_peer
-        self.write: Callable[[int, int, bytes, bytes], None] = _not_yet  # a row of a table, for others
+        self.write = write  # a row of a table, for others
         self.heirs: dict[bytes, bytes] = {}  # job whose driver is gone -> the one that makes things again
         self.waiting: dict[bytes, Rebuild] = {}  # task -> what was asked, until all is known of it
         self.asked: dict[int, tuple[int, bytes]] = {}  # token -> table and key
@@ -261,7 +262,3 @@ class Reconstruction:
     def check(self) -> None:
         """Whatever waits, waits for something that was asked for."""
         invariant(bool(self.asked) or not self.waiting, "a rebuild that waits for nothing")
-
-
-def _not_yet(now_ns: int, table: int, key: bytes, value: bytes) -> None:
-    raise AssertionError("nothing is made again before the node is whole")
