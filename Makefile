@@ -3,11 +3,12 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+RUNS ?= 20
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types check test test-machines test-processes wordcount bench paper clean
+.PHONY: help install lint types check test test-machines test-processes chaos wordcount bench paper clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +44,9 @@ test-machines: install  ## Tests of machines, simulations and experiments; then 
 
 test-processes: install  ## All other tests: of real processes, mostly.
 	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(MACHINES))
+
+chaos: install  ## Shuffle 1 GiB on ten nodes while nodes and replicas are killed, RUNS times; half an hour.
+	$(BIN)/python -m tests.chaos.shuffle --size 1G --runs $(RUNS)
 
 wordcount: install  ## Run the example job on this machine.
 	$(BIN)/zray run examples/wordcount.py

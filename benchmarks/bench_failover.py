@@ -93,11 +93,12 @@ class Client:
 
     Args:
         endpoints: of the replicas, by number.
+        config: with the key of the cluster, if they listen on tcp.
     """
 
-    def __init__(self, endpoints: list[str]) -> None:
+    def __init__(self, endpoints: list[str], config: Config | None = None) -> None:
         self.addresses = [replica_address(0, replica) for replica in range(len(endpoints))]
-        self.transport = Transport(random_id(), batch_decoder(FromShard | FromGlobal), Config())
+        self.transport = Transport(random_id(), batch_decoder(FromShard | FromGlobal), config or Config())
         for address, endpoint in zip(self.addresses, endpoints, strict=True):
             self.transport.connect(address, endpoint, may_drop=True)
         self.epoch: ChainEpoch | None = None

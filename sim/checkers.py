@@ -9,7 +9,7 @@ judges itself (``memory.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sim.group_judge import GroupJudge
@@ -19,7 +19,7 @@ from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import Address
 from zray.core.object_directory import ObjectDirectory
 from zray.ids import short
-from zray.protocol.messages import ACTOR_ALIVE, Call, RecordTasks, ReleaseLineage, Value
+from zray.protocol.messages import ACTOR_ALIVE, TABLE_DESCRIPTOR, Call, RecordTasks, ReleaseLineage, Value
 
 if TYPE_CHECKING:
     from sim.hosts import SimNode, SimShard
@@ -46,7 +46,8 @@ def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
         allowed += CRASH_ORIGINS
     if faults.driver_crash:
         allowed += ("object_lost",)  # by workers whose job is over
-    if faults.node_crash or faults.twin_crash or faults.node_freeze or faults.node_silence:
+    deaths = faults.node_crash or faults.twin_crash or faults.node_freeze or faults.node_silence
+    if deaths or faults.keeper_crash:
         allowed += (*CRASH_ORIGINS, "unschedulable")  # by tasks that are bound to the node
     if faults.spill_failure:
         allowed += DISK_ORIGINS
@@ -69,7 +70,8 @@ class Judge:
         )
         crashes = (
             faults.worker_crash or faults.worker_crash_creating or faults.node_crash or faults.twin_crash
-        )
+            or faults.keeper_crash
+        )  # fmt: skip
         self.may_retry = bool(crashes or faults.worker_start_hang or self.may_be_silent)
         self.oracle: dict[bytes, Outcome] = {}
         self.values: dict[bytes, Outcome] = {}
@@ -86,6 +88,11 @@ class Judge:
         self.unconfirmed: dict[tuple[Address, Address], dict[int, list[tuple[bytes, int]]]] = {}
         self.confirmed: dict[Address, dict[bytes, int]] = {}  # shard -> task -> attempt
         self.faults_seen = 0
+        self.kept: dict[str, int] = {}  # what was put, by its short id -> acknowledged copies
+        self.may_die_together = bool(
+            faults.node_crash or faults.twin_crash or faults.node_freeze or faults.node_silence
+            or faults.driver_crash or faults.partition or faults.clog
+        )  # fmt: skip
         ends_jobs = faults.driver_crash or faults.node_crash or faults.node_freeze or faults.node_silence
         self.groups = GroupJudge(self.fail, ends_jobs=bool(ends_jobs))
 
@@ -109,10 +116,18 @@ class Judge:
         if origin == "user":
             return
         self.faults_seen += 1
+        if origin == "object_lost" and not self.may_die_together:
+            kept = [name for name in self.kept if name in text]
+            if kept:
+                self.fail(f"{kept[0]}, of which {self.kept[kept[0]]} nodes kept a copy, is lost: {text}")
         if origin == "TaskGroupRemovedError" and self.groups.explains(text):
             return
         if origin not in self.allowed and not (origin == "actor_died" and self.killed):
             self.fail(f"{address.hex()} sees a fault that nothing explains in {short(object_id)}: {text}")
+
+    def copies_kept(self, object_id: bytes, copies: int) -> None:
+        """A process hears that so many nodes keep a copy of what it put: no death of one node may lose it."""
+        self.kept[short(object_id)] = copies
 
     def data_seen(self, address: Address, object_id: bytes, is_error: bool, data: bytes) -> None:
         """One value per object, and the oracle's."""
@@ -233,17 +248,24 @@ class Judge:
         for number in [number for number in batches if number <= sequence]:
             self.confirmed[shard].update(batches.pop(number))
 
-    def result_leaves(self, node: Address, task_id: bytes, hosts: Sequence[SimShard | SimReplica]) -> None:
-        """The values of a task go to another node: its shard must know how to make them again.
+    def result_leaves(
+        self, node: Address, task_id: bytes, serving: Callable[[bytes], Sequence[SimShard | SimReplica]]
+    ) -> None:
+        """The values of a task go to another node: the shards must know how to make them again.
 
         Args:
-            hosts: those who serve the shard; of a chain all members of the newest epoch.
+            serving: those who serve the shard of a key; of a chain all members of the newest epoch.
         """
         if not self.strict:
             return
-        for host in hosts:
-            if task_id not in host.shard.tasks.records:
+        for host in serving(task_id):
+            record = host.shard.tasks.records.get(task_id)
+            if record is None:
                 self.fail(f"results of {short(task_id)} leave {node.hex()} before its lineage is durable")
+                return
+            for other in serving(record.descriptor_id):
+                if record.descriptor_id not in other.shard.values[TABLE_DESCRIPTOR].entries:
+                    self.fail(f"results of {short(task_id)} leave {node.hex()} before its code is durable")
 
     def recovered(self, shard: SimShard, before: tuple[dict[int, Any], dict[bytes, Any]]) -> None:
         """A shard has read its log: it knows what it knew, and what it acknowledged."""

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from sim.worker import SimWorker
 
 
+KEEPERS_PAUSE_NS = 5 * S
+"""Between two deaths of nodes that keep copies: by then the copies of the first are made again."""
+
+
 class Faults:
     """All nemeses of one run.
 
@@ -41,6 +45,7 @@ class Faults:
         self.faulty_ns = faulty_ns
         self.strikes: dict[str, int] = {}
         self.slow_until_ns = 0
+        self.keeper_died_ns = -KEEPERS_PAUSE_NS
         self.partitioned: list[Link] = []
 
     def unleash(self) -> None:
@@ -51,6 +56,7 @@ class Faults:
             "worker_freeze": (self.rates.worker_freeze, self._freeze_worker),
             "driver_crash": (self.rates.driver_crash, self._crash_driver),
             "node_crash": (self.rates.node_crash, self._crash_node),
+            "keeper_crash": (self.rates.keeper_crash, self._crash_keeper),
             "node_freeze": (self.rates.node_freeze, self._freeze_node),
             "link_loss": (self.rates.link_loss, self._lose_link),
             "node_silence": (self.rates.node_silence, self._silence_node),
@@ -278,6 +284,34 @@ class Faults:
         if victim is not None:
             self._kill_node(random, victim)
         return victim is not None
+
+    def _crash_keeper(self, random: Random) -> bool:
+        """A node that keeps copies of what was put, one at a time, and no driver's: nothing may be lost."""
+        keepers = [node for node in self.cluster.nodes if node.node.store.kept and self._may_die_alone(node)]
+        if keepers:
+            self.keeper_died_ns = self.cluster.kernel.now_ns
+            self._kill_node(random, random.choice(keepers))
+        return bool(keepers)
+
+    def _may_die_alone(self, node: SimNode) -> bool:
+        drivers = [driver for driver in self.cluster.drivers if driver.alive and driver.finished_ns is None]
+        is_home = any(driver.host is node for driver in drivers)
+        rested = self.cluster.kernel.now_ns - self.keeper_died_ns >= KEEPERS_PAUSE_NS
+        return node.alive and rested and not is_home
+
+    def copies_acknowledged(self, host: SimNode) -> None:
+        """A process was told that its copies are kept: its node may die in the very next moment."""
+        random = self.cluster.kernel.stream("nemesis/keeper_acknowledged")
+        if not self.rates.keeper_crash or not self.is_faulty or random.random() < 0.5:
+            return
+
+        def strike(_: None) -> None:
+            if self._may_die_alone(host):
+                self.keeper_died_ns = self.cluster.kernel.now_ns
+                self.strikes["keeper_acknowledged"] = self.strikes.get("keeper_acknowledged", 0) + 1
+                self._kill_node(random, host)
+
+        self.cluster.kernel.after(int(random.expovariate(1.0) * 5 * MS), strike)
 
     def _kill_node(self, random: Random, victim: SimNode) -> None:
         self.cluster.crash_node(victim)

@@ -8,6 +8,7 @@ the next batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +63,7 @@ from zray.protocol.strategies import Labels
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
+    from sim.replicas import SimReplica
 
 FRAMES_PER_TURN_MAX = 256
 CELLS_OF_NODE = b"@spilling"
@@ -263,11 +265,14 @@ class SimNode(MachineHost):
             elif type(message) is BundlesHeld:
                 self.cluster.judge.groups.said(self.address, message)
             elif type(message) is Ended and not (message.crashed or message.offloaded):
-                shard = ids.shard_of(message.task_id, self.cluster.scenario.cluster.shards)
-                self.cluster.judge.result_leaves(self.address, message.task_id, self.cluster.serving(shard))
+                self.cluster.judge.result_leaves(self.address, message.task_id, self._serving)
         if self.cluster.spans is not None:
             self._note_queue(self.node.scheduler.backlog())
         super()._act()
+
+    def _serving(self, key: bytes) -> Sequence[SimShard | SimReplica]:
+        """Who serves the shard of a key."""
+        return self.cluster.serving(ids.shard_of(key, self.cluster.scenario.cluster.shards))
 
     def _note_queue(self, length: int) -> None:
         if not self.queue_lengths or self.queue_lengths[-1][1] != length:

@@ -66,6 +66,17 @@ class Keep(NamedTuple):
         return (yield from process._put(pack([self.data, list(self.refs)])))
 
 
+class KeepCopiesOf(NamedTuple):
+    """Have copies of what was put kept on as many nodes; the result is the node's answer."""
+
+    object_id: bytes
+    copies: int
+
+    def perform(self, process: Process) -> Steps:
+        """As ``put(copies=...)`` does once the value is stored."""
+        return (yield from process.keep_copies(self.object_id, self.copies))
+
+
 class KillAs(NamedTuple):
     """End an actor."""
 

@@ -357,7 +357,17 @@ class Process(ABC):
         self._debt_ns += self.costs.submit_ns
         object_id = yield from self._put(pack(operation.value))
         self._add_handle(object_id)
+        if operation.copies > 1:
+            yield from self.keep_copies(object_id, operation.copies)
         return Ref(object_id)
+
+    def keep_copies(self, object_id: bytes, copies: int) -> Steps:
+        """Have other nodes keep copies of what was put, and wait for them; how many there are."""
+        answer = yield from self.answer_to(self.machine.ask_copies(object_id, copies))
+        if answer.copies >= copies:
+            self.cluster.judge.copies_kept(object_id, copies)
+            self.cluster.faults.copies_acknowledged(self.host)
+        return answer
 
     def _put(self, packed: Packed) -> Steps:
         """Keep a value; the id of the object, held once."""

@@ -117,6 +117,8 @@ class Store(NamedTuple):
     """Put a value; the result is its ref."""
 
     value: Any
+    copies: int = 1
+    """On how many nodes it is to be kept, as far as there are as many."""
 
 
 class Forget(NamedTuple):

@@ -18,7 +18,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1_000_000.0)]
 WorkloadKind = Literal[
     "empty", "chain", "tree", "fan_out", "random_dag", "shuffle", "counter", "ordered_log", "heavy_tail",
     "memory_pressure", "references", "mixed", "lone",
-    "choosy", "actors", "groups",
+    "choosy", "actors", "groups", "copies",
 ]  # fmt: skip
 
 
@@ -86,6 +86,7 @@ class FaultsPart(_Part, frozen=True):
     worker_freeze: Rate = 0.0
     driver_crash: Rate = 0.0
     node_crash: Rate = 0.0
+    keeper_crash: Rate = 0.0
     node_freeze: Rate = 0.0
     link_loss: Rate = 0.0
     node_silence: Rate = 0.0

@@ -28,6 +28,8 @@ from sim.scenario import (
 )
 from sim.workload import KINDS
 
+LATER_KINDS = ("empty", "lone", "choosy", "actors", "groups", "copies")
+"""Not drawn with the others, so that what a seed draws stays what it was."""
 RATES = {
     "worker_crash": 200.0, "worker_crash_creating": 200.0, "worker_freeze": 100.0, "driver_crash": 20.0,
     "shard_crash": 40.0, "partition": 40.0, "clog": 300.0, "disk_slow": 20.0, "spill_failure": 0.2,
@@ -50,6 +52,8 @@ SCHEDULER_SEEDS = 1_200_000
 """All seeds from here on draw clusters with several global schedulers, half of them on replicated shards."""
 OFFLOAD_SEEDS = 1_300_000
 """All seeds from here on draw clusters whose nodes give queued tasks to idle ones at once."""
+COPY_SEEDS = 1_500_000
+"""All seeds from here on draw clusters of several nodes whose programs put values on several of them."""
 REPLICATED_SHARE = 1 / 3
 """Of the seeds below this share draws replicated shards."""
 CLUSTER_SHARE = 0.5
@@ -78,6 +82,8 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= COPY_SEEDS:
+        return _with_copies(seed, _clustered(seed, plain))
     if seed >= OFFLOAD_SEEDS:
         return _impatient(_clustered(seed, plain))
     if seed >= SCHEDULER_SEEDS:
@@ -104,7 +110,7 @@ def plain_scenario_of(seed: int) -> Scenario:
         present, share = random.random() < 0.35, random.random()
         if present:
             rates[name] = round(most * share * share, 4)
-    plain_kinds = [name for name in KINDS if name not in ("empty", "lone", "choosy", "actors", "groups")]
+    plain_kinds = [name for name in KINDS if name not in LATER_KINDS]
     kind: Any = random.choice(plain_kinds)
     if stream(seed, "swarm/lone").random() < LONE_SHARE:
         kind = "lone"
@@ -213,6 +219,28 @@ def _impatient(clustered: Scenario) -> Scenario:
             task_us=max(500, clustered.workload.task_us),
             tasks=clustered.workload.tasks + 50,
         ),
+    )
+
+
+def _with_copies(seed: int, clustered: Scenario) -> Scenario:
+    """The same with copies of what is put; in two of three nodes die one at a time: nothing may be lost."""
+    random = stream(seed, "swarm/copies")
+    changes: dict[str, Any] = {"driver_crash": 0.0, "partition": 0.0, "clog": 0.0}
+    if random.random() < 2 / 3:
+        changes |= {"node_crash": 0.0, "node_freeze": 0.0, "node_silence": 0.0, "keeper_crash": 0.5}
+        changes["shard_crash"] = random.choice((0.0, 0.0, 0.3))
+    workload = msgspec.structs.replace(
+        clustered.workload,
+        kind="copies",
+        tasks=random.randint(10, 60),
+        task_us=random.choice((1_000, 400_000)),
+    )
+    return msgspec.structs.replace(
+        clustered,
+        cluster=msgspec.structs.replace(clustered.cluster, nodes=random.choice((2, 3, 4, 5))),
+        workload=workload,
+        faults=msgspec.structs.replace(clustered.faults, **changes),
+        phases=msgspec.structs.replace(clustered.phases, faulty_s=random.choice((0.5, 20.0))),
     )
 
 

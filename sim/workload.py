@@ -109,6 +109,22 @@ def put_inside(value: Any, size: int) -> Program:
 
 
 @task
+def put_safely(value: Any, size: int, copies: int) -> Program:
+    """The same of a value that is kept on several nodes, and holds a ref to another one that is."""
+    inner = yield Store([value, Blob(size, 7)] if size else [value], copies)
+    outer = yield Store([inner], copies)
+    return [outer]
+
+
+@task
+def open_safe(box: list[Any]) -> Program:
+    """What ``put_safely`` has put."""
+    (outer,) = yield Fetch([box[0]])
+    (inner,) = yield Fetch([outer[0]])
+    return inner[0]
+
+
+@task
 def open_box(box: list[Any]) -> Program:
     """Follow a ref that came inside an argument, and one inside its value."""
     (inner,) = yield Fetch([box[0]])
@@ -452,6 +468,34 @@ def mixed(work: WorkloadPart, random: Random) -> Program:
     return results
 
 
+SAFES_MAX = 24
+"""Boxes that a program of kind ``copies`` keeps before it looks into one of them."""
+
+
+def copies(work: WorkloadPart, random: Random) -> Program:
+    """What is put on several nodes, by the driver and by tasks, and read long after by others."""
+    safes: list[tuple[str, Ref]] = []
+    answers: list[Ref] = []
+    for number in range(work.tasks):
+        size = random.choice((0, work.object_kib * 1024))
+        if random.random() < 0.3:
+            inner = yield Store([number, Blob(size, 7)], 2)
+            safes.append(("open_box", (yield Spawn("pass_on", ([inner], 0), 1, work.retries))))
+            yield Forget([inner])
+        else:
+            args = (number, size, random.choice((2, 2, 3)))
+            there = Strategy(wanted=(LabelRule("number", ONE_OF, (str(random.randint(1, 4)),)),))
+            safes.append(("open_safe", (yield Spawn("put_safely", args, 1, work.retries, strategy=there))))
+        yield Compute(_duration(work, random))
+        if len(safes) > SAFES_MAX:
+            function, box = safes.pop(random.randrange(len(safes)))
+            answers.append((yield Spawn(function, (box,), 1, work.retries)))
+            yield Forget([box])
+    for function, box in safes:
+        answers.append((yield Spawn(function, (box,), 1, work.retries)))
+    return (yield Fetch(answers))
+
+
 FIRST_NODE = b"node%08d----" % 0
 _ZONE = "zone"
 STRATEGIES: tuple[Strategy | None, ...] = (
@@ -491,7 +535,7 @@ KINDS: dict[str, Callable[[WorkloadPart, Random], Program]] = {
     function.__name__: function
     for function in (
         empty, chain, tree, fan_out, random_dag, shuffle, counter, ordered_log, heavy_tail, memory_pressure,
-        references, mixed, lone, choosy, actors, groups,
+        references, mixed, lone, choosy, actors, groups, copies,
     )
 }  # fmt: skip
 

@@ -101,6 +101,9 @@ class Config(NamedTuple):
     pull_patience_ns: int = 2_000_000_000
     """A transfer that got nothing for this long asks again."""
 
+    copies_patience_ns: int = 10_000_000_000
+    """How long ``put(copies=...)`` waits for its copies before it says that they are not there yet."""
+
     chain_heartbeat_ns: int = 50_000_000
     """How often a replica of a shard shows its chain's master that it lives; also its pace of repetition."""
     chain_liveness_count: int = 20

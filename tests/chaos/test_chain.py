@@ -67,6 +67,23 @@ def test_a_replica_dies_and_joins_again_while_clients_write(whole: Whole, place_
         whole.judge()
 
 
+@pytest.mark.parametrize("place_in_chain", [0, -1], ids=["head", "tail"])
+def test_a_replica_is_stopped_and_what_it_says_later_changes_nothing(
+    whole: Whole, place_in_chain: int
+) -> None:
+    victim = whole.client.members[place_in_chain]
+    process = whole.chain.replicas[victim]
+    process.send_signal(signal.SIGSTOP)
+    try:
+        whole.client.put_until(REPLICAS - 1, 0.1)
+        assert victim not in whole.client.members
+    finally:
+        process.send_signal(signal.SIGCONT)
+    whole.client.put_until(REPLICAS, 0.1)
+    assert whole.client.members[-1] == victim
+    whole.judge()
+
+
 def test_only_one_replica_is_left_and_the_others_come_back(whole: Whole) -> None:
     victims = whole.client.members[:2]
     for left, victim in enumerate(victims):

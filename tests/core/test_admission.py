@@ -14,7 +14,17 @@ from zray.core.node_store import PENDING, REMOTE
 from zray.ids import first_return_id
 from zray.protocol.cluster import Claim, Grant, LinkPeer, Members, ObjectFound, Pull, ShareAcked, UnlinkPeer
 from zray.protocol.faults import fault_error
-from zray.protocol.messages import AT_NODE, INLINE, Forward, Infeasible, ObjectReady, Place, Run, Value
+from zray.protocol.messages import (
+    AT_NODE,
+    INLINE,
+    Forward,
+    Infeasible,
+    ObjectReady,
+    Place,
+    Run,
+    TableReply,
+    Value,
+)
 from zray.protocol.strategies import ABSENT, ONE_OF, LabelRule, Strategy
 from zray.protocol.user_messages import STREAM, Cancel
 
@@ -136,6 +146,18 @@ def test_an_input_that_is_lost_while_its_task_is_placed_is_looked_for_by_the_hos
 
 def _granted(bench: ClusterBench) -> Any:
     """The one grant that leaves through the gate once the shard acknowledges what was said before."""
+    _acknowledge_rows(bench)
+    (grant,) = _leaving(bench)
+    return grant
+
+
+def _acknowledge_rows(bench: ClusterBench) -> None:
+    """Jobs, descriptors and code are in their tables."""
+    for write in list(bench.node.tables.unacked.values()):
+        bench.say(GLOBAL, TableReply(write.token, True))
+
+
+def _leaving(bench: ClusterBench) -> list[Any]:
     grants: list[Any] = []
     link = bench.node.cluster.sharing.links[0]
     for _ in range(3):
@@ -143,8 +165,20 @@ def _granted(bench: ClusterBench) -> Any:
         bench.effects.clear()  # what the host is told of the job
         bench.now_ns += 100 * MS
         bench.say(GLOBAL, ShareAcked(link.number, link.sequence))
-    (grant,) = grants
-    return grant
+    return grants
+
+
+def test_a_task_goes_to_another_node_once_its_descriptor_is_acknowledged(bench: ClusterBench) -> None:
+    """Else what it makes could not be made again if the node of its submitter died."""
+    (task,) = bench.submit(bench.kind(), deps=(A, B))
+    bench.found(A, PEER)
+    bench.found(B, OTHER)
+    bench.forwards()
+    assert bench.node.tables.unacked
+    bench.say(OTHER, Claim(task))
+    assert _leaving(bench) == []
+    _acknowledge_rows(bench)
+    assert len(_leaving(bench)) == 1
 
 
 def test_a_task_that_is_cancelled_while_it_fetches_leaves_nothing(bench: ClusterBench) -> None:

@@ -200,10 +200,10 @@ def test_a_task_that_is_spilled_back_keeps_its_origin() -> None:
 def test_nothing_is_placed_on_a_node_that_others_know_to_be_dead() -> None:
     bench = Bench(report(A), report(B, free={}, backlog=9))
     both, one = ((A, ""), (B, "")), ((B, ""),)
-    assert bench.feed((address_of(B), Members(1, both)), (address_of(B), Members(2, one))) == []
+    assert bench.feed((B, Members(1, both)), (B, Members(2, one))) == []
     forward = task(1)
     assert bench.feed((FORWARDER, forward)) == [placed(forward, B)]
-    bench.feed((address_of(B), Members(1, both)))
+    bench.feed((B, Members(1, both)))
     assert list(bench.machine.nodes) == [B]
 
 

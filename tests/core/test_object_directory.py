@@ -17,9 +17,12 @@ from zray.protocol.cluster import (
     EXPECT,
     HOLD,
     HOME,
+    REFUSE,
     UNCOPY,
     WANT,
+    CopiesCounted,
     FreeObjects,
+    KeepCopy,
     Members,
     ObjectFound,
     Rebuild,
@@ -60,7 +63,7 @@ class Bench:
 
     tell = feed
 
-    def say(self, node: bytes, *updates: tuple[int, bytes] | tuple[int, bytes, Value]) -> list[Any]:
+    def say(self, node: bytes, *updates: tuple[Any, ...]) -> list[Any]:
         """One batch of updates; the effects without their acknowledgement."""
         first = node not in self.sequences
         self.sequences[node] = self.sequences.get(node, 0) + 1
@@ -251,3 +254,143 @@ def test_what_one_node_follows_and_another_one_makes_is_waited_for() -> None:
     bench.say(B, (HOLD, MADE), (EXPECT, MADE))
     assert bench.say(C) == []
     assert bench.die(B) == [(A, Rebuild(MADE, 1, RECORD))]
+
+
+# --- copies that are kept ---------------------------------------------------------------------------
+
+
+def test_a_second_node_is_to_keep_a_copy_and_both_hear_when_it_does() -> None:
+    bench = Bench()
+    bench.say(B)
+    bench.say(C)
+    [(chosen, keep)] = bench.say(A, (HOLD, PUT), (COPY, PUT, LARGE, 2))
+    assert chosen in (B, C)
+    assert keep == KeepCopy(PUT, LARGE, (A,), 2)
+    assert bench.say(chosen, (HOLD, PUT)) == []
+    counted = CopiesCounted(PUT, 2)
+    assert bench.say(chosen, (COPY, PUT, LARGE, 2)) == [(A, counted), (chosen, counted)]
+    assert bench.say(chosen, (DROP, PUT)) == []
+    freed = FreeObjects((PUT,))
+    assert bench.say(A, (DROP, PUT)) == [(A, freed), (chosen, freed)]
+
+
+def test_a_copy_on_its_way_is_not_freed_under_who_takes_it() -> None:
+    bench = Bench()
+    [(chosen, _)] = bench.say(A, (HOLD, PUT), (COPY, PUT, LARGE, 2))
+    assert bench.say(A, (DROP, PUT)) == []
+    assert bench.say(chosen, (HOLD, PUT), (COPY, PUT, LARGE, 2)) != []
+    assert bench.say(chosen, (DROP, PUT)) == [(A, FreeObjects((PUT,))), (chosen, FreeObjects((PUT,)))]
+
+
+@pytest.mark.parametrize("value", [SMALL, LARGE])
+def test_a_copy_is_made_again_when_the_node_that_put_it_dies(value: Value) -> None:
+    bench = Bench()
+    [(second, _)] = bench.say(A, (HOLD, PUT), (COPY, PUT, value, 2))
+    third = B if second == C else C
+    bench.say(third, (HOLD, PUT))
+    bench.say(second, (COPY, PUT, value, 2))
+    sources = (second,) if value is LARGE else ()
+    assert bench.die(A) == [(third, KeepCopy(PUT, value, sources, 2))]
+    assert bench.say(third, (COPY, PUT, value, 2))[0] == (second, CopiesCounted(PUT, 2))
+
+
+def test_who_was_chosen_and_dies_is_replaced() -> None:
+    bench = Bench()
+    [(second, _)] = bench.say(A, (HOLD, PUT), (COPY, PUT, LARGE, 2))
+    third = B if second == C else C
+    assert bench.die(second) == [(third, KeepCopy(PUT, LARGE, (A,), 2))]
+
+
+def test_with_too_few_nodes_there_are_fewer_copies_until_one_joins() -> None:
+    bench = Bench()
+    bench.die(C)
+    bench.die(B)
+    assert bench.say(A, (HOLD, PUT), (COPY, PUT, LARGE, 2)) == [(A, CopiesCounted(PUT, 1))]
+    new = b"n" * 16
+    joined = Members(bench.machine.epoch + 1, ((A, ""), (new, "")))
+    assert bench.feed(A, joined) == [(new, KeepCopy(PUT, LARGE, (A,), 2))]
+    bench.say(A, (DROP, PUT))
+    bench.say(new, (COPY, PUT, LARGE, 2))
+    assert not bench.machine.rows
+    assert not bench.machine.scarce
+
+
+def test_copies_are_kept_on_other_machines_if_there_are_any() -> None:
+    bench = Bench()
+    here, there = "tcp://10.0.0.1:70", "tcp://10.0.0.2:70"
+    bench.feed(A, Members(2, ((A, here + "00"), (B, here + "01"), (C, there + "00"))))
+    for counter in range(1, 6):
+        put = ids.put_id(ids.child_prefix(b"j" * 16), counter)
+        [(chosen, _)] = bench.say(A, (HOLD, put), (COPY, put, LARGE, 2))
+        assert chosen == C
+        bench.say(C, (COPY, put, LARGE, 2))
+
+
+def test_copies_spread_over_equal_nodes() -> None:
+    bench = Bench()
+    chosen = []
+    for counter in range(1, 9):
+        put = ids.put_id(ids.child_prefix(b"j" * 16), counter)
+        chosen += [node for node, _ in bench.say(A, (HOLD, put), (COPY, put, LARGE, 2))]
+    assert {chosen.count(B), chosen.count(C)} == {4}
+
+
+def test_a_new_life_counts_copies_once_all_have_restated() -> None:
+    bench = Bench()
+    bench.feed(RUNTIME, ShardOpened())
+    assert bench.say(A, (HOLD, PUT), (COPY, PUT, LARGE, 2)) == []
+    assert bench.say(B, (COPY, PUT, LARGE, 2)) == []
+    assert bench.say(C) == [(A, CopiesCounted(PUT, 2)), (B, CopiesCounted(PUT, 2))]
+
+
+def test_both_nodes_that_kept_it_die() -> None:
+    bench = Bench()
+    bench.say(A, (HOLD, PUT))
+    bench.say(B, (HOLD, PUT), (COPY, PUT, LARGE, 2))
+    bench.say(C, (COPY, PUT, LARGE, 2))
+    bench.feed(A, Members(2, ((A, ""),)))
+    row = bench.machine.rows[PUT]
+    assert row.value is not None
+    assert row.value.kind == FAULT
+    assert b"copies=2" in row.value.data
+    assert bench.say(A, (DROP, PUT)) == []
+    assert not bench.machine.rows
+
+
+def test_a_lost_value_says_what_would_have_kept_it() -> None:
+    bench = Bench()
+    bench.say(A, (HOLD, PUT))
+    bench.say(B, (COPY, PUT, LARGE))
+    [(_, found)] = bench.die(B)
+    assert b"put(value, copies=2)" in found.value.data
+
+
+def test_a_table_of_the_living_is_believed_from_those_in_it() -> None:
+    bench = Bench()
+    bench.say(A, (HOLD, MADE))
+    bench.feed(b"stranger", Members(2**63 - 1, ()))
+    assert bench.machine.rows[MADE].holders == {A: None}
+    assert list(bench.machine.alive) == [A, B, C]
+
+
+def test_who_refuses_to_make_it_again_leaves_it_to_the_next_holder() -> None:
+    bench = Bench(RECORD)
+    bench.say(A, (HOLD, MADE))
+    bench.say(B, (HOLD, MADE))
+    bench.say(C, (COPY, MADE, LARGE))
+    assert bench.die(C) == [(A, Rebuild(MADE, 1, RECORD))]
+    assert bench.say(A, (REFUSE, MADE)) == [(B, Rebuild(MADE, 1, RECORD))]
+    told = bench.say(B, (REFUSE, MADE))
+    assert [node for node, _ in told] == [A, B]
+    assert all(b"the job that made it has ended" in found.value.data for _, found in told)
+
+
+def test_what_is_there_again_may_be_lost_again() -> None:
+    bench = Bench(RECORD)
+    bench.say(A, (HOLD, MADE))
+    bench.say(B, (HOLD, MADE), (COPY, MADE, LARGE))
+    assert bench.say(B, (UNCOPY, MADE)) == [(A, Rebuild(MADE, 1, RECORD))]
+    assert bench.say(A, (REFUSE, MADE)) == [(B, Rebuild(MADE, 1, RECORD))]
+    assert bench.say(B, (COPY, MADE, LARGE)) == []
+    assert bench.say(B, (UNCOPY, MADE)) == [(B, Rebuild(MADE, 1, RECORD))]
+    assert bench.say(B, (REFUSE, MADE)) == [(A, Rebuild(MADE, 1, RECORD))]

@@ -27,6 +27,7 @@ from zray.protocol.messages import (
     Place,
     Recorded,
     Submit,
+    TableReply,
     Withdraw,
 )
 from zray.protocol.strategies import ABSENT, LabelRule, Strategy
@@ -182,7 +183,8 @@ def through_the_gate(bench: QuietBench, kind: type) -> list[tuple[bytes, Any]]:
         found += bench.take(kind)
         bench.effects.clear()
         bench.now_ns += 100 * MS
-        bench.say(GLOBAL, ShareAcked(link.number, link.sequence), Recorded(lineage.sequence))
+        rows = [TableReply(write.token, True) for write in bench.node.tables.unacked.values()]
+        bench.say(GLOBAL, ShareAcked(link.number, link.sequence), Recorded(lineage.sequence), *rows)
     return found
 
 

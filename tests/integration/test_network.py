@@ -7,26 +7,20 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from tests.clusters import Place, finish, line_of, place, tell
+from tests.network_hosts import SMALL, Host, hosts_of_network, ip
 from tests.support import eventually
 from zray.runtime import cluster_key
 from zray.runtime.endpoints import free_ports
 
 pytestmark = pytest.mark.slow
-
-EAGER = {"ZRAY_BACKLOG_PER_SLOT_MAX": "0"}
-SMALL = ("--num-cpus", "2", "--object-store-memory", str(256 << 20))
-STARTED = re.compile(r"runs at (\S+) \(process (\d+)\)")
 
 PROGRAM = """
 import os, time, zray
@@ -47,31 +41,6 @@ def all_right(count):
     return right and [int(array[0]) for _, array in made] == list(range(count)), len({pid for pid, _ in made})
 print(*all_right(40), flush=True)
 """
-
-
-class Host:
-    """A machine, or a namespace that stands for one, and the node on it."""
-
-    def __init__(self, here: Place, prefix: tuple[str, ...] = ()) -> None:
-        self.here = here
-        self.prefix = prefix
-        self.address = ""
-        self.pid = 0
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return self.here.command(*self.prefix, *command, environment=EAGER)
-
-    def start(self, *arguments: str) -> str:
-        """``zray start``; what it prints."""
-        started = self.run(sys.executable, "-m", "zray.cli", "start", *SMALL, *arguments)
-        found = STARTED.search(started.stdout)
-        assert found is not None, started.stdout + started.stderr
-        self.address, self.pid = found[1], int(found[2])
-        return started.stdout
-
-    def driver(self, program: str) -> subprocess.Popen[str]:
-        command = [*self.prefix, sys.executable, "-u", "-c", program.replace("ADDRESS", self.address)]
-        return self.here.start_command(command, environment=EAGER)
 
 
 @pytest.fixture
@@ -161,37 +130,9 @@ def test_without_the_key_nobody_joins(here: Place) -> None:
 
 @pytest.fixture
 def hosts(here: Place) -> Iterator[list[Host]]:
-    """Three namespaces on one bridge: 10.97.N.1 to 10.97.N.3."""
-    if os.geteuid() or shutil.which("ip") is None:
-        pytest.skip("namespaces for networks take root and iproute2")
-    with ExitStack() as stack:
-        tag = f"z{os.getpid() % 100_000}"
-        hub = f"{tag}hub"
-        try:
-            _ip("netns", "add", hub)
-        except subprocess.CalledProcessError as error:
-            pytest.skip(f"no namespaces for networks here: {error.stderr.strip()}")
-        stack.callback(_ip, "netns", "del", hub)
-        _ip("-n", hub, "link", "add", "bridge", "type", "bridge")
-        _ip("-n", hub, "link", "set", "bridge", "up")
-        yield [_host(here, stack, tag, number) for number in (1, 2, 3)]
-
-
-def _host(here: Place, stack: ExitStack, tag: str, number: int) -> Host:
-    name = f"{tag}h{number}"
-    _ip("netns", "add", name)
-    stack.callback(_ip, "netns", "del", name)
-    hub = f"{tag}hub"
-    _ip("-n", hub, "link", "add", f"v{number}", "type", "veth", "peer", "name", "eth0", "netns", name)
-    _ip("-n", hub, "link", "set", f"v{number}", "master", "bridge", "up")
-    _ip("-n", name, "addr", "add", f"10.97.0.{number}/24", "dev", "eth0")
-    for device in ("lo", "eth0"):
-        _ip("-n", name, "link", "set", device, "up")
-    return Host(here, ("ip", "netns", "exec", name))
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+    """Three namespaces on one bridge: 10.97.0.1 to 10.97.0.3."""
+    with hosts_of_network(here, 3) as found:
+        yield found
 
 
 def test_hosts_of_a_network_form_a_cluster_and_one_is_cut_off(here: Place, hosts: list[Host]) -> None:
@@ -215,11 +156,10 @@ print(*all_right(60), flush=True)
     )
     assert line_of(driver) == "True 3"
     assert line_of(driver) == "made"
-    hub = f"z{os.getpid() % 100_000}hub"
-    _ip("-n", hub, "link", "set", "v3", "down")
+    others[1].plug_out()
     tell(driver)
     assert line_of(driver) == "True"
-    _ip("-n", hub, "link", "set", "v3", "up")
+    others[1].plug_in()
     log = eventually(lambda: _lives(others[1]) > 1, 20.0, "the life of the node that was cut off")
     assert log
     tell(driver)
@@ -276,7 +216,7 @@ def test_a_doctor_finds_nothing_wrong_or_the_wrong_key(here: Place) -> None:
 
 def _forbid(host: Host, *what: str) -> None:
     """Packets of this kind do not leave a host any more."""
-    _ip("-n", host.prefix[3], "rule", "add", *what, "prohibit")
+    ip("-n", host.name, "rule", "add", *what, "prohibit")
 
 
 def test_a_doctor_names_the_port_and_the_direction_that_are_blocked(here: Place, hosts: list[Host]) -> None:

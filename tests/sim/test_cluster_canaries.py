@@ -23,7 +23,7 @@ from zray.core.references import References
 from zray.core.sharing import Sharing
 from zray.core.worker_pool import WorkerPool
 from zray.protocol.chain import ShardOpened
-from zray.protocol.cluster import Rebuild
+from zray.protocol.cluster import CopiesCounted, Rebuild
 
 Patch = pytest.MonkeyPatch
 
@@ -221,3 +221,34 @@ def test_forwards_that_stay_with_a_scheduler_that_is_gone_are_noticed(monkeypatc
     monkeypatch.setattr(cluster_side, "RESEND_FORWARDS_NS", 1 << 62)  # which would find it five seconds later
     kind, _ = first_failure(load("schedulers"), range(1, 9))
     assert kind == LIVENESS
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_copies_that_are_counted_before_they_are_there_are_noticed(monkeypatch: Patch) -> None:
+    original = ObjectDirectory._keep_copies
+
+    def keep_copies(self: ObjectDirectory, row: SharedRow) -> None:
+        original(self, row)
+        if row.asked:
+            counted = CopiesCounted(row.object_id, len(row.kept) + len(row.asked))
+            self.out.extend((node, counted) for node in row.kept)
+
+    monkeypatch.setattr(ObjectDirectory, "_keep_copies", keep_copies)
+    kind, detail = first_failure(load("copies"), range(12))
+    assert kind == CORRECTNESS
+    assert "kept a copy, is lost" in detail, detail
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_copies_that_are_not_made_again_are_noticed(monkeypatch: Patch) -> None:
+    original = SharedRow.forget
+
+    def forget(self: SharedRow, node: bytes) -> bool:
+        if node in self.kept:
+            self.copies_wanted = 0
+        return original(self, node)
+
+    monkeypatch.setattr(SharedRow, "forget", forget)
+    kind, detail = first_failure(load("copies"), range(12))
+    assert kind == CORRECTNESS
+    assert "kept a copy, is lost" in detail, detail

@@ -14,6 +14,7 @@ from sim.swarm import (
     ACTOR_SEEDS,
     CHAINED_SEEDS,
     CLUSTER_SEEDS,
+    COPY_SEEDS,
     GROUP_SEEDS,
     OFFLOAD_SEEDS,
     SCHEDULER_SEEDS,
@@ -37,6 +38,7 @@ SMOKE_SEEDS = [
     *range(GROUP_SEEDS, GROUP_SEEDS + 10),
     *range(OFFLOAD_SEEDS, OFFLOAD_SEEDS + 10),
     *range(SCHEDULER_SEEDS, SCHEDULER_SEEDS + 15),
+    *range(COPY_SEEDS, COPY_SEEDS + 6),
 ]
 
 

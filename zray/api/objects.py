@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
 from zray.api import session
 from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
+from zray.core.checks import COPIES_MAX
 from zray.errors import GetTimeoutError, ObjectLostError, TaskError
 from zray.ids import is_put, producer_of, short
 from zray.protocol.messages import ERROR, FAULT, INLINE, Value
 from zray.runtime.client import Client, error_of
 from zray.serialize.values import dump, load, load_error
+
+log = logging.getLogger("zray.objects")
 
 T = TypeVar("T")
 
@@ -73,18 +77,36 @@ def _load(client: Client, object_id: bytes, value: Value) -> Any:
     return load(value.data if value.kind == INLINE else client.view(object_id, value))
 
 
-def put(value: Any) -> ObjectRef[Any]:
+def put(value: Any, *, copies: int = 1) -> ObjectRef[Any]:
     """Store a value; returns a ref to it.
 
+    No task can make again what was put: if the only node that has it dies, readers get ``ObjectLostError``.
+    With ``copies=2`` this returns once a second node keeps a copy, too, and the death of one node loses
+    nothing: another copy is made elsewhere then. If there are too few nodes, or they do not answer within
+    ``ZRAY_COPIES_PATIENCE_NS``, a warning says so, and the copies are made as soon as they can be.
+
+    Args:
+        value: anything that can be pickled.
+        copies: how many nodes keep the value while anybody holds its ref.
     Raises:
         TypeError: for a ref: pass that instead.
+        ValueError: if ``copies`` is not between 1 and 64.
         SerializationError: if it cannot be pickled, naming the culprit.
         ObjectStoreFullError: if it is larger than the whole store.
     """
     if isinstance(value, ObjectRef):
         raise TypeError("zray.put takes a value, not an ObjectRef; the ref you have can be passed as it is")
+    if isinstance(copies, bool) or not isinstance(copies, int):
+        raise TypeError(f"copies is a whole number, not {copies!r}")
+    if not 1 <= copies <= COPIES_MAX:
+        raise ValueError(f"copies is between 1 and {COPIES_MAX}, not {copies}")
     client = session.current()
-    return ObjectRef(client.put(dump(value, "the value given to zray.put()")), client)
+    ref: ObjectRef[Any] = ObjectRef(client.put(dump(value, "the value given to zray.put()")), client)
+    if copies > 1:
+        kept = client.keep_copies(ref.id, copies)
+        if kept.copies < copies:
+            log.warning("put(copies=%d) has %d so far: %s", copies, kept.copies, kept.reason)
+    return ref
 
 
 def wait(

@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from sim import chrome
 from sim.cluster import Span
 from sim.costs import Costs, default_costs
-from sim.operations import AwaitUntil, Handed, Keep, KillAs, Look, SubmitAs, Work, user_error
+from sim.operations import AwaitUntil, Handed, Keep, KeepCopiesOf, KillAs, Look, SubmitAs, Work, user_error
 from sim.process import Process
 from sim.programs import ActorRef, CallActor, ProgramError, Ref
 from sim.run import summary_of
@@ -45,7 +45,7 @@ from zray.core.task_context import TaskContext
 from zray.errors import TaskError, ZrayError
 from zray.protocol.cluster import ListNodes
 from zray.protocol.messages import ACTOR, Describe, Value
-from zray.protocol.user_messages import VALUES
+from zray.protocol.user_messages import VALUES, CopiesKept
 from zray.runtime import own_client
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import Serialized, dump, dump_error, format_user_traceback, load
@@ -174,6 +174,11 @@ class SimulatedClient:
         """Keep a value; its id, held once."""
         object_id: bytes = self.hand_over(Keep(value.to_bytes(), tuple(map(Ref, value.contained))))
         return object_id
+
+    def keep_copies(self, object_id: bytes, copies: int) -> CopiesKept:
+        """Have copies kept on as many nodes."""
+        answer: CopiesKept = self.hand_over(KeepCopiesOf(object_id, copies))
+        return answer
 
     def fetch(self, object_ids: Sequence[bytes], timeout_s: float | None) -> dict[bytes, Value] | None:
         """Values, or ``None`` if the (virtual) time is over."""

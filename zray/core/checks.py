@@ -9,7 +9,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 from zray.core.labels import LABELS_MAX, problem_of_rules
-from zray.ids import ID_BYTES
+from zray.core.machine import Address
+from zray.ids import ID_BYTES, is_put
+from zray.protocol.cluster import Members
 from zray.protocol.group_messages import STRATEGY_NAMES, GroupSpec
 from zray.protocol.messages import (
     ACTOR,
@@ -22,7 +24,10 @@ from zray.protocol.messages import (
     Hello,
     NodeReport,
 )
+from zray.protocol.user_messages import KeepCopies
 
+COPIES_MAX = 64
+"""Of one object, on as many nodes."""
 BUNDLES_MAX = 1_000
 """Of one placement group."""
 GROUP_NAME_CHARACTERS_MAX = 1_000
@@ -77,6 +82,20 @@ def problem_of_group(spec: GroupSpec) -> str:
         if problem or not demand:
             return problem or "a bundle asks for nothing"
     return ""
+
+
+def problem_of_copies(message: KeepCopies) -> str:
+    """A sentence, or nothing if so many copies of such an object can be kept."""
+    if len(message.object_id) != ID_BYTES or not is_put(message.object_id):
+        return "copies are kept of what put() made, and of nothing else"
+    if not 2 <= message.copies <= COPIES_MAX:
+        return f"2 to {COPIES_MAX} copies of an object can be kept, not {message.copies}"
+    return ""
+
+
+def speaks_for_itself(source: Address, message: Members) -> bool:
+    """Whether who passes on a table of the living is in it; nobody else has any reason to."""
+    return any(node_id == source for node_id, _ in message.nodes)
 
 
 def problem_of_demand(demand: Demand) -> str:

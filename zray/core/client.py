@@ -63,6 +63,8 @@ from zray.protocol.user_messages import (
     VALUES,
     Cancel,
     CheckpointFound,
+    CopiesKept,
+    KeepCopies,
     NameAnswer,
     ReplyItem,
     StreamItem,
@@ -342,6 +344,11 @@ class ClientMachine:
         self.questions.ask(token, HoldFor(holder, object_ids, token))
         return token
 
+    def ask_copies(self, object_id: bytes, copies: int) -> int:
+        """Have copies of what was put kept on as many nodes; the token of the question."""
+        self.share((object_id,))
+        return self.ask(lambda token: KeepCopies(token, object_id, copies))
+
     def ask_whether_heard(self) -> int:
         """Ask for a sign that the node has heard all of this; the token of the question."""
         token = self.questions.next_token()
@@ -455,6 +462,7 @@ class ClientMachine:
         NameAnswer: on_answer,
         GroupAnswer: on_answer,
         CheckpointFound: on_answer,
+        CopiesKept: on_answer,
         StreamItem: on_stream_item,
         ReplyItem: on_reply_item,
     }

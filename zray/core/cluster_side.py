@@ -14,6 +14,7 @@ from zray.core.actor_side import ACTOR_MESSAGES, ActorSide
 from zray.core.away import Away
 from zray.core.guests import Guests
 from zray.core.identity import ClientEntry
+from zray.core.kept_copies import KeptCopies
 from zray.core.local_scheduler import LocalScheduler
 from zray.core.machine import RUNTIME, Address, Effect
 from zray.core.node_store import ObjectEntry
@@ -21,16 +22,19 @@ from zray.core.offloading import Offloading
 from zray.core.peers import Peers
 from zray.core.reconstruction import Reconstruction
 from zray.core.sharing import Sharing
+from zray.core.table_writer import TableWriter
 from zray.core.transfers import Transfers
 from zray.protocol.cluster import (
     ChunkArrived,
     Claim,
+    CopiesCounted,
     Declined,
     Deny,
     Ended,
     FreeObjects,
     Grant,
     JobOver,
+    KeepCopy,
     Members,
     ObjectFound,
     Offload,
@@ -45,7 +49,7 @@ from zray.protocol.messages import Describe, ExportFunction, JobContext, TableCh
 
 CLUSTER_MESSAGES: tuple[type, ...] = (
     ShareAcked, ShareReset, ObjectFound, FreeObjects, Rebuild, Claim, Ended, Grant, Deny, Declined, Taken,
-    JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived,
+    JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived, KeepCopy, CopiesCounted,
     TableChanged, Offload, *ACTOR_MESSAGES,
 )  # fmt: skip
 """What ``ClusterSide.on_message`` takes."""
@@ -57,7 +61,7 @@ class ClusterSide:
 
     Args:
         out: the node's outbox.
-        scheduler: of the same node, with all that it works with.
+        scheduler, tables: of the same node, with all that they work with.
         shards: the address that serves each shard now, by number; the node puts another one in when the head
             of a chain changes, and calls :meth:`shard_moved`.
     """
@@ -67,6 +71,7 @@ class ClusterSide:
         out: list[Effect],
         *,
         scheduler: LocalScheduler,
+        tables: TableWriter,
         shards: Sequence[Address],
         clients: dict[Address, ClientEntry],
     ) -> None:
@@ -81,6 +86,7 @@ class ClusterSide:
             store=store,
             references=references,
             lineage=scheduler.lineage,
+            tables=tables,
             record_pending=scheduler.record_pending,
             remind=lambda shard: self.peers.remind(shard),
         )
@@ -91,8 +97,23 @@ class ClusterSide:
         self.transfers = Transfers(
             out, config=scheduler.config, store=store, references=references, sharing=self.sharing
         )
+        self.kept = KeptCopies(
+            out,
+            config=scheduler.config,
+            store=store,
+            references=references,
+            sharing=self.sharing,
+            is_client=clients.__contains__,
+        )
         self.reconstruction = Reconstruction(
-            out, shards=shards, scheduler=scheduler, sharing=self.sharing, over=self.guests.over
+            out,
+            shards=shards,
+            scheduler=scheduler,
+            sharing=self.sharing,
+            over=self.guests.over,
+            clients=clients,
+            is_peer=lambda node: node in self.peers.alive,
+            write=tables.put,
         )
         self.peers = Peers(
             out, node_id=node_id, shards=shards, on_change=self._peers_changed, on_dead=self._node_dead
@@ -100,7 +121,10 @@ class ClusterSide:
         self.actors = ActorSide(out, cluster=self, clients=clients)
         self.now_ns = 0
         self.resend_at_ns: int | None = None
-        self.handlers: dict[type, Callable[[int, Address, Any], None]] = {
+        self.handlers = self._handlers()
+
+    def _handlers(self) -> dict[type, Callable[[int, Address, Any], None]]:
+        return {
             ShareAcked: self.sharing.on_share_acked,
             ShareReset: self.sharing.on_share_reset,
             ObjectFound: self.sharing.on_object_found,
@@ -120,6 +144,8 @@ class ClusterSide:
             ChunkArrived: self.transfers.on_chunk_arrived,
             Pull: self.transfers.on_pull,
             PullFailed: self.transfers.on_pull_failed,
+            KeepCopy: self.kept.on_keep_copy,
+            CopiesCounted: self.kept.on_copies_counted,
             **dict.fromkeys(ACTOR_MESSAGES, self.actors.on_message),
         }
 
@@ -136,6 +162,7 @@ class ClusterSide:
     def sealed(self, entry: ObjectEntry) -> None:
         """See :class:`ClusterStore`."""
         self.sharing.sealed(entry)
+        self.kept.sealed(entry)
 
     def want_copy(self, entry: ObjectEntry) -> None:
         """See :class:`ClusterStore`."""
@@ -203,6 +230,7 @@ class ClusterSide:
         for object_id in strangers:
             if object_id in self.store.objects:
                 self.sharing.foreign(self.store.objects[object_id])
+        self.kept.begin()
         self.scheduler.actors.tell_pending()
         self.resend_at_ns = self.now_ns + RESEND_FORWARDS_NS
 
@@ -210,7 +238,7 @@ class ClusterSide:
         self.transfers.node_dead(node)
         self.sharing.node_dead(node)
         for job in [job for job in self.scheduler.jobs.values() if job.home == node]:
-            self._end_job(job.job_id)
+            self.end_job(self.now_ns, job.job_id)
         self.guests.node_dead(node)
         self.actors.node_dead(node)
         self.away.node_dead(self.now_ns, node)
@@ -222,10 +250,11 @@ class ClusterSide:
 
     def on_job_over(self, now_ns: int, source: Address, message: JobOver) -> None:
         """The job of some guests has ended at their origin."""
-        self._end_job(message.job_id)
+        self.end_job(now_ns, message.job_id)
 
-    def _end_job(self, job_id: bytes) -> None:
-        self.guests.end_job(self.now_ns, job_id)
+    def end_job(self, now_ns: int, job_id: bytes) -> None:
+        """A job has ended, here or elsewhere."""
+        self.guests.end_job(now_ns, job_id)
         self.reconstruction.end_job(job_id)
 
     def shard_is_back(self, shard: Address) -> None:
@@ -244,7 +273,7 @@ class ClusterSide:
             return None
         wishes = (
             self.sharing.wake_at_ns, self.transfers.wake_at_ns, self.guests.repeat_at_ns, self.resend_at_ns,
-            self.actors.wake_at_ns,
+            self.actors.wake_at_ns, self.kept.wake_at_ns,
         )  # fmt: skip
         return min((wish for wish in wishes if wish is not None), default=None)
 
@@ -257,6 +286,7 @@ class ClusterSide:
         self.transfers.on_tick(now_ns)
         self.guests.on_tick(now_ns)
         self.actors.on_tick(now_ns)
+        self.kept.on_tick(now_ns)
         if self.resend_at_ns is not None and self.resend_at_ns <= now_ns:
             self.resend_at_ns = now_ns + RESEND_FORWARDS_NS
             self.scheduler.admission.resend()
@@ -272,6 +302,6 @@ class ClusterSide:
         """Every invariant of every machine."""
         for machine in (
             self.peers, self.sharing, self.away, self.guests, self.transfers, self.reconstruction,
-            self.actors,
+            self.actors, self.kept,
         ):  # fmt: skip
             machine.check()

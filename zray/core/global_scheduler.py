@@ -212,7 +212,7 @@ class GlobalScheduler:
 
     def on_members(self, now_ns: int, source: Address, message: Members) -> None:
         """A node passes on who is alive: place nothing on the others."""
-        if message.epoch <= self.epoch:
+        if message.epoch <= self.epoch or not checks.speaks_for_itself(source, message):
             return
         self.epoch = message.epoch
         alive = {node_id: None for node_id, _ in message.nodes}

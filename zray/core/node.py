@@ -152,7 +152,7 @@ class Node:
             self.out, node_id=identity.node_id, shards=self.shards, config=config, on_move=self._forward_anew
         )
         self.cluster = ClusterSide(
-            self.out, scheduler=self.scheduler, shards=self.shards, clients=self.clients
+            self.out, scheduler=self.scheduler, tables=self.tables, shards=self.shards, clients=self.clients
         )
         rooms = user_requests.questions_of(self)
         self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
@@ -267,11 +267,12 @@ class Node:
         self.now_ns = now_ns
         self.credited.pop(address, None)
         if client.role == DRIVER:
-            self.scheduler.end_job(now_ns, client.job_id)
+            self.cluster.end_job(now_ns, client.job_id)
             self.out.append((RUNTIME, ClientGone(address)))
         self.leases.submitter_gone(address)
         promises.break_all(client, self.store, self.references)
         self.cluster.actors.client_gone(address)
+        self.cluster.kept.client_gone(address)
         self.names.client_gone(address)
         for room in self.asked:
             room.client_gone(address)
@@ -504,6 +505,8 @@ class Node:
     def _not_created(self, now_ns: int, entry: ObjectEntry) -> None:
         """Nobody writes the object any more. Unless a task or a promise makes it, it may be lost."""
         holder, entry.created_for = entry.created_for, None
+        if is_put(entry.object_id) and entry.object_id in self.store.shared:
+            self.cluster.sharing.want_again(entry)  # another attempt of its maker put it elsewhere
         if entry.known:
             return
         self.store.watch_stranger(now_ns, entry)

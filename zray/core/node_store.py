@@ -135,6 +135,7 @@ class NodeStore:
         self.cluster: ClusterStore | None = None
         self.shared: dict[bytes, Any] = {}
         self.copies: dict[bytes, ObjectEntry] = {}  # large ones of which another node has the primary
+        self.kept: dict[bytes, int] = {}  # a copy here is one of so many that are kept (``kept_copies.py``)
 
     # --- entries ---------------------------------------------------------------------------------
 
@@ -231,7 +232,7 @@ class NodeStore:
         self._tell_subscribers(entry)
         if entry.dependents:
             entry.dependents = self.on_found(entry.dependents)
-        if entry.waiters or entry.dependents:
+        if entry.waiters or entry.dependents or entry.object_id in self.kept:
             self.want_copy(entry)
 
     def lose(self, entry: ObjectEntry) -> None:
@@ -247,6 +248,11 @@ class NodeStore:
         if entry.state == REMOTE:
             assert self.cluster is not None
             self.cluster.want_copy(entry)
+
+    def keep(self, entry: ObjectEntry, copies: int) -> None:
+        """The copy here, or on its way, is one of so many that are kept: it is not evicted."""
+        self.kept[entry.object_id] = max(copies, self.kept.get(entry.object_id, 0))
+        self.copies.pop(entry.object_id, None)
 
     def create_copy(self, entry: ObjectEntry) -> None:
         """Allocate room for the bytes of a remote object, in the order of all who want room."""
@@ -562,6 +568,8 @@ class NodeStore:
             self.strangers.pop(entry.object_id, None)
         if self.copies:
             self.copies.pop(entry.object_id, None)
+        if self.kept:
+            self.kept.pop(entry.object_id, None)
         value = entry.value
         if value is None or value.kind == INLINE:
             return value.contained if value is not None else ()

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import ClassVar
 
 from zray.config import Config
+from zray.core.checks import speaks_for_itself
 from zray.core.machine import Address, Effect, Handler, invariant
 from zray.ids import is_put, producer_of, short
 from zray.protocol import faults
@@ -25,9 +26,12 @@ from zray.protocol.cluster import (
     EXPECT,
     HOLD,
     HOME,
+    REFUSE,
     UNCOPY,
     WANT,
+    CopiesCounted,
     FreeObjects,
+    KeepCopy,
     Members,
     ObjectFound,
     Rebuild,
@@ -36,7 +40,7 @@ from zray.protocol.cluster import (
     ShareUpdate,
     ShareUpdates,
 )
-from zray.protocol.messages import ERROR, FAULT, INLINE, TaskRecord, Value
+from zray.protocol.messages import AT_NODE, ERROR, FAULT, INLINE, TaskRecord, Value
 
 DEAD_NODES_MAX = 10_000
 """Dead nodes that are remembered so that no table of theirs is believed (I9); the longest dead go first."""
@@ -45,7 +49,10 @@ DEAD_NODES_MAX = 10_000
 class SharedRow:
     """What is known of one shared object; every dictionary is an ordered set of nodes."""
 
-    __slots__ = ("copies", "holders", "idle", "makers", "object_id", "value", "waiters")
+    __slots__ = (
+        "asked", "copies", "copies_wanted", "holders", "idle", "kept", "makers", "object_id", "refused",
+        "told", "value", "waiters",
+    )  # fmt: skip
 
     def __init__(self, object_id: bytes) -> None:
         self.object_id = object_id
@@ -55,6 +62,11 @@ class SharedRow:
         self.idle: dict[Address, None] = {}  # makers that only follow the lineage of what was made once
         self.waiters: dict[Address, None] = {}
         self.value: Value | None = None  # inline, or how large it is and what it contains
+        self.copies_wanted = 0  # on as many nodes a copy is to be kept
+        self.kept: dict[Address, None] = {}  # copies that do not go while anybody holds the object
+        self.asked: dict[Address, None] = {}  # nodes that are to have a copy and keep it
+        self.refused: dict[Address, None] = {}  # holders that do not make it again
+        self.told = 0  # of how many kept copies those who keep them know
 
     @property
     def found(self) -> bool:
@@ -73,11 +85,23 @@ class SharedRow:
 
     def forget(self, node: Address) -> bool:
         """Drop all that ``node`` said; whether there was any."""
-        kinds = (self.holders, self.copies, self.makers, self.idle, self.waiters)
+        kinds = (
+            self.holders, self.copies, self.makers, self.idle, self.waiters, self.kept, self.asked,
+            self.refused,
+        )  # fmt: skip
         found = [kind for kind in kinds if node in kind]
         for kind in found:
             del kind[node]
+        if found:
+            self.told = 0
         return bool(found)
+
+    def keep(self, node: Address, copies: int) -> None:
+        """``node`` has a copy that it keeps as one of so many."""
+        self.kept[node] = None
+        self.asked.pop(node, None)
+        self.copies_wanted = max(self.copies_wanted, copies)
+        self.told = 0
 
 
 class _Stream:
@@ -109,13 +133,14 @@ class ObjectDirectory:
         self.rows: dict[bytes, SharedRow] = {}
         self.streams: dict[Address, _Stream] = {}
         self.dead: dict[Address, None] = {}
-        self.alive: dict[Address, None] = {}  # only they are heard
+        self.alive: dict[Address, str] = {}  # only they are heard -> the machine that each runs on
         self.epoch = 0  # of the table of the living; 0: none was heard of in this life
         self.reopened = False  # whether nodes may have told a former life what this one does not know
         self.silent: dict[Address, None] = {}  # the living that did not restate: nothing is decided yet
         self.touched: dict[bytes, SharedRow] = {}
         self.orphans: dict[bytes, int] = {}  # wanted, and nobody has or makes it -> when it is lost
         self.rebuilding: dict[bytes, tuple[Address, int]] = {}  # task -> who runs it again, which attempt
+        self.scarce: dict[bytes, None] = {}  # objects of which more copies are wanted than there are nodes
 
     @property
     def wake_at_ns(self) -> int | None:
@@ -157,7 +182,7 @@ class ObjectDirectory:
     def _absorb(self, node: Address, update: ShareUpdate) -> None:
         row = self.rows.get(update.object_id)
         if row is None:
-            if update.kind in (DROP, UNCOPY) or len(self.rows) >= self.config.table_entries_max:
+            if update.kind in (DROP, UNCOPY, REFUSE) or len(self.rows) >= self.config.table_entries_max:
                 return
             row = self.rows[update.object_id] = SharedRow(update.object_id)
         self.touched[update.object_id] = row
@@ -174,30 +199,47 @@ class ObjectDirectory:
                 row.makers[node] = row.idle[node] = None
             case k if k == UNCOPY:
                 row.copies.pop(node, None)
+            case k if k == REFUSE:
+                self._refused(row, node)
             case k if k == WANT:
                 row.waiters[node] = None
             case k if k == COPY and update.value is not None:
                 self._copied(row, node, update.value)
+                if update.copies:
+                    row.keep(node, update.copies)
 
     def _copied(self, row: SharedRow, node: Address, value: Value) -> None:
         """The first value counts (I1); a fault gives way to a value, which was made again."""
         row.copies[node] = None
         row.waiters.pop(node, None)
+        row.refused.clear()
         if row.value is None or row.value.kind == FAULT:
             row.value = value
         self.rebuilding.pop(producer_of(row.object_id), None)
+
+    def _refused(self, row: SharedRow, node: Address) -> None:
+        """Another holder is to make it again."""
+        row.makers.pop(node, None)
+        row.idle.pop(node, None)
+        row.refused[node] = None
+        task_id = producer_of(row.object_id)
+        if self.rebuilding.get(task_id, (b"", 0))[0] == node:
+            del self.rebuilding[task_id]
 
     # --- membership and lives ----------------------------------------------------------------------
 
     def on_members(self, now_ns: int, source: Address, message: Members) -> None:
         """A node says who is alive: forget what others have said."""
-        if message.epoch <= self.epoch or source in self.dead:
+        if message.epoch <= self.epoch or source in self.dead or not speaks_for_itself(source, message):
             return
         self.epoch = message.epoch
-        before, self.alive = self.alive, {node_id: None for node_id, _ in message.nodes}
+        before = self.alive
+        self.alive = {node_id: _machine_of(endpoint) for node_id, endpoint in message.nodes}
         for node in before:
             if node not in self.alive:
                 self._bury(node)
+        for object_id in self.scarce:
+            self.touched[object_id] = self.rows[object_id]
         self._await_silent()
 
     def _bury(self, node: Address) -> None:
@@ -247,10 +289,12 @@ class ObjectDirectory:
                 self._tell_waiters(row)
             if self.silent:
                 self.orphans.pop(object_id, None)
-            elif not row.holders:
+            elif not row.holders and not row.asked:
                 self._free(row)
             elif row.found or row.is_coming:
                 self.orphans.pop(object_id, None)
+                if row.copies_wanted:
+                    self._keep_copies(row)
             elif object_id not in self.orphans:
                 self._orphaned(now_ns, row)
 
@@ -264,8 +308,43 @@ class ObjectDirectory:
         """No node holds it: whoever has it, or follows its lineage, may forget it."""
         del self.rows[row.object_id]
         self.orphans.pop(row.object_id, None)
+        self.scarce.pop(row.object_id, None)
         freed = FreeObjects((row.object_id,))
         self.out.extend((node, freed) for node in {**row.copies, **row.makers})
+
+    def _keep_copies(self, row: SharedRow) -> None:
+        """Have more nodes keep a copy while too few do; tell those that keep one how many they are."""
+        value = row.value
+        if value is None or value.kind == FAULT:
+            return
+        missing = row.copies_wanted - len(row.kept) - len(row.asked)
+        if missing > 0:
+            sources = tuple(row.copies) if value.kind == AT_NODE else ()
+            for node in self._keepers_for(row)[:missing]:
+                row.asked[node] = None
+                self.out.append((node, KeepCopy(row.object_id, value, sources, row.copies_wanted)))
+        if len(row.kept) + len(row.asked) < row.copies_wanted:
+            self.scarce[row.object_id] = None
+        else:
+            self.scarce.pop(row.object_id, None)
+        settled = not row.asked or len(row.kept) >= row.copies_wanted
+        if settled and row.told != len(row.kept):
+            row.told = len(row.kept)
+            self.out.extend((node, CopiesCounted(row.object_id, row.told)) for node in row.kept)
+
+    def _keepers_for(self, row: SharedRow) -> list[Address]:
+        """Who could keep another copy, the best first: on another machine, then with a copy that could go.
+
+        Among equals the id of the object decides where to begin, so that many objects spread over all nodes.
+        """
+        keepers = [node for node in self.alive if node not in row.kept and node not in row.asked]
+        if not keepers:
+            return []
+        maker, counter = row.object_id[:8], row.object_id[8:12]
+        first = (int.from_bytes(maker, "big") + int.from_bytes(counter, "big")) % len(keepers)
+        machines = {self.alive[node]: None for node in (*row.kept, *row.asked)}
+        spread = keepers[first:] + keepers[:first]
+        return sorted(spread, key=lambda node: (self.alive[node] in machines, node not in row.copies))
 
     def _orphaned(self, now_ns: int, row: SharedRow) -> None:
         """Held, and nobody has or makes it: it was lost, or its maker's word is still on the way."""
@@ -276,17 +355,24 @@ class ObjectDirectory:
 
     def _lost(self, row: SharedRow) -> None:
         """Choose who makes it again, or say why nobody can."""
+        row.asked.clear()  # they find nothing to copy
+        if not row.holders:
+            self._free(row)
+            return
         task_id = producer_of(row.object_id)
         record = self.record_of(task_id)
-        reason = _why_not(row.object_id, record)
+        reason = _why_not(row, record)
+        willing = [node for node in row.holders if node not in row.refused]
+        if not willing:
+            reason = reason or "its last copy is lost and the job that made it has ended"
         if reason or record is None:
             row.value = faults.fault_value(faults.OBJECT_LOST, short(row.object_id), reason)
             self._tell_everybody(row)
             return
         node, attempt = self.rebuilding.get(task_id, (b"", 0))
         if not node:
-            homes = [node for node in row.makers if node in row.holders]
-            node, attempt = next(iter(homes or row.holders)), record.attempt + 1
+            homes = [node for node in row.makers if node in willing]
+            node, attempt = next(iter(homes or willing)), record.attempt + 1
             self.rebuilding[task_id] = node, attempt
         row.value = None
         row.makers[node] = None
@@ -305,13 +391,15 @@ class ObjectDirectory:
         invariant(not self.touched, "rows nobody decided about", len(self.touched))
         for object_id, row in self.rows.items():
             invariant(row.object_id == object_id, "a row under another id")
-            invariant(bool(row.holders or self.silent), "a row that no node holds:", short(object_id))
+            needed = row.holders or row.asked or self.silent
+            invariant(bool(needed), "a row that no node holds:", short(object_id))
+            invariant(not row.kept.keys() - row.copies.keys(), "kept and no copy of", short(object_id))
             invariant(not (row.found and row.waiters), "I6 waits for what is there:", short(object_id))
             invariant(not row.idle.keys() - row.makers.keys(), "idle and no maker of", short(object_id))
-            everybody = {**row.holders, **row.copies, **row.makers, **row.waiters}
+            everybody = {**row.holders, **row.copies, **row.makers, **row.waiters, **row.asked}
             invariant(all(node in self.alive for node in everybody), "I9 the dead in", short(object_id))
-        for object_id in self.orphans:
-            invariant(object_id in self.rows, "an orphan without a row")
+        for object_id in (*self.orphans, *self.scarce):
+            invariant(object_id in self.rows, "an orphan, or scarce, without a row")
 
     HANDLERS: ClassVar[dict[type, Handler]] = {
         ShareUpdates: on_share_updates,
@@ -320,10 +408,24 @@ class ObjectDirectory:
     }
 
 
-def _why_not(object_id: bytes, record: TaskRecord | None) -> str:
+def _machine_of(endpoint: str) -> str:
+    """What the nodes of one machine have in common; processes that speak over ipc are on one."""
+    scheme, _, place = endpoint.partition("://")
+    return place.rpartition(":")[0] if scheme == "tcp" else scheme
+
+
+def _why_not(row: SharedRow, record: TaskRecord | None) -> str:
     """Why a lost object cannot be made again; nothing if it can."""
-    if is_put(object_id):
-        return "the node that held the value of this put() died, and no task can make it again"
+    if is_put(row.object_id) and row.copies_wanted:
+        return (
+            f"it was put with copies={row.copies_wanted}, and the nodes that kept one died before there was "
+            "another; no task can make it again"
+        )
+    if is_put(row.object_id):
+        return (
+            "the node that held the value of this put() died, and no task can make it again; "
+            "put(value, copies=2) keeps a second copy on another node"
+        )
     if record is None:
         return "no process of this cluster has it, made it or announced it"
     if record.released:

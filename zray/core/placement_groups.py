@@ -22,7 +22,7 @@ from typing import ClassVar
 from zray.config import Config
 from zray.core import group_plans
 from zray.core.bundle_wishes import BundleWishes
-from zray.core.checks import problem_of_group, problem_of_report
+from zray.core.checks import problem_of_group, problem_of_report, speaks_for_itself
 from zray.core.group_book import CREATED, PREPARING, RECORDING, REMOVING, WAITING, Group, GroupBook
 from zray.core.group_table import GroupTable
 from zray.core.machine import Address, Effect, Handler, invariant
@@ -343,7 +343,8 @@ class PlacementGroups:
 
         A table of a former life may lack who came later, so it says nothing of the dead.
         """
-        if message.epoch <= max(self.epoch, self.life() << LIFE_SHIFT):
+        known = max(self.epoch, self.life() << LIFE_SHIFT)
+        if message.epoch <= known or not speaks_for_itself(source, message):
             return
         self.epoch = message.epoch
         alive = {node_id: None for node_id, _ in message.nodes}

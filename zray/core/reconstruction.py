@@ -4,23 +4,32 @@ The directory of the object's shard chose this node and an attempt number (I8), 
 task. Whatever this node does not know of it, the descriptor, the code or how to import the job's modules, is
 looked up in the tables of the shards. Then the task is submitted like any other; inputs that are lost too are
 found missing by the same path, one level further up.
+
+A job ends with its driver, or with the node of its driver, and others may hold what it made: its *heir* makes
+that again, a job of this node without a driver and with the same modules. If nobody here but processes of the
+ended job needed the object, this node refuses, and the directory asks the next holder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from msgspec.structs import replace
+
+from zray.core.identity import ClientEntry
 from zray.core.jobs import remember
 from zray.core.machine import Address, Effect, invariant
 from zray.core.node_store import PENDING, REMOTE, SEALED, ObjectEntry
 from zray.core.sharing import Sharing
 from zray.core.worker_pool import TaskClass, TaskEntry
-from zray.ids import producer_of, return_ids, shard_of, short
+from zray.ids import content_id, producer_of, return_ids, shard_of, short
 from zray.protocol import faults
 from zray.protocol.cluster import Rebuild
-from zray.protocol.documents import decode_value
+from zray.protocol.documents import decode_value, encode_value
 from zray.protocol.messages import (
+    DRIVER,
+    PROTOCOL_VERSION,
     TABLE_DESCRIPTOR,
     TABLE_FUNCTION,
     TABLE_JOB,
@@ -37,7 +46,8 @@ from zray.protocol.messages import (
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
 
-JOB_OVER = "its last copy is lost and the job that made it has ended"
+HEIRS_MAX = 1_000
+"""Heirs of ended jobs that a node remembers; the oldest go first, and end."""
 FIRST_TOKEN = 1 << 41
 """Tokens of look-ups; those of table writes and of questions about names are lower."""
 
@@ -53,12 +63,19 @@ class Reconstruction:
         scheduler: LocalScheduler,
         sharing: Sharing,
         over: Mapping[bytes, None],
+        clients: Mapping[Address, ClientEntry],
+        is_peer: Callable[[Address], bool],
+        write: Callable[[int, int, bytes, bytes], None],
     ) -> None:
         self.out = out
         self.shards = shards
         self.scheduler = scheduler
         self.sharing = sharing
-        self.over = over  # jobs of other nodes that have ended
+        self.over = over  # jobs that have ended
+        self.clients = clients
+        self.is_peer = is_peer
+        self.write = write  # a row of a table, for others
+        self.heirs: dict[bytes, bytes] = {}  # job whose driver is gone -> the one that makes things again
         self.waiting: dict[bytes, Rebuild] = {}  # task -> what was asked, until all is known of it
         self.asked: dict[int, tuple[int, bytes]] = {}  # token -> table and key
         self.descriptors: dict[bytes, Describe] = {}
@@ -70,16 +87,53 @@ class Reconstruction:
         record = message.record
         if source not in self.shards or record is None:
             return
+        if record.job_id in self.over and not self._is_needed(message.object_id, record.job_id):
+            self.sharing.refuse(message.object_id)
+            return
         entry = self.scheduler.store.entry(message.object_id)
         if entry.state == SEALED:
             self.sharing.expose((message.object_id,))  # here it is
             return
         self._expect(entry)
-        if record.job_id in self.over:
-            self._lose(record, JOB_OVER)
-        elif record.task_id not in self.scheduler.tasks and record.task_id not in self.waiting:
+        if record.task_id not in self.scheduler.tasks and record.task_id not in self.waiting:
             self.waiting[record.task_id] = message
             self._go_on(now_ns, message, record)
+
+    def _is_needed(self, object_id: bytes, job_id: bytes) -> bool:
+        """Whether anybody here needs an object besides processes of the job, which has ended."""
+        entry = self.scheduler.store.objects.get(object_id)
+        if entry is None or not entry.holders:
+            return entry is not None and entry.pins > 0
+        held = self.scheduler.references.held
+        holders = [
+            self.clients[client] for client in held if object_id in held[client] and client in self.clients
+        ]
+        jobs = [each.job_id if each.worker is None else each.worker.job_id for each in holders]
+        return entry.pins > 0 or any(other != job_id for other in jobs)
+
+    def _has_driver(self, job_id: bytes) -> bool:
+        """Whether a job goes on as far as this node knows; one that it does not know of has an heir here."""
+        job = self.scheduler.jobs.get(job_id)
+        if job is None or job.ended or job_id in self.over:
+            return False
+        if job.home:
+            return self.is_peer(job.home)
+        here = any(each.worker is None and each.job_id == job_id for each in self.clients.values())
+        return here or job_id in self.heirs.values()
+
+    def _heir_of(self, now_ns: int, job_id: bytes) -> bytes:
+        """The job under which things of an ended one are made again here, if enough is known to begin it."""
+        heir, job = self.heirs.get(job_id, b""), self.scheduler.jobs.get(job_id)
+        if heir or job is None:
+            return heir
+        context = replace(job.context, job_id=content_id(self.scheduler.node_id + job_id))
+        heir = self.heirs[job_id] = context.job_id
+        remember(self.scheduler.jobs, context)
+        hello = Hello(PROTOCOL_VERSION, DRIVER, 0, heir, "", context.sys_path, context.working_dir)
+        self.write(now_ns, TABLE_JOB, heir, encode_value(hello))
+        if len(self.heirs) > HEIRS_MAX:
+            self.scheduler.end_job(now_ns, self.heirs.pop(next(iter(self.heirs))))
+        return heir
 
     def _expect(self, entry: ObjectEntry) -> None:
         """The object is made here, once more."""
@@ -92,6 +146,9 @@ class Reconstruction:
 
     def _go_on(self, now_ns: int, message: Rebuild, record: TaskRecord) -> None:
         """Run the task if all is known of it, else ask for what is missing."""
+        if not self._has_driver(record.job_id):
+            heir = self._heir_of(now_ns, record.job_id)
+            record = record if not heir else replace(record, job_id=heir)
         missing = self._missing(record)
         if not missing:
             del self.waiting[record.task_id]
@@ -191,12 +248,14 @@ class Reconstruction:
                 self.scheduler.references.free_if_unneeded(entry)
 
     def end_job(self, job_id: bytes) -> None:
-        """A job is over, and with it what is asked for its sake: nobody may ever answer."""
+        """A job is over: what was asked for its sake is made by its heir, or by another node."""
         for message in list(self.waiting.values()):
             record = message.record
-            if record is not None and record.job_id == job_id:
-                del self.waiting[record.task_id]
-                self._lose(record, JOB_OVER)
+            if record is None or record.job_id != job_id or self._is_needed(message.object_id, job_id):
+                continue
+            del self.waiting[record.task_id]
+            for object_id in [one for one in self.sharing.shared if producer_of(one) == record.task_id]:
+                self.sharing.refuse(object_id)
         if not self.waiting:
             self.asked.clear()
 

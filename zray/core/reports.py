@@ -172,8 +172,8 @@ def _actors(node: Node) -> list[dict[str, Any]]:
 
 def _objects(node: Node) -> list[dict[str, Any]]:
     places = ("inline", "error", "arena", "disk", "fault")
-    rows = []
-    for object_id, entry in list(node.store.objects.items())[:ROWS_MAX]:
+    store, rows = node.store, []
+    for object_id, entry in list(store.objects.items())[:ROWS_MAX]:
         rows.append(
             {
                 "object_id": object_id.hex(),
@@ -182,6 +182,7 @@ def _objects(node: Node) -> list[dict[str, Any]]:
                 "holders": entry.holders,
                 "pins": entry.pins,
                 "maps": entry.maps,
+                "copies": store.kept.get(object_id, 0),
             }
         )
     return rows

@@ -7,7 +7,8 @@ the directory of its shard hears that this node holds it, has a copy of it, or w
 Two rules make this right across links, and one queue, the *gate*, keeps both. What leaves the node waits
 in it until everything that was said before is acknowledged:
 
-- *lineage before visibility*: the records of the tasks that made what leaves (paper, section 4.2.1);
+- *lineage before visibility*: the records of the tasks that made what leaves (paper, section 4.2.1), and the
+  descriptors and the code that those name;
 - *an acquire is acknowledged before what it came out of is released*: the ``HOLD`` of all that came of it.
 
 The proof is in ``docs/decisions/0010-shared-objects.md``. The gate is one queue for all links, so a shard
@@ -24,6 +25,7 @@ from zray.core.lineage import Lineage
 from zray.core.machine import TRANSFER, Address, Effect, invariant
 from zray.core.node_store import PENDING, REMOTE, SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
+from zray.core.table_writer import TableWriter
 from zray.ids import shard_of, short
 from zray.protocol.cluster import (
     COPY,
@@ -31,6 +33,7 @@ from zray.protocol.cluster import (
     EXPECT,
     HOLD,
     HOME,
+    REFUSE,
     UNCOPY,
     WANT,
     FreeObjects,
@@ -88,6 +91,7 @@ class _Waiting(NamedTuple):
 
     records: tuple[int, ...]
     holds: tuple[int, ...]
+    rows: int
     destination: Address
     message: Any  # for an empty destination a ShareUpdate, without its value
 
@@ -100,7 +104,7 @@ class Sharing:
         shards: the address that serves each shard now, by number; see :meth:`shard_moved`.
         record_pending: writes the record of an unfinished task, given its return object.
         remind: tells a shard once more who is alive.
-        store, references, lineage: the machines of the same node.
+        store, references, lineage, tables: the machines of the same node.
     """
 
     def __init__(
@@ -111,6 +115,7 @@ class Sharing:
         store: NodeStore,
         references: References,
         lineage: Lineage,
+        tables: TableWriter,
         record_pending: Callable[[bytes], None],
         remind: Callable[[Address], None],
     ) -> None:
@@ -118,6 +123,7 @@ class Sharing:
         self.store = store
         self.references = references
         self.lineage = lineage
+        self.tables = tables
         self.record_pending = record_pending
         self.remind = remind
         self.shared: dict[bytes, SharedObject] = store.shared
@@ -142,7 +148,7 @@ class Sharing:
             entry = self.store.objects.get(open_ids.pop())
             if entry is None:
                 continue
-            shared = self._hold(entry)
+            shared = self.hold(entry)
             if entry.state == SEALED and not shared.announced:
                 open_ids += self._announce(entry, shared)
             elif entry.state < SEALED and not (shared.expected or shared.wanted):
@@ -150,7 +156,8 @@ class Sharing:
                 shared.expected = True
                 self._update(EXPECT, entry.object_id)
 
-    def _hold(self, entry: ObjectEntry) -> SharedObject:
+    def hold(self, entry: ObjectEntry) -> SharedObject:
+        """The object is shared, and something on this node needs it."""
         shared = self.shared.get(entry.object_id)
         if shared is None:
             shared = self.shared[entry.object_id] = SharedObject(entry.object_id)
@@ -168,7 +175,7 @@ class Sharing:
 
     def foreign(self, entry: ObjectEntry) -> None:
         """Nobody on this node announced the object: hold it, and look it up or subscribe."""
-        shared = self._hold(entry)
+        shared = self.hold(entry)
         if not shared.wanted:
             shared.wanted = True
             self._update(WANT, entry.object_id)
@@ -184,21 +191,25 @@ class Sharing:
         """No node that was known to have the object has it: ask once more."""
         self.store.lose(entry)
         if entry.state < SEALED:
-            shared = self._hold(entry)
+            shared = self.hold(entry)
             shared.wanted, shared.nodes = True, ()
             self._update(WANT, entry.object_id)
+
+    def refuse(self, object_id: bytes) -> None:
+        """This node was chosen to make a lost object again and does not."""
+        self._update(REFUSE, object_id)
 
     def made_again(self, entry: ObjectEntry) -> None:
         """A lost object is about to be made on this node."""
         entry.known = True
-        shared = self._hold(entry)
+        shared = self.hold(entry)
         shared.wanted, shared.expected, shared.announced, shared.copied = False, True, False, False
         shared.nodes = ()
         self._update(EXPECT, entry.object_id)
 
     def adopt(self, entry: ObjectEntry, value: Value, nodes: tuple[bytes, ...], *, is_home: bool) -> None:
         """A large object is in the stores of other nodes; ``is_home``: this node follows its lineage."""
-        shared = self._hold(entry)
+        shared = self.hold(entry)
         shared.nodes, shared.contained = nodes, value.contained
         if is_home and not shared.expected:
             shared.expected = True
@@ -280,7 +291,7 @@ class Sharing:
         if shared.expected:
             self._update(EXPECT if _will_be_told(entry, shared) else HOME, entry.object_id)
         if shared.copied:
-            self._update(COPY, entry.object_id, _as_shared(entry))
+            self.say_copied(entry)
         elif shared.wanted and entry.state == PENDING:
             self._update(WANT, entry.object_id)
 
@@ -355,7 +366,7 @@ class Sharing:
         if shared.expected:
             self._update(EXPECT if _will_be_told(entry, shared) else HOME, object_id)
         if shared.copied:
-            self._update(COPY, object_id, _as_shared(entry))
+            self.say_copied(entry)
         if shared.wanted and entry.state == PENDING:
             self._update(WANT, object_id)
 
@@ -367,11 +378,12 @@ class Sharing:
 
     def _wait(self, destination: Address, message: Any) -> None:
         holds = tuple([link.mark() for link in self.links])
-        self.gate.append(_Waiting(self.lineage.mark(), holds, destination, message))
+        self.gate.append(_Waiting(self.lineage.mark(), holds, self.tables.tokens, destination, message))
 
     def _may_leave(self, waiting: _Waiting) -> bool:
         holds = zip(self.links, waiting.holds, strict=True)
-        return self.lineage.passed(waiting.records) and all(mark <= link.acked for link, mark in holds)
+        is_known = self.lineage.passed(waiting.records) and self.tables.passed(waiting.rows)
+        return is_known and all(mark <= link.acked for link, mark in holds)
 
     def _leave(self, waiting: _Waiting) -> None:
         if waiting.destination:
@@ -386,15 +398,21 @@ class Sharing:
         if shared is None or entry is None or entry.state != SEALED or not shared.announced:
             return
         shared.copied = True
-        self._update(COPY, object_id, _as_shared(entry))
+        self.say_copied(entry)
 
     # --- sending -----------------------------------------------------------------------------------
 
     def _link_of(self, object_id: bytes) -> _DirectoryLink:
         return self.links[shard_of(object_id, len(self.links))]
 
-    def _update(self, kind: int, object_id: bytes, value: Value | None = None) -> None:
-        self._link_of(object_id).pending.append(ShareUpdate(kind, object_id, value))
+    def _update(self, kind: int, object_id: bytes) -> None:
+        self._link_of(object_id).pending.append(ShareUpdate(kind, object_id))
+
+    def say_copied(self, entry: ObjectEntry) -> None:
+        """A copy is here, and whether it is kept as one of several."""
+        object_id, copies = entry.object_id, self.store.kept.get(entry.object_id, 0)
+        update = ShareUpdate(COPY, object_id, _as_shared(entry), copies)
+        self._link_of(object_id).pending.append(update)
 
     def flush(self, now_ns: int) -> None:
         """Once per batch: let leave what may, and send what was gathered."""

@@ -49,6 +49,11 @@ class TableWriter:
             self.wake_at_ns = now_ns + RESEND_NS
         self.out.append((self._shard_of(key), write))
 
+    def passed(self, token: int) -> bool:
+        """Whether all writes up to this one are acknowledged, or given up."""
+        # They are in the order of their tokens.
+        return not self.unacked or next(iter(self.unacked.values())).token > token
+
     def _shard_of(self, key: bytes) -> Address:
         return self.shards[shard_of(key, len(self.shards))]
 

@@ -148,7 +148,7 @@ class Transfers:
         self._learn_bandwidth(now_ns, transfer)
         contained = self.sharing.shared[entry.object_id].contained
         self.references.contain(now_ns, contained)
-        if transfer.kind == EXTENT:  # before it is sealed, which may free it
+        if transfer.kind == EXTENT and entry.object_id not in self.store.kept:  # before sealing may free it
             self.store.copies[entry.object_id] = entry
         self.store.seal(entry, Value(EXTENT, contained=contained))
         self.references.free_if_unneeded(entry)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zray.core import reconstruction, reports
+from zray.core import checks, reconstruction, reports
 from zray.core.actor_names import ActorNames
 from zray.core.everywhere import PREFIX, Answerer, Everywhere
 from zray.core.inquiries import TOPICS, Inquiries
@@ -40,6 +40,7 @@ from zray.protocol.user_messages import (
     FindCheckpoint,
     FindName,
     JobOptions,
+    KeepCopies,
     Leaving,
     ListNames,
     Output,
@@ -327,6 +328,13 @@ def rooms_of(node: Node) -> tuple[ActorNames, Streams]:
     return names, streams
 
 
+def on_keep_copies(node: Node, now_ns: int, source: Address, message: KeepCopies) -> None:
+    """A process wants copies of what it has put."""
+    if node.known(source) is not None and not node.refused(source, checks.problem_of_copies(message)):
+        node.now_ns = now_ns
+        node.cluster.kept.on_keep_copies(now_ns, source, message)
+
+
 HANDLERS: dict[type[Any], Handler] = {
     WatchActor: on_watch_actor,
     KillActor: on_kill_actor,
@@ -343,6 +351,7 @@ HANDLERS: dict[type[Any], Handler] = {
     RecordCall: on_record_call,
     FindCheckpoint: on_find_checkpoint,
     Consumed: on_consumed,
+    KeepCopies: on_keep_copies,
     ClaimName: on_claim_name,
     FindName: on_find_name,
     ListNames: on_list_names,

@@ -18,6 +18,7 @@ COPY = 3  # the node has it: inline in ShareUpdate.value, or of ShareUpdate.valu
 UNCOPY = 4  # the node has it no more
 WANT = 5  # look up or subscribe: one ObjectFound, now or as soon as there is a copy
 HOME = 6  # it was made, and the node follows its lineage: what a snapshot says instead of EXPECT
+REFUSE = 7  # the node was to make it again and does not: its job has ended, and nobody else there needs it
 
 # --- node -> directory of a shard ----------------------------------------------------------------
 
@@ -28,6 +29,7 @@ class ShareUpdate(Message, frozen=True):
     kind: int
     object_id: bytes
     value: Value | None = None
+    copies: int = 0  # with COPY: the sender keeps it while anybody needs it, as one of so many
 
 
 class ShareUpdates(Message, frozen=True, tag=160):
@@ -82,6 +84,22 @@ class Rebuild(Message, frozen=True, tag=165):
     attempt: int
     record: TaskRecord | None = None
     refused: str = ""
+
+
+class KeepCopy(Message, frozen=True, tag=166):
+    """Have a copy, and keep it as one of so many while anybody needs it; ``COPY`` says that it is there."""
+
+    object_id: bytes
+    value: Value
+    nodes: tuple[bytes, ...]
+    copies: int
+
+
+class CopiesCounted(Message, frozen=True, tag=167):
+    """So many nodes keep a copy, the receiver among them, and no other one is asked at present."""
+
+    object_id: bytes
+    copies: int
 
 
 # --- node <-> node -------------------------------------------------------------------------------
@@ -341,7 +359,7 @@ class Knocked(Message, frozen=True, tag=280):
     problems: tuple[str, ...]
 
 
-FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild
+FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild | KeepCopy | CopiesCounted
 FromPeer = (
     Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed | AskPeer | PeerAnswer
 )  # fmt: skip

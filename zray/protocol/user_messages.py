@@ -117,6 +117,14 @@ class Told(Message, frozen=True, tag=47):
     body: bytes
 
 
+class KeepCopies(Message, frozen=True, tag=48):
+    """Keep copies of what the sender has put, on ``copies`` nodes; answered by ``CopiesKept``."""
+
+    token: int
+    object_id: bytes
+    copies: int
+
+
 # --- node -> driver or worker -------------------------------------------------------------------
 
 
@@ -187,6 +195,14 @@ class SeeGpus(Message, frozen=True, tag=72):
     numbers: tuple[int, ...]
 
 
+class CopiesKept(Message, frozen=True, tag=73):
+    """Answer to ``KeepCopies``: so many nodes keep one now. If they are too few, ``reason`` says why."""
+
+    token: int
+    copies: int
+    reason: str = ""
+
+
 # --- caller <-> the worker of an actor -----------------------------------------------------------
 
 
@@ -239,10 +255,10 @@ class CancelCall(Message, frozen=True, tag=204):
 
 UserToNode = (
     Cancel | Leaving | Yielded | Consumed | ClaimName | FindName | ListNames | Output | JobOptions
-    | SaveCheckpoint | RecordCall | FindCheckpoint | Told
+    | SaveCheckpoint | RecordCall | FindCheckpoint | Told | KeepCopies
 )  # fmt: skip
 UserFromNode = (
     StreamItem | Interrupt | StreamCredit | NameAnswer | Printed | RepeatCall | CheckpointFound
-    | Tell | SeeGpus
+    | Tell | SeeGpus | CopiesKept
 )  # fmt: skip
 UserDirect = ReplyItem | ConsumedItems | CancelCall

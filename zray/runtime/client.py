@@ -55,7 +55,7 @@ from zray.protocol.messages import (
     Warn,
     Welcome,
 )
-from zray.protocol.user_messages import JobOptions, Told
+from zray.protocol.user_messages import CopiesKept, JobOptions, Told
 from zray.runtime.client_events import EventLink
 from zray.runtime.environment import packages_of
 from zray.runtime.link import left_s
@@ -329,6 +329,13 @@ class Client(EventLink):
             machine.stored(object_id, value.contained, written=written)
             self.after_append()
         return object_id
+
+    def keep_copies(self, object_id: bytes, copies: int) -> CopiesKept:
+        """Have copies of what was put kept on as many nodes, and wait for them as long as the node does."""
+        with self.lock:
+            token = self.machine.ask_copies(object_id, copies)
+        answer: CopiesKept = self._await_answer(token)
+        return answer
 
     def store(self, object_id: bytes, value: Serialized, holder: bytes = b"") -> bool:
         """Write a large value into the node's store, not sealed yet.

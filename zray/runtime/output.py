@@ -7,6 +7,7 @@ first asks it whether it has the lines.) What C code writes to its descriptors i
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
@@ -25,6 +26,8 @@ TEXT_MAX = 64 * 1024
 class LineForwarder(io.TextIOBase):
     """Stands in for ``sys.stdout`` or ``sys.stderr``: writes to the stream behind it and tells the node.
 
+    The node, and with it the driver, gets every line, also when the disk of the file is full.
+
     Args:
         behind: the stream of the worker's file.
         number: ``STDOUT`` or ``STDERR``.
@@ -42,7 +45,8 @@ class LineForwarder(io.TextIOBase):
     def write(self, text: str) -> int:
         """Write text; what ends with a newline is told at once."""
         with self._lock:
-            self._behind.write(text)
+            with contextlib.suppress(OSError):  # a full disk costs lines of the file, and no task its result
+                self._behind.write(text)
             head, newline, tail = text.rpartition("\n")
             lines = "".join((*self._parts, head)) if newline else None
             if newline:
@@ -68,7 +72,8 @@ class LineForwarder(io.TextIOBase):
 
     def flush(self) -> None:
         """Flush the file; an unfinished line stays here until it is finished."""
-        self._behind.flush()
+        with contextlib.suppress(OSError):
+            self._behind.flush()
 
     def finish(self) -> None:
         """Tell an unfinished line too."""

@@ -160,9 +160,13 @@ def create(kind: str, cluster: str = "") -> Session:
     info = SessionInfo(kind, created_ns=time.time_ns(), machine=_machine(), boot=_boot(), cluster=cluster)
     os.mkdir(path, 0o700)
     session = Session(path, info)
-    os.mkdir(session.spill_dir, 0o700)
-    os.mkdir(session.logs_dir, 0o700)
-    session.add_process(os.getpid())
+    try:
+        os.mkdir(session.spill_dir, 0o700)
+        os.mkdir(session.logs_dir, 0o700)
+        session.add_process(os.getpid())
+    except OSError:  # a full disk: what there was room for is in nobody's way
+        remove(path)
+        raise
     return session
 
 

@@ -50,7 +50,7 @@ from zray.runtime import session_dir
 from zray.runtime.endpoints import addresses_of_shards, beside, knock, public_part, why
 from zray.runtime.knocking import answer_in_thread
 from zray.runtime.loop import Loop, Service
-from zray.runtime.node_options import NodeOptions, usable_cpus
+from zray.runtime.node_options import NodeOptions, memory_bytes, usable_cpus
 from zray.runtime.processes import (
     Exited,
     WorkerProcesses,
@@ -116,7 +116,15 @@ class NodeProcess:
         self.failed_starts = 0  # workers in a row that ended before they introduced themselves
         self.newest_failed = b""  # the newest of them; ids of workers count up
         self.drivers: dict[bytes, int] = {}  # address -> descriptor that tells the end of the process
-        self.arena = Arena(options.arena_bytes())
+        arena_bytes, there_are = options.arena_bytes(), memory_bytes()
+        if arena_bytes > there_are:
+            log.warning(
+                "the object store may take %d bytes and this machine has %d: once they are used up the "
+                "system kills processes; a smaller object_store_memory spills to disk before",
+                arena_bytes,
+                there_are,
+            )
+        self.arena = Arena(arena_bytes)
         stack.callback(self.arena.close)
         self.local_shards: LocalShards | None = None
         if options.gcs:
