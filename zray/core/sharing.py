@@ -238,7 +238,7 @@ class Sharing:
                 for object_id in shared.contained:
                     self.references.unpin(self.store.objects[object_id])
                 if entry.holders or entry.pins:
-                    self._hold(entry)  # it may have been let go of, and needed again while the copy was here
+                    self.hold(entry)  # it may have been let go of, and needed again while the copy was here
                 else:
                     self.references.free_if_unneeded(entry)
 
