@@ -154,6 +154,7 @@ class Node:
         self.cluster = ClusterSide(
             self.out, scheduler=self.scheduler, shards=self.shards, clients=self.clients
         )
+        self.output = user_requests.output_of(self)
         rooms = user_requests.questions_of(self)
         self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
         self.groups = group_side.GroupSide(self)
@@ -204,7 +205,8 @@ class Node:
         """Every invariant of every machine of the node."""
         for machine in (
             self.pool, self.leases, self.store, self.references, self.actors, self.lineage, self.tables,
-            self.names, *self.asked, self.schedulers, self.scheduler.lives, self.scheduler, self.cluster,
+            self.names, self.output, *self.asked, self.schedulers, self.scheduler.lives, self.scheduler,
+            self.cluster,
             self.groups.bundles,
         ):  # fmt: skip
             machine.check()

@@ -13,6 +13,7 @@ from zray.core.everywhere import PREFIX, Answerer, Everywhere
 from zray.core.inquiries import TOPICS, Inquiries
 from zray.core.machine import Address, Handler
 from zray.core.node_lists import NodeLists
+from zray.core.output import OutputRelay
 from zray.core.probes import Probes
 from zray.core.streams import FIRST_ITEM_INDEX, Streams
 from zray.ids import RETURNS_MAX
@@ -43,7 +44,6 @@ from zray.protocol.user_messages import (
     Leaving,
     ListNames,
     Output,
-    Printed,
     RecordCall,
     Reply,
     ReplyItem,
@@ -159,14 +159,8 @@ def _problem_of_name(message: ClaimName | FindName) -> str:
 
 
 def on_output(node: Node, now_ns: int, source: Address, message: Output) -> None:
-    """A worker printed: the driver of its job shows it, if it wants to."""
-    client = node.clients.get(source)
-    if client is None or client.worker is None:
-        return
-    job_id = client.worker.job_id
-    for address, other in node.clients.items():
-        if other.role == DRIVER and other.job_id == job_id and other.wants_output:
-            node.out.append((address, Printed(message.stream, message.name, client.pid, message.text)))
+    """A worker printed."""
+    node.output.on_output(source, message)
 
 
 def on_query(node: Node, now_ns: int, source: Address, message: Query) -> None:
@@ -297,6 +291,16 @@ def on_reply_item(node: Node, now_ns: int, source: Address, message: ReplyItem) 
     """An actor has made an item for a caller of another node."""
     node.now_ns = now_ns
     node.cluster.actors.relay.on_item(now_ns, source, message)
+
+
+def output_of(node: Node) -> OutputRelay:
+    """The room for what workers print, connected to those who carry it."""
+    side = node.cluster.actors
+    relay = OutputRelay(
+        node.out, ip=node.identity.ip, clients=node.clients, jobs=node.scheduler.jobs, couriers=side.couriers
+    )
+    side.output = relay
+    return relay
 
 
 def rooms_of(node: Node) -> tuple[ActorNames, Streams]:
