@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,6 +170,72 @@ HOLDS_EVERYWHERE = """
 """
 
 
+LOOK_AT_LOGS = """
+    import sys, zray
+    from pathlib import Path
+    from zray.util import state
+    address, task_id = sys.argv[1:]
+    zray.init(address)
+
+    def read(*arguments, **options):
+        return "".join(state.get_log(*arguments, **options))
+
+    (node_id,) = [row["node_id"] for row in state.list_tasks() if row["task_id"] == task_id]
+    (socket,) = [row["endpoint"] for row in state.list_nodes() if row["node_id"] == node_id]
+    logs = Path(socket.removeprefix("ipc://")).parent / "logs"
+    paths = state.list_logs()["worker_out"]
+    assert len({path.partition("/")[0] for path in paths}) == 3, paths
+    (path,) = [path for path in paths if path.startswith(node_id[:8]) and read(path) == "holding\\n"]
+    name = path.partition("/")[2]
+    assert read(task_id=task_id) == read(name, node_id=node_id) == "holding\\n"
+    assert path in state.list_logs(glob_filter="*.out")["worker_out"]
+    assert "worker_out" not in state.list_logs(node_id, "*.err")
+
+    (logs / "linked.out").symlink_to("/etc/hostname")
+    (logs / "folder.out").mkdir()
+    query = zray.api.session.current().query
+    for nonsense in ("../session.json", "/etc/hostname", str(logs.parent / "session.json"), "..", ".", "",
+                     "linked.out", "folder.out", "worker-99.out", "../logs/" + name):
+        try:
+            read(nonsense, node_id=node_id)
+        except ValueError as error:
+            assert "log file" in str(error)
+        else:
+            raise AssertionError(nonsense)
+        answer = query(f"at/{node_id}/logs/0/100/{nonsense}").decode()  # past the checks of this process
+        assert "error" in answer and "data" not in answer, (nonsense, answer)
+    for nonsense in ("logs/0/999999999/" + name, "logs/x/1/" + name, "logs/0/1", "logs/0/-1/" + name):
+        assert "error" in query(f"at/{node_id}/{nonsense}").decode()
+    assert "no living node" in query("at/beef/logs").decode()
+
+    with (logs / name).open("a") as file:
+        file.writelines(f"line {number} \u00e9\\n" for number in range(100_000))
+    whole = (logs / name).read_text()
+    assert read(path) == whole and len(whole) > 1 << 20
+    for count in (0, 1, 70_000, 200_000):
+        lines = whole.splitlines(True)
+        assert read(path, tail=count) == "".join(lines[len(lines) - min(count, len(lines)):]), count
+    print(path, logs / name)
+"""
+
+
+def look_at_logs(place: clusters.Place, address: str, task_id: str) -> None:
+    """Files of every node, through the node that is asked; and nothing that is no log file."""
+    command = [sys.executable, "-c", textwrap.dedent(LOOK_AT_LOGS), address, task_id]
+    looked = place.command(*command)
+    assert looked.returncode == 0, looked.stderr
+    path, real = looked.stdout.split()
+    at = ("--address", address)
+    assert path in said(place, "logs", *at).split()
+    follower = place.start_command([sys.executable, "-m", "zray.cli", "logs", path, "-f", "--tail", "1", *at])
+    assert clusters.line_of(follower) == "line 99999 \u00e9"
+    with Path(real).open("a") as file:
+        file.write("one more\n")
+    assert clusters.line_of(follower) == "one more"
+    follower.send_signal(signal.SIGINT)
+    clusters.finish(follower)
+
+
 @pytest.mark.slow
 def test_over_several_nodes() -> None:
     """Whoever asks whichever node: the same rows, each with its node."""
@@ -193,8 +262,7 @@ def test_over_several_nodes() -> None:
         assert f"1 CPU is held by at1 {tasks['at1']['task_id'][:24]}" in why
         stacks = said(place, "stack", "--no-py-spy", "--address", address)
         assert stacks.count("in holds") == 2
-        files = said(place, "logs").split()
-        assert len([name for name in files if name.endswith("/node.log")]) in (0, 3)
+        look_at_logs(place, address, tasks["at1"]["task_id"])
         os.kill(int(pid), signal.SIGSTOP)  # a node that does not answer holds nobody up
         living = ("--filter", "Alive=True")
         done = place.zray("list", "nodes", *living, "--format", "json", "--address", address)

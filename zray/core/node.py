@@ -156,7 +156,7 @@ class Node:
         )
         self.output = user_requests.output_of(self)
         rooms = user_requests.questions_of(self)
-        self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
+        self.inquiries, self.everywhere, self.node_lists, self.probes, self.logs = rooms
         self.groups = group_side.GroupSide(self)
         self.asked = (self.inquiries, self.everywhere, self.node_lists, self.groups.requests)
         self.now_ns = 0
@@ -275,7 +275,7 @@ class Node:
         promises.break_all(client, self.store, self.references)
         self.cluster.actors.client_gone(address)
         self.names.client_gone(address)
-        for room in self.asked:
+        for room in (*self.asked, self.logs):
             room.client_gone(address)
         for entry in self.store.client_gone(address):
             self._not_created(now_ns, entry)

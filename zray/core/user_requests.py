@@ -7,17 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zray.core import reconstruction, reports
+from zray.core import logs, reconstruction, reports
 from zray.core.actor_names import ActorNames
-from zray.core.everywhere import PREFIX, Answerer, Everywhere
+from zray.core.everywhere import AT, PREFIX, Answerer, Everywhere
 from zray.core.inquiries import TOPICS, Inquiries
+from zray.core.logs import Logs
 from zray.core.machine import Address, Handler
 from zray.core.node_lists import NodeLists
 from zray.core.output import OutputRelay
 from zray.core.probes import Probes
 from zray.core.streams import FIRST_ITEM_INDEX, Streams
 from zray.ids import RETURNS_MAX
-from zray.protocol.cluster import AskPeer, Knocked, NodeList, PeerAnswer, Probe
+from zray.protocol.cluster import AskPeer, Knocked, LogRead, NodeList, PeerAnswer, Probe
 from zray.protocol.messages import (
     DRIVER,
     Abort,
@@ -174,8 +175,8 @@ def on_query(node: Node, now_ns: int, source: Address, message: Query) -> None:
     if message.what == "abandoned":
         body = reports.abandoned(node, client.job_id if client.worker is None else client.worker.job_id)
         node.out.append((source, Answer(message.token, body)))
-    elif message.what.startswith(PREFIX):
-        node.everywhere.ask(now_ns, source, message.token, message.what.removeprefix(PREFIX))
+    elif message.what.startswith((PREFIX, AT)):
+        node.everywhere.ask(now_ns, source, message.token, message.what)
     else:
         token = message.token
         _say(node, now_ns, message.what, source, lambda body: node.out.append((source, Answer(token, body))))
@@ -186,6 +187,8 @@ def _say(node: Node, now_ns: int, what: str, asker: Address, answer: Answerer) -
     node.now_ns = now_ns
     if what in TOPICS:
         node.inquiries.ask(now_ns, asker, what, answer)
+    elif what.partition("/")[0] == logs.TOPIC:
+        node.logs.ask(what, asker, answer)
     else:
         answer(reports.report(node, what))
 
@@ -199,10 +202,10 @@ def everywhere_of(node: Node) -> Everywhere:
     )
 
 
-def questions_of(node: Node) -> tuple[Inquiries, Everywhere, NodeLists, Probes]:
+def questions_of(node: Node) -> tuple[Inquiries, Everywhere, NodeLists, Probes, Logs]:
     """The rooms of a node for what people want to know."""
     inquiries = Inquiries(node.out, node.clients)
-    return inquiries, everywhere_of(node), NodeLists(node), Probes(node.out)
+    return inquiries, everywhere_of(node), NodeLists(node), Probes(node.out), Logs(node.out)
 
 
 def on_ask_peer(node: Node, now_ns: int, source: Address, message: AskPeer) -> None:
@@ -249,6 +252,11 @@ def on_probe(node: Node, now_ns: int, source: Address, message: Probe) -> None:
 def on_knocked(node: Node, now_ns: int, source: Address, message: Knocked) -> None:
     """This process has tried."""
     node.probes.on_knocked(source, message)
+
+
+def on_log_read(node: Node, now_ns: int, source: Address, message: LogRead) -> None:
+    """This process has read a log file."""
+    node.logs.on_log_read(source, message)
 
 
 def on_watch_actor(node: Node, now_ns: int, source: Address, message: WatchActor) -> None:
@@ -360,4 +368,5 @@ HANDLERS: dict[type[Any], Handler] = {
     NodeList: on_node_list,
     Probe: on_probe,
     Knocked: on_knocked,
+    LogRead: on_log_read,
 }

@@ -9,6 +9,8 @@ from typing import Any
 from zray.api.cluster import nodes, with_ray_keys
 from zray.api.everywhere import documents, rows
 from zray.api.inquiries import collect_metrics, prometheus_text, stacks
+from zray.api.logs import get_log as get_log
+from zray.api.logs import list_logs as list_logs
 
 Filter = tuple[str, str, Any]
 """``(key, "=" or "!=", value)``."""
