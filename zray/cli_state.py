@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-KINDS = ("tasks", "actors", "objects", "nodes", "workers", "jobs")
+KINDS = ("tasks", "actors", "objects", "nodes", "workers", "jobs", "placement-groups")
 SUMMARIES = ("tasks", "actors", "objects")
-NODE_COLUMNS = ("node_id", "alive", "host", "pid", "labels", "available", "total", "endpoint")
-"""Of the table of nodes, which have more to say than fits a line."""
+COLUMNS = {
+    "nodes": ("node_id", "state", "host", "pid", "labels", "available", "total", "endpoint"),
+    "placement-groups": ("placement_group_id", "name", "state", "strategy", "bundles", "waits_for"),
+}
+"""Of tables whose rows have more to say than fits a line."""
 CELL_MAX = 48
 """Characters of one cell of a table."""
 
@@ -77,9 +80,9 @@ def _joined(given: argparse.Namespace) -> Iterator[Any]:
 def _list(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     filters = [_filter_of(text) for text in given.filter]
     with _joined(given) as state:
-        rows = getattr(state, f"list_{given.kind}")(filters=filters, limit=given.limit)
-    if given.kind == "nodes" and given.format == "table":
-        rows = [{key: row.get(key) for key in NODE_COLUMNS} for row in rows]
+        rows = getattr(state, f"list_{given.kind.replace('-', '_')}")(filters=filters, limit=given.limit)
+    if given.format == "table" and given.kind in COLUMNS:
+        rows = [{key: row.get(key) for key in COLUMNS[given.kind]} for row in rows]
     if given.format == "json":
         import json
 
@@ -110,7 +113,7 @@ def _summary(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _get(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     with _joined(given) as state:
-        row = _one(getattr(state, f"list_{given.kind}")(limit=10_000), given.id)
+        row = _one(getattr(state, f"list_{given.kind.replace('-', '_')}")(limit=10_000), given.id)
     print("\n".join(_yaml_lines([row])))
     return 0
 
@@ -143,7 +146,8 @@ def _why(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             state.list_workers(limit=10_000),
             state.list_nodes([("Alive", "=", True)], limit=10_000),
         )
-    names = {row["task_id"]: row["name"] for row in tasks} | {row["actor_id"]: row["name"] for row in actors}
+    names = {row["task_id"]: row["name"] for row in tasks}
+    names |= {row["actor_id"]: row["class_name"] for row in actors}
     print("\n".join(reasons(_one(tasks + actors, given.id), nodes, workers, names)))
     return 0
 
@@ -159,12 +163,13 @@ def reasons(
         workers: every worker, with what it holds.
         names: of tasks and actors by id.
     """
-    lines = [f"{row['name']} is {row['state']}"]
+    task_detail = row.get("detail", "")
+    lines = [f"{row.get('class_name', row['name'])} is {task_detail or row['state'].lower()}"]
     if row.get("missing"):
         lines += [f"  it takes {object_id}, which nobody has made yet" for object_id in row["missing"]]
-    if row["state"] not in ("ready", "forwarded") or "demand" not in row:
+    if task_detail not in ("ready", "forwarded"):
         return lines
-    demand = row["demand"]
+    demand = row["required_resources"]
     for name, amount in demand.items():
         most = max((node["total"].get(name, 0) for node in nodes), default=0)
         if most < amount:

@@ -269,7 +269,7 @@ def _await_nothing_left() -> None:
     deadline = time.monotonic() + PATIENCE_S
     left: list[Any] = []
     while time.monotonic() < deadline:
-        living = [row for row in state.list_actors() if row["state"] != "dead"]
+        living = [row for row in state.list_actors() if row["state"] != "DEAD"]
         left = [*state.list_tasks(), *living, *state.list_objects()]
         if not left:
             return

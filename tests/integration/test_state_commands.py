@@ -34,7 +34,7 @@ HOLDS = """
     zray.get(kept.read.remote())
     large = zray.put(bytes(1_000_000))
     first, second = holds.remote(), holds.remote()
-    while len([t for t in zray.util.state.list_tasks() if t["state"] == "running"]) < 1:
+    while len([t for t in zray.util.state.list_tasks() if t["state"] == "RUNNING"]) < 1:
         time.sleep(0.01)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -68,22 +68,22 @@ def said(here: clusters.Place, *arguments: str) -> str:
 class TestCommands:
     def test_list(self, here: clusters.Place) -> None:
         rows = json.loads(said(here, "list", "tasks", "--format", "json"))
-        assert sorted(row["state"] for row in rows) == ["ready", "running"]
+        assert sorted(row["state"] for row in rows) == ["PENDING_NODE_ASSIGNMENT", "RUNNING"]
         table = said(here, "list", "tasks", "--filter", "state=running").splitlines()
         assert table[0].startswith("TASK_ID")
         assert len(table) == 2
         assert said(here, "list", "tasks", "--filter", "state!=running").count("ready") == 1
-        assert 'name: "Kept"' in said(here, "list", "actors", "--format", "yaml")
+        assert 'class_name: "Kept"' in said(here, "list", "actors", "--format", "yaml")
         for kind in ("objects", "workers", "nodes"):
             assert len(said(here, "list", kind).splitlines()) >= 2
 
     def test_summary(self, here: clusters.Place) -> None:
         assert said(here, "summary", "tasks").startswith("holds: 1 ")
-        assert said(here, "summary", "actors") == "Kept: 1 alive\n"
+        assert said(here, "summary", "actors") == "Kept: 1 ALIVE\n"
         assert "arena: 1" in said(here, "summary", "objects")
 
     def test_why(self, here: clusters.Place) -> None:
-        (ready,) = json.loads(said(here, "list", "tasks", "--filter", "state=ready", "--format", "json"))
+        (ready,) = json.loads(said(here, "list", "tasks", "--filter", "detail=ready", "--format", "json"))
         lines = said(here, "why", ready["task_id"]).splitlines()
         assert lines[0] == "holds is ready"
         assert "it asks for 1 CPU; 0 of 1 are free" in lines[1]
@@ -118,25 +118,28 @@ def node(node_id: str, total: int, free: int) -> dict[str, Any]:
 
 
 def test_reasons() -> None:
-    base = {"name": "f", "state": "ready", "missing": [], "demand": {"GPU": 1}}
+    base = {"name": "f", "detail": "ready", "missing": [], "required_resources": {"GPU": 1}}
     idle, full = node("aa", 2, 2), node("bb", 1, 0)
     assert "no node has more than 0" in reasons(base, [idle], [], {})[1]
-    one = {**base, "demand": {"CPU": 1}}
+    one = {**base, "required_resources": {"CPU": 1}}
     assert reasons(one, [idle], [], {})[1] == "  it waits for a worker"
     holder = {
         "node_id": "bb", "demand": {"CPU": 1}, "busy_s": 2.5, "actor_id": None, "tasks": ["cc"],
         "state": "busy", "pid": 7,
     }  # fmt: skip
-    assert reasons({**one, "state": "forwarded"}, [full], [holder, {**holder, "node_id": "aa"}], {"cc": "g"})[
-        1:
-    ] == [
+    assert reasons(
+        {**one, "detail": "forwarded"}, [full], [holder, {**holder, "node_id": "aa"}], {"cc": "g"}
+    )[1:] == [
         "  it asks for 1 CPU; 0 of 1 are free on here (bb)",
         "    1 CPU is held by g cc (process 7) for 2.5 s",
     ]
-    assert "no node has more than 2" in reasons({**base, "demand": {"CPU": 3}}, [idle, full], [holder], {})[1]
-    waits = {**base, "state": "waiting for inputs", "missing": ["ab"]}
+    assert (
+        "no node has more than 2"
+        in reasons({**base, "required_resources": {"CPU": 3}}, [idle, full], [holder], {})[1]
+    )
+    waits = {**base, "detail": "waiting for inputs", "missing": ["ab"]}
     assert "it takes ab" in reasons(waits, [], [], {})[1]
-    assert reasons({"name": "A", "state": "alive"}, [], [], {}) == ["A is alive"]
+    assert reasons({"class_name": "A", "name": "", "state": "ALIVE"}, [], [], {}) == ["A is alive"]
 
 
 HOLDS_EVERYWHERE = """
@@ -163,7 +166,7 @@ HOLDS_EVERYWHERE = """
     zray.get(kept.read.remote())
     refs = [holds.options(resources={f"place{n}": 1}, name=f"at{n}").remote() for n in range(2)]
     refs += [holds.options(resources={"place1": 1}, name="waits").remote()]
-    while len([t for t in state.list_tasks() if t["state"] == "running"]) < 2:
+    while len([t for t in state.list_tasks() if t["state"] == "RUNNING"]) < 2:
         time.sleep(0.01)
     print(cluster.address, cluster.worker_nodes[1].pid, flush=True)
     sys.stdin.readline()
@@ -250,7 +253,7 @@ def test_over_several_nodes() -> None:
             return list(json.loads(listed))
 
         tasks = {row["name"]: row for row in rows("tasks")}
-        assert [tasks[name]["state"] for name in ("at0", "at1")] == ["running", "running"]
+        assert [tasks[name]["state"] for name in ("at0", "at1")] == ["RUNNING", "RUNNING"]
         nodes = rows("nodes")
         assert len(nodes) == 3
         assert len({tasks["at0"]["node_id"], tasks["at1"]["node_id"], rows("actors")[0]["node_id"]}) == 3

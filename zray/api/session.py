@@ -47,8 +47,22 @@ class Context:
 
     @property
     def address_info(self) -> dict[str, Any]:
-        """The same as a dict."""
-        return {"address": self.address, "node_id": self.node_id}
+        """The same as a dict, with Ray's keys."""
+        return {
+            "address": self.address,
+            "gcs_address": self.address,
+            "node_id": self.node_id,
+            "node_ip_address": "127.0.0.1",
+            "webui_url": "",
+        }
+
+    @property
+    def dashboard_url(self) -> str:
+        """Empty: there is no dashboard."""
+        return ""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
 
     def disconnect(self) -> None:
         """The same as ``zray.shutdown()``."""
@@ -232,8 +246,12 @@ def _set_logging_level(level: int | str) -> None:
     logging.getLogger("zray").setLevel(level.upper() if isinstance(level, str) else level)
 
 
-def shutdown() -> None:
-    """Disconnect; a cluster that ``init`` started ends with it. Without a connection it does nothing."""
+def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:
+    """Disconnect; a cluster that ``init`` started ends with it. Without a connection it does nothing.
+
+    Args:
+        wait_for_processes, _exiting_interpreter: taken for Ray's sake; the processes are always waited for.
+    """
     global _context
     with _lock:
         client, context = own_client.get(), _context
