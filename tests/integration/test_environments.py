@@ -192,7 +192,7 @@ class TestInit:
             zray.init()
         assert zray.init(ignore_reinit_error=True).address
 
-    @pytest.mark.parametrize("name", ["local_mode", "job_config", "dashboard_port"])
+    @pytest.mark.parametrize("name", ["local_mode", "job_config", "dashboard_port", "_temp_dir"])
     def test_refused_with_the_reason(self, name: str) -> None:
         with pytest.raises(ValueError, match=name):
             zray.init(**{name: 1})

@@ -20,7 +20,8 @@ MODULES = (
 )  # fmt: skip
 CLASSES = (
     "ray.ObjectRef", "ray.ObjectRefGenerator", "ray.actor.ActorClass", "ray.actor.ActorMethod",
-    "ray.cluster_utils.Cluster", "ray.dag.DAGNode", "ray.dag.InputNode", "ray.remote_function.RemoteFunction",
+    "ray.cluster_utils.Cluster", "ray.dag.DAGNode", "ray.dag.InputNode", 
+    "ray.exceptions.RayTaskError", "ray.remote_function.RemoteFunction",
     "ray.runtime_context.RuntimeContext", "ray.util.ActorPool", "ray.util.metrics.Counter",
     "ray.util.multiprocessing.Pool", "ray.util.placement_group.PlacementGroup", "ray.util.queue.Queue",
 )  # fmt: skip

@@ -208,6 +208,15 @@ _REFUSED = {
     "storage": "there are no workflows",
     "allow_multiple": "a process has one connection",
     "redis_address": "give the address of a cluster as address",
+    "_temp_dir": "set ZRAY_TMPDIR",
+    "_system_config": "set ZRAY_... variables: `zray.config` has their names",
+    "_memory": "the memory of a node is what its machine has",
+    "_node_ip_address": "`zray start --node-ip-address` starts a node at an address",
+    "_node_name": "give the node labels",
+    "_metrics_export_port": "`zray metrics` prints what Prometheus reads",
+    "_redis_password": "a cluster has a key: `zray start --key-file`",
+    "_redis_username": "a cluster has a key: `zray start --key-file`",
+    "_tracing_startup_hook": "zray.timeline() shows what ran where",
 }
 
 
@@ -237,6 +246,11 @@ def _checked_address(address: str | None) -> str:
         address = os.environ.get("ZRAY_ADDRESS") or "local"
     if not isinstance(address, str):
         raise TypeError(f"address is a string, not {address!r}")
+    if address.startswith("ray://"):
+        raise ValueError(
+            "zray has no clients (ray://): a driver needs a node on its machine; run `zray start --address` "
+            "there, then zray.init(address='auto')"
+        )
     return address
 
 

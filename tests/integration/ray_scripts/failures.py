@@ -50,6 +50,7 @@ try:
     ray.get(f.remote())
 except RayTaskError as e:
     assert isinstance(e, MyErr) and isinstance(e.cause, MyErr)
+    assert isinstance(e.as_instanceof_cause(), MyErr) and "MyErr" in e.traceback_str
     print(str(e).splitlines()[-1])
 
 
