@@ -341,7 +341,7 @@ class Knocked(Message, frozen=True, tag=280):
     problems: tuple[str, ...]
 
 
-class ReadLog(Message, frozen=True, tag=281):
+class ReadLog(Message, frozen=True, tag=283):
     """Read so many bytes of a log file of the session; without a name: say which there are."""
 
     token: int
