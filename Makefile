@@ -38,9 +38,13 @@ test: lint types  ## Lint, types and all tests, in two runs at once: what CI run
 # Those that keep one CPU busy, behind those that mostly wait for processes.
 MACHINES := $(addprefix tests/,core pairs paper paper_experiments property protocol serialize sim store tidy)
 
-test-machines: install  ## Tests of machines, simulations and experiments; then those of users on three nodes.
+# Those tests of what users see that need no process of their own.
+VIRTUAL := tasks.py dag.py util.py
+
+test-machines: install  ## Tests of machines, simulations and experiments; then those of users on three nodes, and in virtual time.
 	nice -n 5 $(BIN)/python -m pytest $(MACHINES)
 	nice -n 5 $(BIN)/python -m pytest -q tests/integration --nodes 3 --shards 2
+	nice -n 5 $(BIN)/python -m pytest -q --simulate $(addprefix tests/integration/test_,$(VIRTUAL))
 
 test-processes: install  ## All other tests: of real processes, mostly.
 	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(MACHINES))

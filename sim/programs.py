@@ -261,7 +261,7 @@ def _to_wire(value: Any) -> Any:
 def _from_wire(code: int, data: memoryview) -> Any:
     content = bytes(data)
     if code == _INPUT:
-        return _Input(content[0])
+        return _Input(int.from_bytes(content, "big"))
     if code == _BLOB:
         size, tag = msgspec.msgpack.decode(content)
         return Blob(size, tag)
@@ -279,7 +279,7 @@ def _prepared(value: Any) -> Any:
         _blob_bytes[0] += value.size
         return _Ext(_BLOB, _encode((value.size, value.tag)))
     if isinstance(value, _Input):
-        return _Ext(_INPUT, bytes((value.place,)))
+        return _Ext(_INPUT, value.place.to_bytes(4, "big"))
     if isinstance(value, list | tuple):
         return [_prepared(one) for one in value]
     if isinstance(value, dict):

@@ -4,10 +4,14 @@
 driver's node has what the test asks for, so that the test's own numbers hold, and the others have one CPU
 each and take what it has no worker for. What a test says of one node only is marked ``one_node``, with the
 reason.
+
+``pytest --simulate FILES`` runs them in virtual time, in ``zray.simulate``: what that refuses by name is
+skipped.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -26,11 +30,41 @@ class _Size:
 
     nodes = 1
     shards = 1
+    simulated = False
+    wanted: dict[str, Any] | None = None  # of the module whose tests run, if in virtual time
 
 
 def resize(nodes: int, shards: int) -> None:
     """Run on so many from now on."""
     _Size.nodes, _Size.shards = nodes, shards
+
+
+def simulate() -> None:
+    """Run in virtual time from now on."""
+    _Size.simulated = True
+
+
+@contextmanager
+def virtual_time() -> Iterator[None]:
+    """For one test, in a run with ``--simulate``: the cluster that its module wants, anew.
+
+    So one that cannot end in virtual time does not spoil the next.
+    """
+    options = _Size.wanted
+    if options is None:
+        yield
+        return
+    resources = {"GPU": options.get("num_gpus", 0), **options.get("resources", {})}
+    with (
+        warnings.catch_warnings(),
+        zray.simulate(
+            cpus=options["num_cpus"],
+            resources={name: amount for name, amount in resources.items() if amount},
+            object_store_memory=options.get("object_store_memory", STORE_BYTES),
+        ),
+    ):
+        warnings.filterwarnings("ignore", "[0-9]+ tasks? had not ended", RuntimeWarning)
+        yield
 
 
 def others() -> int:
@@ -45,6 +79,11 @@ def cluster(**options: Any) -> Iterator[None]:
     Args:
         options: as ``zray.init`` takes them.
     """
+    if _Size.simulated:
+        _Size.wanted = options
+        yield
+        _Size.wanted = None
+        return
     if _Size.nodes == 1 and _Size.shards == 1:
         with zray.init(**options):
             yield

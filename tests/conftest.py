@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from sim.user_code import DeadlockError
 from tests import conformance
 from tests.leftovers import RUN_VARIABLE, leftovers, segments, threads_left
 
@@ -32,10 +33,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="write tests/protocol/golden.json anew; review the change as a diff",
     )
     parser.addoption("--nodes", type=int, default=1, help="of the clusters of tests that run on any")
+    parser.addoption("--simulate", action="store_true", help="those tests in virtual time instead")
     parser.addoption("--shards", type=int, default=1, help="of their control stores")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--simulate"):
+        conformance.simulate()
     conformance.resize(config.getoption("--nodes"), config.getoption("--shards"))
 
 
@@ -50,7 +54,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     On several nodes only those of modules run that make their cluster with ``tests.conformance``.
     """
-    if config.getoption("--nodes") > 1:
+    if config.getoption("--nodes") > 1 or config.getoption("--simulate"):
         others = [item for item in items if not hasattr(getattr(item, "module", None), "conformance")]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
@@ -58,6 +62,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).parts[0] in REAL_PROCESSES:
             # First, so that it is torn down after every other fixture of the session.
             item.fixturenames.insert(0, "nothing_left_behind")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """What ``zray.simulate`` refuses by name is skipped with its reason."""
+    if not item.config.getoption("--simulate"):
+        return (yield)
+    try:
+        return (yield)
+    except (NotImplementedError, DeadlockError) as error:
+        if "zray.simulate()" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(autouse=True)
+def in_virtual_time() -> Iterator[None]:
+    """With ``--simulate``: a simulated cluster for every test of a module that wants one."""
+    with conformance.virtual_time():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zray.api.generators import DynamicObjectRefGenerator, ObjectRefGenerator
     from zray.api.inquiries import timeline
     from zray.api.objects import cancel, get, put, wait
-    from zray.api.refs import ObjectRef
+    from zray.api.refs import ObjectID, ObjectRef
     from zray.api.remote import remote
     from zray.api.session import init, is_initialized, shutdown
     from zray.api.simulation import simulate
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ActorHandle",
     "DynamicObjectRefGenerator",
+    "ObjectID",
     "ObjectRef",
     "ObjectRefGenerator",
     "__version__",
@@ -60,7 +61,7 @@ _HOMES = {
     "generators": ("DynamicObjectRefGenerator", "ObjectRefGenerator"),
     "inquiries": ("timeline",),
     "objects": ("cancel", "get", "put", "wait"),
-    "refs": ("ObjectRef",),
+    "refs": ("ObjectID", "ObjectRef"),
     "remote": ("remote",),
     "session": ("init", "is_initialized", "shutdown"),
     "simulation": ("simulate",),
@@ -76,7 +77,7 @@ def __getattr__(name: str) -> object:
     if name in _MODULES:
         return import_module(f"zray.{name}")
     if name not in _HOME_OF:
-        raise AttributeError(f"module 'zray' has no attribute {name!r}")
+        raise import_module("zray.api.refused").absent("zray", name)
     value: object = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value

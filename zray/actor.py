@@ -1,5 +1,21 @@
 """``zray.actor``: what Ray has under ``ray.actor``."""
 
-from zray.api.actor import ActorClass, ActorHandle, ActorMethod, exit_actor, save_checkpoint
+from typing import Any
 
-__all__ = ["ActorClass", "ActorHandle", "ActorMethod", "exit_actor", "save_checkpoint"]
+from zray.api.actor import ActorClass, ActorHandle, ActorMethod, exit_actor, method, save_checkpoint
+from zray.api.refused import absent
+from zray.exceptions import AsyncioActorExit
+
+__all__ = [
+    "ActorClass",
+    "ActorHandle",
+    "ActorMethod",
+    "AsyncioActorExit",
+    "exit_actor",
+    "method",
+    "save_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    raise absent(__name__, name)

@@ -11,10 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-KINDS = ("tasks", "actors", "objects", "nodes", "workers", "jobs")
+KINDS = ("tasks", "actors", "objects", "nodes", "workers", "jobs", "placement-groups")
 SUMMARIES = ("tasks", "actors", "objects")
-NODE_COLUMNS = ("node_id", "alive", "host", "pid", "labels", "available", "total", "endpoint")
-"""Of the table of nodes, which have more to say than fits a line."""
+COLUMNS = {
+    "nodes": ("node_id", "state", "host", "pid", "labels", "available", "total", "endpoint"),
+    "placement-groups": ("placement_group_id", "name", "state", "strategy", "bundles", "waits_for"),
+}
+"""Of tables whose rows have more to say than fits a line."""
 CELL_MAX = 48
 """Characters of one cell of a table."""
 
@@ -41,15 +44,25 @@ def add_commands(commands: Any) -> None:
     stack.add_argument(
         "--no-py-spy", action="store_true", help="ask the workers, even if py-spy is installed"
     )
-    logs = _command(commands, "logs", "show the log files of a cluster, or one of them", _logs, joins=False)
-    logs.add_argument("file", nargs="?", help="as listed, such as node.log or worker-3.out")
+    _add_logs(commands)
 
 
-def _command(commands: Any, name: str, text: str, function: Any, *, joins: bool = True) -> Any:
+def _add_logs(commands: Any) -> None:
+    logs = _command(commands, "logs", "show the log files of a cluster, or one of them", _logs)
+    logs.add_argument("file", nargs="?", help="as listed, such as worker-3.out; with * it is what to list")
+    logs.add_argument("--node-id", metavar="ID", help="of this node, in hexadecimal, or the beginning of it")
+    logs.add_argument("--actor-id", metavar="ID", help="instead of FILE: what this actor prints")
+    logs.add_argument("--task-id", metavar="ID", help="instead of FILE: what the worker of this task prints")
+    logs.add_argument("--pid", type=int, help="instead of FILE: what this worker prints")
+    logs.add_argument("--err", action="store_true", help="of a worker: what it prints to standard error")
+    logs.add_argument("--tail", type=int, default=-1, metavar="N", help="only the last N lines")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on as the file grows")
+
+
+def _command(commands: Any, name: str, text: str, function: Any) -> Any:
     parser = commands.add_parser(name, help=text)
     parser.set_defaults(function=function)
-    if joins:
-        parser.add_argument("--address", help="of which cluster (default: $ZRAY_ADDRESS, or the newest one)")
+    parser.add_argument("--address", help="of which cluster (default: $ZRAY_ADDRESS, or the newest one)")
     return parser
 
 
@@ -67,9 +80,9 @@ def _joined(given: argparse.Namespace) -> Iterator[Any]:
 def _list(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     filters = [_filter_of(text) for text in given.filter]
     with _joined(given) as state:
-        rows = getattr(state, f"list_{given.kind}")(filters=filters, limit=given.limit)
-    if given.kind == "nodes" and given.format == "table":
-        rows = [{key: row.get(key) for key in NODE_COLUMNS} for row in rows]
+        rows = getattr(state, f"list_{given.kind.replace('-', '_')}")(filters=filters, limit=given.limit)
+    if given.format == "table" and given.kind in COLUMNS:
+        rows = [{key: row.get(key) for key in COLUMNS[given.kind]} for row in rows]
     if given.format == "json":
         import json
 
@@ -100,7 +113,7 @@ def _summary(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _get(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     with _joined(given) as state:
-        row = _one(getattr(state, f"list_{given.kind}")(limit=10_000), given.id)
+        row = _one(getattr(state, f"list_{given.kind.replace('-', '_')}")(limit=10_000), given.id)
     print("\n".join(_yaml_lines([row])))
     return 0
 
@@ -133,7 +146,8 @@ def _why(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
             state.list_workers(limit=10_000),
             state.list_nodes([("Alive", "=", True)], limit=10_000),
         )
-    names = {row["task_id"]: row["name"] for row in tasks} | {row["actor_id"]: row["name"] for row in actors}
+    names = {row["task_id"]: row["name"] for row in tasks}
+    names |= {row["actor_id"]: row["class_name"] for row in actors}
     print("\n".join(reasons(_one(tasks + actors, given.id), nodes, workers, names)))
     return 0
 
@@ -149,12 +163,13 @@ def reasons(
         workers: every worker, with what it holds.
         names: of tasks and actors by id.
     """
-    lines = [f"{row['name']} is {row['state']}"]
+    task_detail = row.get("detail", "")
+    lines = [f"{row.get('class_name', row['name'])} is {task_detail or row['state'].lower()}"]
     if row.get("missing"):
         lines += [f"  it takes {object_id}, which nobody has made yet" for object_id in row["missing"]]
-    if row["state"] not in ("ready", "forwarded") or "demand" not in row:
+    if task_detail not in ("ready", "forwarded"):
         return lines
-    demand = row["demand"]
+    demand = row["required_resources"]
     for name, amount in demand.items():
         most = max((node["total"].get(name, 0) for node in nodes), default=0)
         if most < amount:
@@ -249,36 +264,21 @@ def _spy(py_spy: str, pids: list[int]) -> int:
 
 
 def _logs(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
-    files = _log_files()
-    if given.file is None:
-        print("\n".join(files))
-        return 0
-    if given.file not in files:
-        raise ValueError(f"there is no {given.file}; `zray logs` lists what there is")
-    with open(files[given.file], encoding="utf-8", errors="replace") as file:
-        for line in file:
-            print(line, end="")
+    """Names of files, or the text of one: of any node, through the nodes."""
+    of_worker = {"actor_id": given.actor_id, "task_id": given.task_id, "pid": given.pid}
+    with _joined(given) as state:
+        if not any(of_worker.values()) and (given.file is None or any(sign in given.file for sign in "*?[")):
+            kinds = state.list_logs(given.node_id, given.file)
+            for path in sorted(path for paths in kinds.values() for path in paths):
+                print(path)
+            return 0
+        text = state.get_log(
+            given.file, node_id=given.node_id, **of_worker, suffix="err" if given.err else "out",
+            tail=given.tail, follow=given.follow,
+        )  # fmt: skip
+        for part in text:
+            print(part, end="", flush=given.follow)
     return 0
-
-
-def _log_files() -> dict[str, str]:
-    """Path by name, of every node of this user on this machine; with several the node is part of the name.
-
-    Raises:
-        ValueError: if there is no node.
-    """
-    from zray.runtime import session_dir
-
-    sessions = [session for session in session_dir.list_live() if os.path.isdir(session.logs_dir)]
-    if not sessions:
-        raise ValueError("no cluster of this user runs on this machine; its log files went with it")
-    return {
-        f"{os.path.basename(session.path)}/{name}" if len(sessions) > 1 else name: os.path.join(
-            session.logs_dir, name
-        )
-        for session in sessions
-        for name in sorted(os.listdir(session.logs_dir))
-    }
 
 
 def _cell(value: Any) -> str:

@@ -1,5 +1,7 @@
 """``zray.dag``: graphs of tasks and calls, bound first and executed later."""
 
+from typing import Any
+
 from zray.api.dag import (
     ClassMethodNode,
     ClassNode,
@@ -9,6 +11,7 @@ from zray.api.dag import (
     InputNode,
     MultiOutputNode,
 )
+from zray.api.refused import absent
 
 __all__ = [
     "ClassMethodNode",
@@ -19,3 +22,7 @@ __all__ = [
     "InputNode",
     "MultiOutputNode",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    raise absent(__name__, name)

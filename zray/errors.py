@@ -66,6 +66,15 @@ class TaskError(ZrayError):
         error.__cause__ = self.cause
         return error
 
+    def as_instanceof_cause(self) -> TaskError:
+        """Ray's name of :meth:`as_cause`."""
+        return self.as_cause()
+
+    @property
+    def traceback_str(self) -> str:
+        """Ray's name of ``traceback_text``."""
+        return self.traceback_text
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The dual class is made on the fly and cannot be imported: travel as a plain TaskError.
         return _rebuild, (

@@ -83,6 +83,42 @@ class CrossLanguageError(ZrayError):
     """Never raised: zray runs Python only."""
 
 
+class AuthenticationError(ZrayError):
+    """Never raised: who has not the key of the cluster gets a ``ClusterUnavailableError``."""
+
+
+class OufOfBandObjectRefSerializationException(ZrayError):
+    """Never raised: a pickled ref that nobody holds is an ``ObjectLostError`` when it is read."""
+
+
+class PlasmaObjectNotAvailable(ZrayError):
+    """Never raised: a read waits for its object, or ends with ``ObjectLostError``."""
+
+
+class RpcError(ZrayError):
+    """Never raised: links are made again, or end with ``ClusterUnavailableError``."""
+
+
+class StreamingGeneratorReplayInconsistentError(ZrayError):
+    """Never raised: of an item that was made twice the first one stays."""
+
+
+class RayChannelError(ZrayError):
+    """Never raised: there are no channels of compiled graphs."""
+
+
+class RayChannelTimeoutError(RayChannelError, TimeoutError):
+    """Never raised: there are no channels of compiled graphs."""
+
+
+class RayCgraphCapacityExceeded(ZrayError):
+    """Never raised: there are no compiled graphs."""
+
+
+class RayDirectTransportError(ZrayError):
+    """Never raised: values travel through the object store."""
+
+
 class ObjectRefStreamEndOfStreamError(ZrayError):
     """Never raised: the end of a stream is ``StopIteration``."""
 
@@ -97,6 +133,7 @@ __all__ = [
     "ActorUnavailableError",
     "ActorUnschedulableError",
     "AsyncioActorExit",
+    "AuthenticationError",
     "ClusterUnavailableError",
     "CrossLanguageError",
     "GetTimeoutError",
@@ -109,20 +146,28 @@ __all__ = [
     "ObjectReconstructionFailedError",
     "ObjectRefStreamEndOfStreamError",
     "ObjectStoreFullError",
+    "OufOfBandObjectRefSerializationException",
     "OutOfDiskError",
     "OutOfMemoryError",
     "OwnerDiedError",
     "PendingCallsLimitExceeded",
     "PendingCallsLimitExceededError",
     "PlacementGroupError",
+    "PlasmaObjectNotAvailable",
     "RayActorError",
+    "RayCgraphCapacityExceeded",
+    "RayChannelError",
+    "RayChannelTimeoutError",
+    "RayDirectTransportError",
     "RayError",
     "RaySystemError",
     "RayTaskError",
     "ReconstructionFailedError",
     "ReferenceCountingAssertionError",
+    "RpcError",
     "RuntimeEnvSetupError",
     "SerializationError",
+    "StreamingGeneratorReplayInconsistentError",
     "TaskCancelledError",
     "TaskError",
     "TaskGroupRemovedError",

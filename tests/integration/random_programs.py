@@ -11,6 +11,7 @@ each that failed; ``--programs 1 --seed N`` runs that one alone, ``--nodes 3 --s
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import random
 import signal
@@ -32,8 +33,13 @@ LARGE = 50_000
 STEPS = (
     "task", "large", "chain", "nested", "fail", "stream", "actor", "call", "ledger_call", "put", "get",
     "wait", "drop", "cancel", "kill_worker", "kill_actor", "crash_actor", "sleep",
+    "pair", "dynamic", "again", "actor_stream", "cancel_call", "cancel_coroutine", "restart_actor",
+    "await_value",
 )  # fmt: skip
 """What a step may be; the first number of a step chooses one."""
+FIRST_STEPS = 18
+"""What the programs of seeds below ``SEEDS_OF_ALL_STEPS`` are made of: more steps must not change them."""
+SEEDS_OF_ALL_STEPS = 100_000
 Step = tuple[int, int, int]
 
 
@@ -67,6 +73,29 @@ def nap(milliseconds: int) -> Any:
     return [milliseconds]
 
 
+@zray.remote(max_retries=-1, num_returns=2)
+def pair(number: int) -> Any:
+    return [number], [number + 1, bytes(LARGE)]
+
+
+@zray.remote(max_retries=-1, num_returns="dynamic")
+def dynamic(count: int) -> Any:
+    for number in range(count):
+        yield [number]
+
+
+@zray.remote(max_retries=-1)
+def total(refs: Any) -> Any:
+    return [sum(zray.get(ref)[0] for ref in refs)]
+
+
+@zray.remote(max_retries=-1, retry_exceptions=[LookupError])
+def again(failures: int) -> Any:
+    if zray.get_runtime_context().get_attempt_number() < failures:
+        raise LookupError
+    return [failures]
+
+
 class Ledger:
     """Counts, and can be saved."""
 
@@ -85,6 +114,23 @@ class Ledger:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def nap(self, milliseconds: int) -> Any:
+        time.sleep(milliseconds / 1000)
+        return [milliseconds]
+
+    def items(self, count: int) -> Any:
+        for number in range(count):
+            yield [number]
+
+
+@zray.remote(max_restarts=-1, max_task_retries=-1)
+class Sleeper:
+    """Runs coroutines."""
+
+    async def nap(self, milliseconds: int) -> Any:
+        await asyncio.sleep(milliseconds / 1000)
+        return [milliseconds]
 
 
 Mortal = zray.remote(Ledger)
@@ -116,6 +162,7 @@ class Interpreter:
     def __init__(self) -> None:
         self.refs: list[tuple[Any, _Expected]] = []
         self.actors: list[_Actor] = []
+        self.sleeper: Any = None
 
     def run(self, steps: list[Step]) -> None:
         """Run the steps, read what is left, and drop it.
@@ -128,6 +175,7 @@ class Interpreter:
         while self.refs:
             self._check(*self.refs.pop())
         self.actors.clear()
+        self.sleeper = None
         _await_nothing_left()
 
     # --- what makes refs -------------------------------------------------------------------------
@@ -173,6 +221,24 @@ class Interpreter:
     def _put(self, first: int, second: int) -> None:
         self._add(zray.put([first, bytes(LARGE * (second % 2))]), first)
 
+    def _pair(self, first: int, second: int) -> None:
+        one, two = pair.remote(first)
+        self._add(one, first)
+        if second % 2:
+            self._add(two, first + 1)
+
+    def _dynamic(self, first: int, second: int) -> None:
+        count = first % 5
+        made = dynamic.remote(count)
+        expected = count * (count - 1) // 2
+        if second % 2:  # before it is read, or after
+            self._add(total.remote(made), expected)
+        else:
+            self._add(total.remote(zray.get(made, timeout=PATIENCE_S)), expected)
+
+    def _again(self, first: int, second: int) -> None:
+        self._add(again.remote(first % 4), first % 4)
+
     # --- actors ----------------------------------------------------------------------------------
 
     def _actor(self, first: int, second: int) -> None:
@@ -197,6 +263,38 @@ class Interpreter:
         for actor in self.actors:
             self._count(actor)
 
+    def _actor_stream(self, first: int, second: int) -> None:
+        if not self.actors:
+            return
+        actor = self.actors[first % len(self.actors)]
+        errors = () if actor.immortal and not actor.killed else (RayActorError,)
+        for number, ref in enumerate(actor.handle.items.remote(second % 5)):
+            self._add(ref, number, *errors, certain=False)
+            if number == first % 5:
+                break
+
+    def _cancel_call(self, first: int, second: int) -> None:
+        """A call that others queue behind."""
+        if self.actors:
+            actor = self.actors[first % len(self.actors)]
+            ref = actor.handle.nap.remote(second % 7)
+            zray.cancel(ref)
+            self._add(ref, second % 7, TaskCancelledError, RayActorError)
+
+    def _cancel_coroutine(self, first: int, second: int) -> None:
+        if self.sleeper is None:
+            self.sleeper = Sleeper.remote()
+        kept, taken_back = [self.sleeper.nap.remote(first % 7) for _ in range(2)]
+        zray.wait([kept], timeout=(second % 5) / 1000)
+        zray.cancel(taken_back)
+        self._add(kept, first % 7)
+        self._add(taken_back, first % 7, TaskCancelledError)
+
+    def _restart_actor(self, first: int, second: int) -> None:
+        immortal = [actor for actor in self.actors if actor.immortal and not actor.killed]
+        if immortal:
+            zray.kill(immortal[first % len(immortal)].handle, no_restart=False)
+
     def _kill_actor(self, first: int, second: int) -> None:
         if self.actors:
             actor = self.actors[first % len(self.actors)]
@@ -219,6 +317,18 @@ class Interpreter:
     def _get(self, first: int, second: int) -> None:
         if self.refs:
             self._check(*self._pick(first))
+
+    def _await_value(self, first: int, second: int) -> None:
+        ref, expected = self._pick(first)
+        future = ref.future()
+        try:
+            if second % 2:
+                future.result(PATIENCE_S)
+        except Exception as error:
+            if not isinstance(error, expected.errors):
+                raise
+        finally:
+            del ref, future  # its error knows this frame, which must not know the future
 
     def _wait(self, first: int, second: int) -> None:
         refs = list(dict.fromkeys(ref for ref, _ in self.refs))
@@ -269,7 +379,7 @@ def _await_nothing_left() -> None:
     deadline = time.monotonic() + PATIENCE_S
     left: list[Any] = []
     while time.monotonic() < deadline:
-        living = [row for row in state.list_actors() if row["state"] != "dead"]
+        living = [row for row in state.list_actors() if row["state"] != "DEAD"]
         left = [*state.list_tasks(), *living, *state.list_objects()]
         if not left:
             return
@@ -280,9 +390,9 @@ def _await_nothing_left() -> None:
 def program_of(seed: int) -> list[Step]:
     """The program of a seed."""
     dice = random.Random(seed)
-    return [
-        (dice.randrange(1000), dice.randrange(100), dice.randrange(100)) for _ in range(dice.randint(1, 40))
-    ]
+    kinds = FIRST_STEPS if seed < SEEDS_OF_ALL_STEPS else len(STEPS)
+    count = dice.randint(1, 40)
+    return [(dice.randrange(1000) % kinds, dice.randrange(100), dice.randrange(100)) for _ in range(count)]
 
 
 def main() -> int:

@@ -421,3 +421,84 @@ class TestExitActor:
     def test_outside_an_actor_it_is_refused(self) -> None:
         with pytest.raises(TypeError, match="methods of an actor"):
             exit_actor()
+
+
+class Again(Exception):
+    pass
+
+
+class FlakyBase:
+    def __init__(self) -> None:
+        self.tries = 0
+
+    @zray.method(max_task_retries=3, retry_exceptions=[Again])
+    def fails_until(self, enough: int, error: type[Exception] = Again) -> int:
+        self.tries += 1
+        if self.tries < enough:
+            raise error(self.tries)
+        return self.tries
+
+    def fails_at_once(self) -> None:
+        self.tries += 1
+        raise Again
+
+    def tried(self) -> int:
+        return self.tries
+
+
+Flaky = zray.remote(FlakyBase)
+
+
+@zray.remote
+class FlakyInALoop(FlakyBase):
+    @zray.method(max_task_retries=-1, retry_exceptions=True)
+    async def awaits(self, enough: int) -> int:
+        await asyncio.sleep(0)
+        self.tries += 1
+        if self.tries < enough:
+            raise KeyError(self.tries)
+        return int(self.tries)
+
+
+class TestRetriesOfMethods:
+    def test_only_what_was_said_and_no_more_often(self) -> None:
+        actor = Flaky.remote()
+        assert zray.get(actor.fails_until.remote(3), timeout=PATIENCE_S) == 3
+        with pytest.raises(Again):
+            zray.get(actor.fails_until.remote(100), timeout=PATIENCE_S)
+        assert zray.get(actor.tried.remote()) == 3 + 4
+        with pytest.raises(KeyError):
+            zray.get(actor.fails_until.remote(100, KeyError), timeout=PATIENCE_S)
+        with pytest.raises(Again):
+            zray.get(actor.fails_at_once.remote(), timeout=PATIENCE_S)
+        assert zray.get(actor.tried.remote()) == 3 + 4 + 2
+
+    def test_of_a_coroutine(self) -> None:
+        assert zray.get(FlakyInALoop.remote().awaits.remote(20), timeout=PATIENCE_S) == 20
+
+    def test_what_makes_no_sense_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="say both"):
+            zray.method(retry_exceptions=True)
+
+        def makes_items(self: Any) -> Iterator[int]:
+            yield 1
+
+        with pytest.raises(ValueError, match="generator"):
+            zray.method(retry_exceptions=True, max_task_retries=1)(makes_items)
+        with pytest.raises(ValueError, match=r"@zray\.method"):
+            Flaky.remote().tried.options(retry_exceptions=True)
+
+
+class TestWhatEveryActorHas:
+    @pytest.mark.parametrize("kind", [Flaky, FlakyInALoop])
+    def test_whether_it_is_made_a_function_on_it_and_its_end(self, kind: Any) -> None:
+        actor = kind.remote()
+        assert zray.get(actor.__ray_ready__.remote(), timeout=PATIENCE_S) is True
+        add = actor.__ray_call__.remote(lambda self, number: self.tries + number, 7)
+        assert zray.get(add, timeout=PATIENCE_S) == 7
+        last, end = actor.tried.remote(), actor.__ray_terminate__.remote()
+        assert zray.get(last, timeout=PATIENCE_S) == 0
+        with pytest.raises(ActorDiedError):
+            zray.get(end, timeout=PATIENCE_S)
+        with pytest.raises(ActorDiedError):
+            zray.get(actor.tried.remote(), timeout=PATIENCE_S)

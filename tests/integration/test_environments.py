@@ -192,7 +192,7 @@ class TestInit:
             zray.init()
         assert zray.init(ignore_reinit_error=True).address
 
-    @pytest.mark.parametrize("name", ["local_mode", "job_config", "dashboard_port"])
+    @pytest.mark.parametrize("name", ["local_mode", "job_config", "dashboard_port", "_temp_dir"])
     def test_refused_with_the_reason(self, name: str) -> None:
         with pytest.raises(ValueError, match=name):
             zray.init(**{name: 1})
@@ -271,6 +271,36 @@ class TestOutput:
         with clusters.place() as place:
             lines = place.run(program).stdout.splitlines()
         assert [int(line.rpartition(" ")[2]) for line in lines] == list(range(5000))
+
+    def test_of_another_node(self) -> None:
+        """Complete, in order, in front of the result; from tasks, and from an actor that one of them made."""
+        program = """
+            import zray
+            from zray.cluster_utils import Cluster
+            small = {"num_cpus": 1, "object_store_memory": 1 << 26}
+            cluster = Cluster(True, head_node_args=small)
+            cluster.add_node(**small, resources={"there": 1})
+            zray.init(cluster.address)
+
+            @zray.remote(num_cpus=0, resources={"there": 0.1})
+            class Speaker:
+                def speak(self):
+                    print("from an actor")
+
+            @zray.remote(num_cpus=0, resources={"there": 0.1})
+            def flood(count):
+                for number in range(count):
+                    print(number)
+                speaker = Speaker.remote()
+                zray.get(speaker.speak.remote())
+
+            zray.get(flood.remote(3000))
+            print("the end")
+        """
+        with clusters.place() as place:
+            lines = place.run(program).stdout.splitlines()
+        said = [line.partition(") ")[2] or line for line in lines]
+        assert said == [*map(str, range(3000)), "from an actor", "the end"]
 
 
 @pytest.mark.slow

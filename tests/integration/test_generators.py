@@ -142,6 +142,27 @@ class TestStreaming:
         assert generator.is_finished()
         assert zray.get(generator.completed()) is None
 
+    def test_whether_it_is_finished_is_known_with_its_last_ref(self) -> None:
+        generator = numbers.remote(2)
+        zray.wait([generator.completed()], timeout=PATIENCE_S)
+        assert not generator.is_finished()
+        assert generator.next_ready()
+        next(generator), next(generator)
+        assert generator.is_finished()
+        failing = identity.options(num_returns="streaming").remote(3)
+        zray.wait([failing.completed()], timeout=PATIENCE_S)
+        assert not failing.is_finished()  # the ref with the error is to be read
+        with pytest.raises(TypeError, match="yield"):
+            zray.get(next(failing))
+        assert failing.is_finished()
+
+    def test_a_closed_one_has_no_more(self) -> None:
+        generator = numbers.remote(3)
+        next(generator)
+        generator.close()
+        assert list(generator) == []
+        assert generator.is_finished()
+
     def test_items_come_before_the_end(self, tmp_path: Path) -> None:
         @zray.remote
         def two(path: str) -> Iterator[str]:

@@ -250,7 +250,7 @@ class TestOneNode:
 def _running(name: str) -> list[str]:
     from zray.util.state import list_tasks
 
-    return [row["task_id"] for row in list_tasks() if row["name"] == name and row["state"] == "running"]
+    return [row["task_id"] for row in list_tasks() if row["name"] == name and row["state"] == "RUNNING"]
 
 
 # --- drivers that end ----------------------------------------------------------------------------

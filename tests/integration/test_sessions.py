@@ -215,6 +215,7 @@ def test_bad_options_of_init() -> None:
             ({"object_store_memory": -5}, ValueError), ({"gcs_shards": 0}, ValueError),
             ({"gcs_shards": "1"}, TypeError), ({"address": 5}, TypeError), ({"no_such": 5}, TypeError),
             ({"address": "auto", "num_cpus": 1}, ValueError),
+            ({"address": "ray://host:10001"}, ValueError),
             ({"object_store_memory": 1 << 70}, ValueError),
             ({"object_store_memory": 1 << 60}, (ValueError, zray.exceptions.ZrayError)),
         ]

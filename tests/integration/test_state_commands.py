@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import textwrap
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,7 +34,7 @@ HOLDS = """
     zray.get(kept.read.remote())
     large = zray.put(bytes(1_000_000))
     first, second = holds.remote(), holds.remote()
-    while len([t for t in zray.util.state.list_tasks() if t["state"] == "running"]) < 1:
+    while len([t for t in zray.util.state.list_tasks() if t["state"] == "RUNNING"]) < 1:
         time.sleep(0.01)
     print("ready", flush=True)
     sys.stdin.readline()
@@ -65,22 +68,22 @@ def said(here: clusters.Place, *arguments: str) -> str:
 class TestCommands:
     def test_list(self, here: clusters.Place) -> None:
         rows = json.loads(said(here, "list", "tasks", "--format", "json"))
-        assert sorted(row["state"] for row in rows) == ["ready", "running"]
+        assert sorted(row["state"] for row in rows) == ["PENDING_NODE_ASSIGNMENT", "RUNNING"]
         table = said(here, "list", "tasks", "--filter", "state=running").splitlines()
         assert table[0].startswith("TASK_ID")
         assert len(table) == 2
         assert said(here, "list", "tasks", "--filter", "state!=running").count("ready") == 1
-        assert 'name: "Kept"' in said(here, "list", "actors", "--format", "yaml")
+        assert 'class_name: "Kept"' in said(here, "list", "actors", "--format", "yaml")
         for kind in ("objects", "workers", "nodes"):
             assert len(said(here, "list", kind).splitlines()) >= 2
 
     def test_summary(self, here: clusters.Place) -> None:
         assert said(here, "summary", "tasks").startswith("holds: 1 ")
-        assert said(here, "summary", "actors") == "Kept: 1 alive\n"
+        assert said(here, "summary", "actors") == "Kept: 1 ALIVE\n"
         assert "arena: 1" in said(here, "summary", "objects")
 
     def test_why(self, here: clusters.Place) -> None:
-        (ready,) = json.loads(said(here, "list", "tasks", "--filter", "state=ready", "--format", "json"))
+        (ready,) = json.loads(said(here, "list", "tasks", "--filter", "detail=ready", "--format", "json"))
         lines = said(here, "why", ready["task_id"]).splitlines()
         assert lines[0] == "holds is ready"
         assert "it asks for 1 CPU; 0 of 1 are free" in lines[1]
@@ -115,25 +118,28 @@ def node(node_id: str, total: int, free: int) -> dict[str, Any]:
 
 
 def test_reasons() -> None:
-    base = {"name": "f", "state": "ready", "missing": [], "demand": {"GPU": 1}}
+    base = {"name": "f", "detail": "ready", "missing": [], "required_resources": {"GPU": 1}}
     idle, full = node("aa", 2, 2), node("bb", 1, 0)
     assert "no node has more than 0" in reasons(base, [idle], [], {})[1]
-    one = {**base, "demand": {"CPU": 1}}
+    one = {**base, "required_resources": {"CPU": 1}}
     assert reasons(one, [idle], [], {})[1] == "  it waits for a worker"
     holder = {
         "node_id": "bb", "demand": {"CPU": 1}, "busy_s": 2.5, "actor_id": None, "tasks": ["cc"],
         "state": "busy", "pid": 7,
     }  # fmt: skip
-    assert reasons({**one, "state": "forwarded"}, [full], [holder, {**holder, "node_id": "aa"}], {"cc": "g"})[
-        1:
-    ] == [
+    assert reasons(
+        {**one, "detail": "forwarded"}, [full], [holder, {**holder, "node_id": "aa"}], {"cc": "g"}
+    )[1:] == [
         "  it asks for 1 CPU; 0 of 1 are free on here (bb)",
         "    1 CPU is held by g cc (process 7) for 2.5 s",
     ]
-    assert "no node has more than 2" in reasons({**base, "demand": {"CPU": 3}}, [idle, full], [holder], {})[1]
-    waits = {**base, "state": "waiting for inputs", "missing": ["ab"]}
+    assert (
+        "no node has more than 2"
+        in reasons({**base, "required_resources": {"CPU": 3}}, [idle, full], [holder], {})[1]
+    )
+    waits = {**base, "detail": "waiting for inputs", "missing": ["ab"]}
     assert "it takes ab" in reasons(waits, [], [], {})[1]
-    assert reasons({"name": "A", "state": "alive"}, [], [], {}) == ["A is alive"]
+    assert reasons({"class_name": "A", "name": "", "state": "ALIVE"}, [], [], {}) == ["A is alive"]
 
 
 HOLDS_EVERYWHERE = """
@@ -160,11 +166,77 @@ HOLDS_EVERYWHERE = """
     zray.get(kept.read.remote())
     refs = [holds.options(resources={f"place{n}": 1}, name=f"at{n}").remote() for n in range(2)]
     refs += [holds.options(resources={"place1": 1}, name="waits").remote()]
-    while len([t for t in state.list_tasks() if t["state"] == "running"]) < 2:
+    while len([t for t in state.list_tasks() if t["state"] == "RUNNING"]) < 2:
         time.sleep(0.01)
     print(cluster.address, cluster.worker_nodes[1].pid, flush=True)
     sys.stdin.readline()
 """
+
+
+LOOK_AT_LOGS = """
+    import sys, zray
+    from pathlib import Path
+    from zray.util import state
+    address, task_id = sys.argv[1:]
+    zray.init(address)
+
+    def read(*arguments, **options):
+        return "".join(state.get_log(*arguments, **options))
+
+    (node_id,) = [row["node_id"] for row in state.list_tasks() if row["task_id"] == task_id]
+    (socket,) = [row["endpoint"] for row in state.list_nodes() if row["node_id"] == node_id]
+    logs = Path(socket.removeprefix("ipc://")).parent / "logs"
+    paths = state.list_logs()["worker_out"]
+    assert len({path.partition("/")[0] for path in paths}) == 3, paths
+    (path,) = [path for path in paths if path.startswith(node_id[:8]) and read(path) == "holding\\n"]
+    name = path.partition("/")[2]
+    assert read(task_id=task_id) == read(name, node_id=node_id) == "holding\\n"
+    assert path in state.list_logs(glob_filter="*.out")["worker_out"]
+    assert "worker_out" not in state.list_logs(node_id, "*.err")
+
+    (logs / "linked.out").symlink_to("/etc/hostname")
+    (logs / "folder.out").mkdir()
+    query = zray.api.session.current().query
+    for nonsense in ("../session.json", "/etc/hostname", str(logs.parent / "session.json"), "..", ".", "",
+                     "linked.out", "folder.out", "worker-99.out", "../logs/" + name):
+        try:
+            read(nonsense, node_id=node_id)
+        except ValueError as error:
+            assert "log file" in str(error)
+        else:
+            raise AssertionError(nonsense)
+        answer = query(f"at/{node_id}/logs/0/100/{nonsense}").decode()  # past the checks of this process
+        assert "error" in answer and "data" not in answer, (nonsense, answer)
+    for nonsense in ("logs/0/999999999/" + name, "logs/x/1/" + name, "logs/0/1", "logs/0/-1/" + name):
+        assert "error" in query(f"at/{node_id}/{nonsense}").decode()
+    assert "no living node" in query("at/beef/logs").decode()
+
+    with (logs / name).open("a") as file:
+        file.writelines(f"line {number} \u00e9\\n" for number in range(100_000))
+    whole = (logs / name).read_text()
+    assert read(path) == whole and len(whole) > 1 << 20
+    for count in (0, 1, 70_000, 200_000):
+        lines = whole.splitlines(True)
+        assert read(path, tail=count) == "".join(lines[len(lines) - min(count, len(lines)):]), count
+    print(path, logs / name)
+"""
+
+
+def look_at_logs(place: clusters.Place, address: str, task_id: str) -> None:
+    """Files of every node, through the node that is asked; and nothing that is no log file."""
+    command = [sys.executable, "-c", textwrap.dedent(LOOK_AT_LOGS), address, task_id]
+    looked = place.command(*command)
+    assert looked.returncode == 0, looked.stderr
+    path, real = looked.stdout.split()
+    at = ("--address", address)
+    assert path in said(place, "logs", *at).split()
+    follower = place.start_command([sys.executable, "-m", "zray.cli", "logs", path, "-f", "--tail", "1", *at])
+    assert clusters.line_of(follower) == "line 99999 \u00e9"
+    with Path(real).open("a") as file:
+        file.write("one more\n")
+    assert clusters.line_of(follower) == "one more"
+    follower.send_signal(signal.SIGINT)
+    clusters.finish(follower)
 
 
 @pytest.mark.slow
@@ -181,7 +253,7 @@ def test_over_several_nodes() -> None:
             return list(json.loads(listed))
 
         tasks = {row["name"]: row for row in rows("tasks")}
-        assert [tasks[name]["state"] for name in ("at0", "at1")] == ["running", "running"]
+        assert [tasks[name]["state"] for name in ("at0", "at1")] == ["RUNNING", "RUNNING"]
         nodes = rows("nodes")
         assert len(nodes) == 3
         assert len({tasks["at0"]["node_id"], tasks["at1"]["node_id"], rows("actors")[0]["node_id"]}) == 3
@@ -193,8 +265,7 @@ def test_over_several_nodes() -> None:
         assert f"1 CPU is held by at1 {tasks['at1']['task_id'][:24]}" in why
         stacks = said(place, "stack", "--no-py-spy", "--address", address)
         assert stacks.count("in holds") == 2
-        files = said(place, "logs").split()
-        assert len([name for name in files if name.endswith("/node.log")]) in (0, 3)
+        look_at_logs(place, address, tasks["at1"]["task_id"])
         os.kill(int(pid), signal.SIGSTOP)  # a node that does not answer holds nobody up
         living = ("--filter", "Alive=True")
         done = place.zray("list", "nodes", *living, "--format", "json", "--address", address)

@@ -277,48 +277,73 @@ def test_serializers_of_ones_own() -> None:
 def test_state() -> None:
     actor = Doubler.options(name="seen").remote()
     zray.get(actor.double.remote(1))
-    found = state.list_actors(filters=[("state", "=", "alive")])
-    assert actor._actor_id.hex() in [row["actor_id"] for row in found]
-    assert state.get_actor(actor._actor_id.hex())["name"] == "Doubler"
-    assert state.summarize_actors()["Doubler"]["alive"] >= 1
+    (found,) = state.list_actors(filters=[("state", "=", "alive"), ("name", "=", "seen")], detail=True)
+    assert (found.actor_id, found["state"], found.class_name) == (actor._actor_id.hex(), "ALIVE", "Doubler")
+    assert not hasattr(found, "nonsense")
+    assert state.get_actor(actor._actor_id.hex(), timeout=5) == found
+    assert state.summarize_actors()["Doubler"]["ALIVE"] >= 1
     assert state.list_nodes()[0]["Alive"]
-    assert state.list_workers()
+    assert state.list_nodes()[0].state == "ALIVE"
+    assert state.list_workers(filters=[("is_alive", "=", True)])
+    slow = actor.sleep.remote(0.1)
+    waiting = double.remote(slow)
+    row = state.get_task(waiting)
+    assert row is not None
+    assert (row.state, row.detail) == ("PENDING_ARGS_AVAIL", "waiting for inputs")
+    zray.get(waiting)
     assert state.list_tasks() == []
+    group = zray.util.placement_group([{"CPU": 1}])
+    assert group.wait(PATIENCE_S)
+    (row,) = state.list_placement_groups(filters=[("state", "=", "CREATED")])
+    assert state.get_placement_group(group.id.hex()) == row
+    zray.util.remove_placement_group(group)
     assert isinstance(state.summarize_objects(), dict)
     with pytest.raises(ValueError, match="no key"):
         state.list_workers(filters=[("nonsense", "=", 1)])
     with pytest.raises(ValueError, match="compares"):
         state.list_workers(filters=[("state", "<", 1)])
+    with pytest.raises(ValueError, match="has joined"):
+        state.list_workers(address="ipc://elsewhere")
+    with pytest.raises(TypeError, match="no option 'nonsense'"):
+        state.list_workers(nonsense=1)
+
+
+class TestHelpers:
+    def test_what_cannot_be_pickled(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert zray.util.inspect_serializability({"a": 1}) == (True, set())
+        good, failures = zray.util.inspect_serializability([0, {"key": threading.Lock()}], name="mine")
+        assert not good
+        assert [failure.name for failure in failures] == ["value[1]['key']"]
+        assert "culprit" in capsys.readouterr().out
+
+    def test_the_address_of_this_machine(self) -> None:
+        assert zray.util.get_node_ip_address().count(".") == 3
+
+    def test_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from zray.util import debug
+
+        for name in ("_logged", "_disabled", "_periodic"):
+            monkeypatch.setattr(debug, name, {} if name == "_logged" else False)
+        assert [debug.log_once("a"), debug.log_once("a"), debug.log_once("b")] == [True, False, True]
+        debug.enable_periodic_logging()
+        assert not debug.log_once("a")
+        monkeypatch.setattr(debug, "PERIOD_S", -1.0)
+        assert debug.log_once("a")
+        debug.disable_log_once_globally()
+        assert not debug.log_once("c")
 
 
 @pytest.mark.parametrize(
     ("module", "names"),
     [
-        ("zray.actor", "ActorClass ActorHandle ActorMethod exit_actor"),
         ("zray.cloudpickle", "dumps loads dump load CloudPickler register_pickle_by_value"),
-        (
-            "zray.exceptions",
-            "RayError RayTaskError RayActorError ActorDiedError ActorUnavailableError TaskCancelledError "
-            "GetTimeoutError WorkerCrashedError ObjectLostError ObjectStoreFullError OutOfDiskError "
-            "RuntimeEnvSetupError TaskUnschedulableError ActorUnschedulableError PendingCallsLimitExceeded "
-            "ActorPlacementGroupRemoved TaskPlacementGroupRemoved NodeDiedError OwnerDiedError "
-            "ObjectReconstructionFailedError ObjectFetchTimedOutError ObjectFreedError OutOfMemoryError "
-            "RaySystemError LocalRayletDiedError CrossLanguageError AsyncioActorExit "
-            "ReferenceCountingAssertionError UserCodeException UnserializableException "
-            "ActorAlreadyExistsError ActorHandleNotFoundError ObjectRefStreamEndOfStreamError",
-        ),
-        ("zray.runtime_context", "RuntimeContext get_runtime_context"),
-        ("zray.runtime_env", "RuntimeEnv"),
-        ("zray.util.queue", "Queue Empty Full"),
-        ("zray.util.multiprocessing", "Pool TimeoutError"),
-        (
-            "zray.util.scheduling_strategies",
-            "NodeAffinitySchedulingStrategy PlacementGroupSchedulingStrategy NodeLabelSchedulingStrategy "
-            "In NotIn Exists DoesNotExist",
-        ),
+        ("zray.types", "ObjectRef"),
+        ("zray.util.actor_pool", "ActorPool"),
+        ("zray.util.joblib", "register_ray"),
     ],
 )
 def test_names_are_where_rays_users_import_them(module: str, names: str) -> None:
+    """Those that ``tests/tidy/test_ray_api.py`` does not read off Ray itself."""
     found = importlib.import_module(module)
     assert [name for name in names.split() if not hasattr(found, name)] == []
 

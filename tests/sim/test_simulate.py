@@ -144,6 +144,17 @@ def test_large_arrays_go_through_the_store() -> None:
     assert cluster.makespan_s > 0
 
 
+@zray.remote
+def count(*values: int) -> int:
+    return len(values)
+
+
+def test_more_refs_than_a_byte_counts() -> None:
+    with zray.simulate(durations={"count": 0.1}):
+        ref = zray.put(1)
+        assert zray.get(count.remote(*[ref] * 1000)) == 1000
+
+
 def test_wait_and_timeouts_are_virtual() -> None:
     with zray.simulate(durations=DURATIONS) as cluster:
         started_s = time.monotonic()

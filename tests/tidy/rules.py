@@ -36,7 +36,7 @@ BELOW_RUNTIME = (*FOUNDATION, "zray.protocol", "zray.core", "zray.store", "zray.
 BELOW_SERVICES = (*BELOW_RUNTIME, "zray.runtime")
 PUBLIC = (
     "zray.actor", "zray.cloudpickle", "zray.cluster_utils", "zray.dag", "zray.runtime_context",
-    "zray.runtime_env", "zray.util",
+    "zray.remote_function", "zray.runtime_env", "zray.types", "zray.util",
 )  # fmt: skip
 PROCESS_LIBRARIES = ("cloudpickle", "msgspec", "numpy", "psutil", "zmq")
 

@@ -16,7 +16,13 @@ from zray.errors import ActorDiedError, PendingCallsLimitExceededError
 from zray.ids import ID_BYTES, first_return_id, producer_of, short
 from zray.protocol.user_messages import STREAM, ClaimName, FindName, ListNames, NameAnswer
 from zray.runtime import environment, own_client
-from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async, is_saved
+from zray.runtime.actor_class import (
+    METHOD_OPTIONS,
+    SPECIAL_METHODS,
+    ActorExitRequest,
+    is_async,
+    is_saved,
+)
 from zray.serialize.functions import NO_ARGS, captured_refs, dump_args, export
 from zray.serialize.values import dump, load
 
@@ -151,8 +157,13 @@ def _methods_of(cls: type) -> dict[str, dict[str, Any]]:
 def method(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Options of one method of an actor class: ``@zray.method(num_returns=2)``."""
     option_rules.merged(option_rules.METHOD_DEFAULTS, options, "a method")
+    retries = options.get("retry_exceptions")
+    if retries and options.get("max_task_retries") is None:
+        raise ValueError("retry_exceptions of a method goes with its max_task_retries: say both")
 
     def mark(function: Callable[P, T]) -> Callable[P, T]:
+        if retries and option_rules.is_generator(function):
+            raise ValueError(f"{function.__name__} is a generator, which is not run again when it raises")
         setattr(function, METHOD_OPTIONS, dict(options))
         return function
 
@@ -180,6 +191,8 @@ class ActorHandle:
         self._limits = limits
 
     def __getattr__(self, name: str) -> ActorMethod:
+        if name in SPECIAL_METHODS:
+            return ActorMethod(self, name, {})
         if name.startswith("_") and name not in self.__dict__.get("_methods", ()):
             raise AttributeError(name)
         options = self._methods.get(name)
@@ -221,6 +234,9 @@ class ActorMethod:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"actor methods cannot be called directly; use {self._call.name}.remote()")
+
+    def __repr__(self) -> str:
+        return f"ActorMethod({self._handle._name}.{self._call.name})"
 
     def options(self, **options: Any) -> ActorMethod:
         """The same method with other options."""

@@ -62,12 +62,20 @@ def _sum(amounts: Iterable[dict[str, float]]) -> dict[str, float]:
 
 def with_ray_keys(node: dict[str, Any]) -> dict[str, Any]:
     """The report of a node, with what Ray calls its fields beside."""
+    tcp, local = "", ""
+    for endpoint in node["endpoint"].split(","):
+        tcp, local = (endpoint, local) if endpoint.startswith("tcp://") else (tcp, endpoint)
+    ip, _, port = tcp.removeprefix("tcp://").rpartition(":")
     return {
         "NodeID": node["node_id"],
         "Alive": node["alive"],
+        "NodeManagerAddress": ip.strip("[]") or "127.0.0.1",
         "NodeManagerHostname": node["host"],
+        "NodeManagerPort": int(port) if port.isdecimal() else 0,
+        "ObjectManagerPort": int(port) + 1 if port.isdecimal() else 0,  # see runtime/endpoints.py
         "NodeName": node["host"],
-        "RayletSocketName": node["endpoint"],
+        "RayletSocketName": local or node["endpoint"],
+        "ObjectStoreSocketName": local or node["endpoint"],
         "Resources": node["total"] if node["alive"] else {},
         "Labels": node["labels"],
         **node,

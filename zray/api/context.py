@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from zray.api import session
+from zray.api.cluster import report
 from zray.core.group_resources import plain_demand
 from zray.core.resources import amounts_of
 from zray.protocol.messages import Demand
@@ -99,6 +101,59 @@ class RuntimeContext:
     def gcs_address(self) -> str:
         """The address of the cluster."""
         return session.current_address()
+
+    def get_node_labels(self) -> dict[str, str]:
+        """The labels of the node."""
+        return dict(report("node")["labels"])
+
+    def get_placement_group_id(self) -> str | None:
+        """The placement group that the task or actor is in, hex; ``None`` outside groups."""
+        in_group = session.current().context.in_group
+        return None if in_group is None else in_group.group_id.hex()
+
+    @property
+    def current_placement_group_id(self) -> str | None:
+        """The same."""
+        return self.get_placement_group_id()
+
+    @property
+    def should_capture_child_tasks_in_placement_group(self) -> bool:
+        """Whether what the task submits is in its placement group, too."""
+        in_group = session.current().context.in_group
+        return in_group is not None and in_group.captures
+
+    def get_session_name(self) -> str:
+        """What the directory of the node's session is called."""
+        return os.path.basename(self.get_temp_dir())
+
+    def get_temp_dir(self) -> str:
+        """The directory of the node's session, with its log files."""
+        welcome = session.current().welcome
+        return "" if welcome is None else os.path.dirname(welcome.spill_dir)
+
+    def get_resource_ids(self) -> dict[str, list[str]]:
+        """The same as :meth:`get_accelerator_ids`."""
+        return self.get_accelerator_ids()
+
+    @property
+    def job_id(self) -> str:
+        """See :meth:`get_job_id`."""
+        return self.get_job_id()
+
+    @property
+    def node_id(self) -> str:
+        """See :meth:`get_node_id`."""
+        return self.get_node_id()
+
+    @property
+    def task_id(self) -> str | None:
+        """See :meth:`get_task_id`."""
+        return self.get_task_id()
+
+    @property
+    def actor_id(self) -> str | None:
+        """See :meth:`get_actor_id`."""
+        return self.get_actor_id()
 
     def is_canceled(self) -> bool:
         """Whether somebody has taken the task or call back while it runs."""

@@ -26,6 +26,24 @@ class RuntimeEnv(dict[str, Any]):
         return dict(self)
 
 
+class RuntimeEnvConfig(dict[str, Any]):
+    """``config`` of a runtime environment.
+
+    Args:
+        setup_timeout_seconds: how long its packages may take to be there; -1: without end.
+        eager_install: taken for Ray's sake: an environment is made when a worker needs it.
+        log_files: refused: the installer's lines are printed like output.
+    """
+
+    def __init__(
+        self, setup_timeout_seconds: int = 600, eager_install: bool = True, log_files: list[str] | None = None
+    ) -> None:
+        if log_files:
+            raise ValueError("log_files is refused: what an installer says is printed by the task that waits")
+        super().__init__(setup_timeout_seconds=setup_timeout_seconds)
+        canonical({"config": dict(self)})
+
+
 def published(client: Client, environment: str) -> str:
     """An environment as it travels: its directories are packages of the cluster.
 

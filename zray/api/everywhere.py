@@ -12,6 +12,7 @@ from zray.api.cluster import report
 log = logging.getLogger("zray.state")
 
 PREFIX = "everywhere/"
+AT = "at/"
 
 
 def documents(what: str) -> list[tuple[str, Any]]:

@@ -76,18 +76,38 @@ class ObjectRefGenerator(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[Objec
         return self._end
 
     def is_finished(self) -> bool:
-        """Whether every ref was read."""
-        return self._exhausted
+        """Whether every ref was read, and there will be no more."""
+        client = self._client
+        with client.lock:
+            if self._exhausted or client.streams.has_next(self._task_id):
+                return self._exhausted
+            if not client.objects.is_ready(self._end.id):
+                return False
+            value = client.objects.objects[self._end.id].value
+            return value is None or value.kind not in (ERROR, FAULT)  # an error is one ref more
+
+    def next_ready(self) -> bool:
+        """Whether ``next`` returns, or ends the iteration, at once."""
+        with self._client.lock:
+            return self.is_ready()
+
+    def close(self) -> None:
+        """Read no more; what was not read is freed."""
+        if not self._exhausted:
+            self._exhausted = True
+            self._client.note_closed_stream(self._task_id)
 
     def _take(self) -> ObjectRef[T] | None:
         """The next ref if there is one now. Lock held."""
+        if self._exhausted:
+            return None
         client = self._client
         index = client.streams.take(self._task_id)
         if index is not None:
             if self._bounded:
                 client.note_consumed(self._task_id, index + 1)
             return ObjectRef(item_id(self._task_id, index), client)
-        if self._exhausted or not client.objects.is_ready(self._end.id):
+        if not client.objects.is_ready(self._end.id):
             return None
         self._exhausted = True
         value = client.objects.objects[self._end.id].value

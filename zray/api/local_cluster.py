@@ -200,6 +200,10 @@ class LocalCluster:
         first_signal = signal.SIGTERM if allow_graceful else signal.SIGKILL
         end_process(node.pid, self._patience_s, first_signal)
 
+    def remaining_processes_alive(self) -> bool:
+        """Whether every node that was not removed is alive."""
+        return all(node.alive for node in self.list_all_nodes())
+
     def wait_for_nodes(self, timeout: float = 30.0) -> None:
         """Wait until the control store counts exactly the nodes that were added and not removed.
 

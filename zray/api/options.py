@@ -61,8 +61,10 @@ METHOD_DEFAULTS: dict[str, Any] = {
     "concurrency_group": "",
     "max_task_retries": None,
     "_generator_backpressure_num_objects": None,
+    "retry_exceptions": False,
 }
 CALL_DEFAULTS: dict[str, Any] = {**METHOD_DEFAULTS, "name": None}
+del CALL_DEFAULTS["retry_exceptions"]
 REFUSED = {
     "fallback_strategy": "name labels that are only wanted in NodeLabelSchedulingStrategy(soft=...)",
     "object_store_memory": "the store spills to disk; a task cannot reserve part of it",
@@ -72,6 +74,10 @@ REFUSED = {
     "enable_task_events": "every task is recorded, in batches",
     "allow_out_of_order_execution": "calls of one caller start in their order",
     "tensor_transport": "values travel through the object store",
+    "enable_tensor_transport": "values travel through the object store",
+    "retry_exceptions": "of an actor's calls: @zray.method(max_task_retries=..., retry_exceptions=...)",
+    "_actor_generator_backpressure_num_objects": "give the method _generator_backpressure_num_objects",
+    "_num_objects_per_yield": "each item of a generator is one object",
     "_labels": "tasks have no labels",
 }
 """Options of Ray that zray refuses, with the reason."""

@@ -10,6 +10,7 @@ from zray.ids import producer_of
 from zray.serialize.values import note_contained
 
 if TYPE_CHECKING:
+    import asyncio
     from concurrent.futures import Future
 
     from zray.runtime.client import Client
@@ -42,6 +43,12 @@ class ObjectRef(Generic[T]):
         """A ``concurrent.futures.Future`` of the value; a thread of its own sets its result."""
         return waiting.future_of(self)
 
+    def as_future(self) -> asyncio.Future[T]:
+        """An ``asyncio.Future`` of the value, for the event loop that runs."""
+        import asyncio
+
+        return asyncio.wrap_future(self.future())
+
     def __await__(self) -> Generator[Any, None, T]:
         return waiting.value_of(self).__await__()
 
@@ -68,6 +75,9 @@ class ObjectRef(Generic[T]):
         except AttributeError:  # it was never made: its constructor was given the wrong arguments
             return
         client.note_dropped(self.id)
+
+
+ObjectID = ObjectRef
 
 
 def _unpickled_ref(object_id: bytes) -> ObjectRef[Any]:

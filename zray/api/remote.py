@@ -47,6 +47,9 @@ class RemoteFunction(Generic[P, R]):
             f"or {self._name}.__wrapped__() to run it here"
         )
 
+    def __repr__(self) -> str:
+        return f"RemoteFunction({self._name})"
+
     def options(self, **options: Any) -> RemoteFunction[P, Any]:
         """The same function with some options changed."""
         changed = option_rules.merged(option_rules.TASK_DEFAULTS, options, "a task")

@@ -47,8 +47,22 @@ class Context:
 
     @property
     def address_info(self) -> dict[str, Any]:
-        """The same as a dict."""
-        return {"address": self.address, "node_id": self.node_id}
+        """The same as a dict, with Ray's keys."""
+        return {
+            "address": self.address,
+            "gcs_address": self.address,
+            "node_id": self.node_id,
+            "node_ip_address": "127.0.0.1",
+            "webui_url": "",
+        }
+
+    @property
+    def dashboard_url(self) -> str:
+        """Empty: there is no dashboard."""
+        return ""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.address_info[key]
 
     def disconnect(self) -> None:
         """The same as ``zray.shutdown()``."""
@@ -194,6 +208,15 @@ _REFUSED = {
     "storage": "there are no workflows",
     "allow_multiple": "a process has one connection",
     "redis_address": "give the address of a cluster as address",
+    "_temp_dir": "set ZRAY_TMPDIR",
+    "_system_config": "set ZRAY_... variables: `zray.config` has their names",
+    "_memory": "the memory of a node is what its machine has",
+    "_node_ip_address": "`zray start --node-ip-address` starts a node at an address",
+    "_node_name": "give the node labels",
+    "_metrics_export_port": "`zray metrics` prints what Prometheus reads",
+    "_redis_password": "a cluster has a key: `zray start --key-file`",
+    "_redis_username": "a cluster has a key: `zray start --key-file`",
+    "_tracing_startup_hook": "zray.timeline() shows what ran where",
 }
 
 
@@ -223,6 +246,11 @@ def _checked_address(address: str | None) -> str:
         address = os.environ.get("ZRAY_ADDRESS") or "local"
     if not isinstance(address, str):
         raise TypeError(f"address is a string, not {address!r}")
+    if address.startswith("ray://"):
+        raise ValueError(
+            "zray has no clients (ray://): a driver needs a node on its machine; run `zray start --address` "
+            "there, then zray.init(address='auto')"
+        )
     return address
 
 
@@ -232,8 +260,12 @@ def _set_logging_level(level: int | str) -> None:
     logging.getLogger("zray").setLevel(level.upper() if isinstance(level, str) else level)
 
 
-def shutdown() -> None:
-    """Disconnect; a cluster that ``init`` started ends with it. Without a connection it does nothing."""
+def shutdown(*, wait_for_processes: bool = False, _exiting_interpreter: bool = False) -> None:
+    """Disconnect; a cluster that ``init`` started ends with it. Without a connection it does nothing.
+
+    Args:
+        wait_for_processes, _exiting_interpreter: taken for Ray's sake; the processes are always waited for.
+    """
     global _context
     with _lock:
         client, context = own_client.get(), _context

@@ -28,6 +28,7 @@ from zray.protocol.actor_messages import (
     FromPast,
     ItemAway,
     LifeEnded,
+    OutputAway,
     PastKept,
     Posted,
     PostTaken,
@@ -43,6 +44,7 @@ from zray.protocol.user_messages import CancelCall, ConsumedItems
 if TYPE_CHECKING:
     from zray.core.cluster_side import ClusterSide
     from zray.core.identity import ClientEntry
+    from zray.core.output import OutputRelay
 
 ACTOR_MESSAGES: tuple[type, ...] = (Posted, PostTaken)
 """What other nodes send about actors."""
@@ -84,6 +86,7 @@ class ActorSide:
         self.actors.end_away = self.lives.end_away
         self.sweeper = NameSweeper(out, node_id=scheduler.node_id, shards=cluster.shards)
         self.alive: dict[Address, str] = {}
+        self.output: OutputRelay | None = None  # set by the node
         self.handlers: dict[type, Callable[[int, Address, Any], None]] = {
             WatchFrom: self._on_watch_from,
             ActorAt: lambda _now_ns, source, message: self.views.on_actor_at(source, message),
@@ -101,6 +104,7 @@ class ActorSide:
             ItemAway: self.relay.on_item_away,
             ReplyTaken: lambda _now_ns, source, message: self.relay.on_reply_taken(source, message),
             CancelCall: lambda _now_ns, source, message: self.relay.on_said_away(source, message),
+            OutputAway: self._on_output_away,
             ConsumedItems: lambda _now_ns, source, message: self.relay.on_said_away(source, message),
         }
 
@@ -119,6 +123,10 @@ class ActorSide:
 
     def _on_post(self, now_ns: int, source: Address, message: Any) -> None:
         self.handlers[type(message)](now_ns, source, message)
+
+    def _on_output_away(self, now_ns: int, source: Address, message: OutputAway) -> None:
+        if self.output is not None:
+            self.output.on_output_away(message)
 
     def _on_kill(self, now_ns: int, source: Address, message: KillActor) -> None:
         self.lives.kill(now_ns, message.actor_id, message.no_restart)
@@ -199,6 +207,8 @@ class ActorSide:
     def node_dead(self, node: Address) -> None:
         """A node died: its posts first, so that nothing is said to it."""
         self.couriers.node_dead(node, self.dead_max)
+        if self.output is not None:
+            self.output.node_dead(node)
         self.hosted.node_dead(node)
         self.views.node_dead(node)
         self.lives.node_dead(node)

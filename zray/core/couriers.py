@@ -73,6 +73,11 @@ class Couriers:
         stream.unacked.append(posted)
         self.sharing.depart(node, posted)
 
+    def progress(self, node: Address) -> tuple[int, int]:
+        """The numbers of the newest post to a node, and of the newest that it has acknowledged."""
+        stream = self.streams.get(node)
+        return (0, 0) if stream is None else (stream.numbered, stream.numbered - len(stream.unacked))
+
     def _stream(self, node: Address) -> _PostStream:
         stream = self.streams.get(node)
         if stream is None:

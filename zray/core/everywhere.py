@@ -1,4 +1,4 @@
-"""What one node asks all nodes of the cluster, because a person asked it.
+"""What one node asks all nodes of the cluster, or one of them, because a person asked it.
 
 Every node that is alive is asked once, this one included, and answers once. Whoever asked gets the answers
 when all are there, or after ``PATIENCE_NS`` with the silent nodes named: a node that died meanwhile, is
@@ -20,6 +20,8 @@ from zray.protocol.messages import Answer
 
 PREFIX = "everywhere/"
 """In front of what ``Query`` asks for: of every node."""
+AT = "at/"
+"""In front of the id of a node in hex, a slash, and what ``Query`` asks of that node alone."""
 PATIENCE_NS = PROCESS_PATIENCE_NS + 1_000_000_000
 """Longer than a node waits for its own processes."""
 QUESTIONS_MAX = 100
@@ -65,17 +67,29 @@ class Everywhere:
         return min((question.deadline_ns for question in self.open.values()), default=None)
 
     def ask(self, now_ns: int, asker: Address, token: int, what: str) -> None:
-        """A process of this node wants to know something of every node."""
+        """A process of this node wants to know something of every node, or of one."""
+        own = self.peers.node_id
+        nodes, error = [own, *self.peers.alive], ""
+        if what.startswith(AT):
+            node_id, _, what = what.removeprefix(AT).partition("/")
+            nodes = [node for node in nodes if node.hex() == node_id]
+            error = "" if nodes else f"no living node is {node_id[:40]}"
+        elif what.startswith(PREFIX):
+            what = what.removeprefix(PREFIX)
         if len(self.open) >= QUESTIONS_MAX:
             error = f"{QUESTIONS_MAX} questions are open already; ask again in a moment"
+        if error:
             self.out.append((asker, Answer(token, encode_report({"error": error}))))
             return
         self.asked += 1
-        number, own = self.asked, self.peers.node_id
+        number = self.asked
         question = self.open[number] = _Question(asker, token, now_ns + PATIENCE_NS)
-        question.waiting = dict.fromkeys((own, *self.peers.alive))
-        self.out.extend((node, AskPeer(number, what)) for node in self.peers.alive)
-        self.answer_here(now_ns, what, own, lambda body: self.on_peer_answer(own, PeerAnswer(number, body)))
+        question.waiting = dict.fromkeys(nodes)
+        self.out.extend((node, AskPeer(number, what)) for node in nodes if node != own)
+        if own in question.waiting:
+            self.answer_here(
+                now_ns, what, own, lambda body: self.on_peer_answer(own, PeerAnswer(number, body))
+            )
 
     def on_ask_peer(self, now_ns: int, source: Address, message: AskPeer) -> None:
         """Another node wants to know something of this one."""

@@ -39,6 +39,14 @@ class NodeIdentity:
         self.spill_dir = spill_dir
         self.labels = labels
 
+    @property
+    def ip(self) -> str:
+        """Where other machines find it; empty if it is for its own machine only."""
+        for endpoint in self.endpoint.split(","):
+            if endpoint.startswith("tcp://"):
+                return endpoint.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        return ""
+
     def hello(self, total: Demand) -> NodeHello:
         """What a node with these resources tells every shard of itself."""
         return NodeHello(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from zray.config import Config
-from zray.core import checks, group_side, lease_side, promises, reports, user_requests
+from zray.core import checks, group_side, lease_side, promises, reports, scheduler_side, user_requests
 from zray.core.actors import Actors
 from zray.core.chain_heads import ChainHeads
 from zray.core.cluster_side import CLUSTER_MESSAGES, ClusterSide
@@ -28,7 +28,6 @@ from zray.core.scheduler_choice import SchedulerChoice
 from zray.core.table_writer import TableWriter
 from zray.core.worker_pool import Worker, WorkerPool
 from zray.ids import first_return_id, is_put, producer_of, short
-from zray.protocol.cluster import LinkLost, SchedulerHere
 from zray.protocol.documents import encode_value
 from zray.protocol.local_messages import ClientGone, ClientJoined, Spilled, SpillFailed, WorkerExited
 from zray.protocol.messages import (
@@ -59,12 +58,10 @@ from zray.protocol.messages import (
     Goodbye,
     Hello,
     HoldFor,
-    Infeasible,
     JobContext,
     LetGo,
     NodeHello,
     NodeReport,
-    Place,
     Promise,
     Publish,
     Recorded,
@@ -154,8 +151,9 @@ class Node:
         self.cluster = ClusterSide(
             self.out, scheduler=self.scheduler, tables=self.tables, shards=self.shards, clients=self.clients
         )
+        self.output = user_requests.output_of(self)
         rooms = user_requests.questions_of(self)
-        self.inquiries, self.everywhere, self.node_lists, self.probes = rooms
+        self.inquiries, self.everywhere, self.node_lists, self.probes, self.logs = rooms
         self.groups = group_side.GroupSide(self)
         self.asked = (self.inquiries, self.everywhere, self.node_lists, self.groups.requests)
         self.now_ns = 0
@@ -204,7 +202,8 @@ class Node:
         """Every invariant of every machine of the node."""
         for machine in (
             self.pool, self.leases, self.store, self.references, self.actors, self.lineage, self.tables,
-            self.names, *self.asked, self.schedulers, self.scheduler.lives, self.scheduler, self.cluster,
+            self.names, self.output, *self.asked, self.schedulers, self.scheduler.lives, self.scheduler,
+            self.cluster,
             self.groups.bundles,
         ):  # fmt: skip
             machine.check()
@@ -274,7 +273,7 @@ class Node:
         self.cluster.actors.client_gone(address)
         self.cluster.kept.client_gone(address)
         self.names.client_gone(address)
-        for room in self.asked:
+        for room in (*self.asked, self.logs):
             room.client_gone(address)
         for entry in self.store.client_gone(address):
             self._not_created(now_ns, entry)
@@ -562,17 +561,6 @@ class Node:
         if number == 0:
             self.groups.requests.repeat()
 
-    def on_scheduler_here(self, now_ns: int, source: Address, message: SchedulerHere) -> None:
-        """There is a global scheduler beside a shard, and it answers."""
-        self.now_ns = self.scheduler.now_ns = now_ns
-        self.schedulers.heard(now_ns, source, message.token)
-
-    def on_link_lost(self, now_ns: int, source: Address, message: LinkLost) -> None:
-        """The process that serves a shard is gone, or links again soon."""
-        if source == RUNTIME and message.peer in self.shards:
-            self.now_ns = self.scheduler.now_ns = now_ns
-            self.schedulers.lost(now_ns, self.shards.index(message.peer))
-
     def _forward_anew(self, former: Address) -> None:
         """Forward to another global scheduler, or once more to the same; it hears our load first."""
         self.scheduler.global_scheduler = self.schedulers.address
@@ -607,39 +595,6 @@ class Node:
         """A shard does not accept us: the operator must know."""
         if source in self.shards:
             self.out.append((RUNTIME, message))
-
-    def on_place(self, now_ns: int, source: Address, message: Place) -> None:
-        """A global scheduler chose this node for a task."""
-        if source not in self.shards:
-            return
-        self.now_ns = self.scheduler.now_ns = now_ns
-        if message.origin in (b"", self.identity.node_id):
-            self.scheduler.admission.place(message)
-        elif message.origin in self.cluster.peers.alive:
-            self.cluster.guests.on_place(now_ns, source, message)
-        else:
-            self.cluster.guests.place_early(source, message)
-
-    def on_infeasible(self, now_ns: int, source: Address, message: Infeasible) -> None:
-        """No node can run a task: it waits, and its submitter is told why, or it ends.
-
-        A scheduler that has the task no more may not know who could run it.
-        """
-        task = self.scheduler.forwarded.get(message.task_id)
-        if task is None or (source != self.schedulers.address and source not in self.cluster.peers.alive):
-            return
-        if message.verdict:
-            self.now_ns = self.scheduler.now_ns = now_ns
-            self.scheduler.unschedulable(task, message.verdict)
-            return
-        if source == self.schedulers.address:
-            self.scheduler.admission.parked(now_ns, message.task_id)
-        number = task.task_class.number.to_bytes(8, "big")
-        if number not in self.warned:
-            self.warned[number] = None
-            self.out.append(
-                (task.submitter, Warn(reports.infeasible_text(message, task.task_class.descriptor.strategy)))
-            )
 
     def _report(self, now_ns: int) -> None:
         """Tell global schedulers our load: often while it changes, else as often as shows that we live."""
@@ -689,12 +644,9 @@ Node.HANDLERS = {
     Recorded: Node.on_recorded,
     ChainEpoch: Node.on_chain_epoch,
     Refused: Node.on_refused,
-    Place: Node.on_place,
-    Infeasible: Node.on_infeasible,
-    SchedulerHere: Node.on_scheduler_here,
-    LinkLost: Node.on_link_lost,
     **user_requests.HANDLERS,
     **group_side.HANDLERS,
     **lease_side.HANDLERS,
+    **scheduler_side.HANDLERS,
     **dict.fromkeys(CLUSTER_MESSAGES, Node.on_cluster),
 }

@@ -161,6 +161,9 @@ def _actors(node: Node) -> list[dict[str, Any]]:
             {
                 "actor_id": actor_id.hex(),
                 "name": entry.name,
+                "actor_name": entry.descriptor.actor_name[1] if entry.descriptor is not None else "",
+                "namespace": entry.descriptor.actor_name[0] if entry.descriptor is not None else "",
+                "job_id": entry.job_id.hex(),
                 "state": names[entry.state.state],
                 "pid": client.pid if client is not None else None,
                 "node_id": (entry.host or (node.identity.node_id if entry.worker is not None else b"")).hex(),

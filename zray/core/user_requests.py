@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zray.core import checks, reconstruction, reports
+from zray.core import checks, logs, reconstruction, reports
 from zray.core.actor_names import ActorNames
-from zray.core.everywhere import PREFIX, Answerer, Everywhere
+from zray.core.everywhere import AT, PREFIX, Answerer, Everywhere
 from zray.core.inquiries import TOPICS, Inquiries
+from zray.core.logs import Logs
 from zray.core.machine import Address, Handler
 from zray.core.node_lists import NodeLists
+from zray.core.output import OutputRelay
 from zray.core.probes import Probes
 from zray.core.streams import FIRST_ITEM_INDEX, Streams
 from zray.ids import RETURNS_MAX
-from zray.protocol.cluster import AskPeer, Knocked, NodeList, PeerAnswer, Probe
+from zray.protocol.cluster import AskPeer, Knocked, LogRead, NodeList, PeerAnswer, Probe
 from zray.protocol.messages import (
     DRIVER,
     Abort,
@@ -44,7 +46,6 @@ from zray.protocol.user_messages import (
     Leaving,
     ListNames,
     Output,
-    Printed,
     RecordCall,
     Reply,
     ReplyItem,
@@ -160,14 +161,8 @@ def _problem_of_name(message: ClaimName | FindName) -> str:
 
 
 def on_output(node: Node, now_ns: int, source: Address, message: Output) -> None:
-    """A worker printed: the driver of its job shows it, if it wants to."""
-    client = node.clients.get(source)
-    if client is None or client.worker is None:
-        return
-    job_id = client.worker.job_id
-    for address, other in node.clients.items():
-        if other.role == DRIVER and other.job_id == job_id and other.wants_output:
-            node.out.append((address, Printed(message.stream, message.name, client.pid, message.text)))
+    """A worker printed."""
+    node.output.on_output(source, message)
 
 
 def on_query(node: Node, now_ns: int, source: Address, message: Query) -> None:
@@ -181,8 +176,8 @@ def on_query(node: Node, now_ns: int, source: Address, message: Query) -> None:
     if message.what == "abandoned":
         body = reports.abandoned(node, client.job_id if client.worker is None else client.worker.job_id)
         node.out.append((source, Answer(message.token, body)))
-    elif message.what.startswith(PREFIX):
-        node.everywhere.ask(now_ns, source, message.token, message.what.removeprefix(PREFIX))
+    elif message.what.startswith((PREFIX, AT)):
+        node.everywhere.ask(now_ns, source, message.token, message.what)
     else:
         token = message.token
         _say(node, now_ns, message.what, source, lambda body: node.out.append((source, Answer(token, body))))
@@ -193,6 +188,8 @@ def _say(node: Node, now_ns: int, what: str, asker: Address, answer: Answerer) -
     node.now_ns = now_ns
     if what in TOPICS:
         node.inquiries.ask(now_ns, asker, what, answer)
+    elif what.partition("/")[0] == logs.TOPIC:
+        node.logs.ask(what, asker, answer)
     else:
         answer(reports.report(node, what))
 
@@ -206,10 +203,10 @@ def everywhere_of(node: Node) -> Everywhere:
     )
 
 
-def questions_of(node: Node) -> tuple[Inquiries, Everywhere, NodeLists, Probes]:
+def questions_of(node: Node) -> tuple[Inquiries, Everywhere, NodeLists, Probes, Logs]:
     """The rooms of a node for what people want to know."""
     inquiries = Inquiries(node.out, node.clients)
-    return inquiries, everywhere_of(node), NodeLists(node), Probes(node.out)
+    return inquiries, everywhere_of(node), NodeLists(node), Probes(node.out), Logs(node.out)
 
 
 def on_ask_peer(node: Node, now_ns: int, source: Address, message: AskPeer) -> None:
@@ -258,6 +255,11 @@ def on_knocked(node: Node, now_ns: int, source: Address, message: Knocked) -> No
     node.probes.on_knocked(source, message)
 
 
+def on_log_read(node: Node, now_ns: int, source: Address, message: LogRead) -> None:
+    """This process has read a log file."""
+    node.logs.on_log_read(source, message)
+
+
 def on_watch_actor(node: Node, now_ns: int, source: Address, message: WatchActor) -> None:
     """A process wants to call an actor."""
     if node.known(source) is not None:
@@ -298,6 +300,16 @@ def on_reply_item(node: Node, now_ns: int, source: Address, message: ReplyItem) 
     """An actor has made an item for a caller of another node."""
     node.now_ns = now_ns
     node.cluster.actors.relay.on_item(now_ns, source, message)
+
+
+def output_of(node: Node) -> OutputRelay:
+    """The room for what workers print, connected to those who carry it."""
+    side = node.cluster.actors
+    relay = OutputRelay(
+        node.out, ip=node.identity.ip, clients=node.clients, jobs=node.scheduler.jobs, couriers=side.couriers
+    )
+    side.output = relay
+    return relay
 
 
 def rooms_of(node: Node) -> tuple[ActorNames, Streams]:
@@ -365,4 +377,5 @@ HANDLERS: dict[type[Any], Handler] = {
     NodeList: on_node_list,
     Probe: on_probe,
     Knocked: on_knocked,
+    LogRead: on_log_read,
 }

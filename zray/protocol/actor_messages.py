@@ -17,6 +17,7 @@ from zray.protocol.user_messages import (
     CheckpointFound,
     ConsumedItems,
     FindCheckpoint,
+    Printed,
     RecordCall,
     RepeatCall,
     Reply,
@@ -148,11 +149,21 @@ class ItemAway(Message, frozen=True, tag=272):
     value: Value
 
 
+# --- node of a worker -> node of the driver of its job ---------------------------------------------
+
+
+class OutputAway(Message, frozen=True, tag=273):
+    """A worker of the sender printed: the driver of its job shows it."""
+
+    job_id: bytes
+    printed: Printed
+
+
 # --- node <-> node -------------------------------------------------------------------------------
 
 Post = (
     WatchFrom | ActorAt | LifeEnded | ToPast | EndLife | PastKept | FromPast | CallAway | ReplyTaken
-    | ReplyAway | ItemAway | KillActor | CancelCall | ConsumedItems | Declined
+    | ReplyAway | ItemAway | KillActor | CancelCall | ConsumedItems | Declined | OutputAway
 )  # fmt: skip
 """What is posted."""
 

@@ -359,12 +359,38 @@ class Knocked(Message, frozen=True, tag=280):
     problems: tuple[str, ...]
 
 
+class ReadLog(Message, frozen=True, tag=283):
+    """Read so many bytes of a log file of the session; without a name: say which there are."""
+
+    token: int
+    name: str
+    start: int  # negative: from the end
+    size: int
+
+
+class LogRead(Message, frozen=True, tag=282):
+    """What came of ``ReadLog``, as a JSON document."""
+
+    token: int
+    body: bytes
+
+
 FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild | KeepCopy | CopiesCounted
 FromPeer = (
     Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed | AskPeer | PeerAnswer
 )  # fmt: skip
 OfHost = (
-    LinkPeer | UnlinkPeer | LinkLost | BuriedAlive | SendChunk | ReceiveInto | ChunkArrived | Knock | Knocked
+    LinkPeer
+    | UnlinkPeer
+    | LinkLost
+    | BuriedAlive
+    | SendChunk
+    | ReceiveInto
+    | ChunkArrived
+    | Knock
+    | Knocked
+    | ReadLog
+    | LogRead
 )
 
 ToClusterNode = (

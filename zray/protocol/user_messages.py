@@ -165,6 +165,7 @@ class Printed(Message, frozen=True, tag=68):
     name: str
     pid: int
     text: str
+    ip: str = ""  # of the worker's node; empty: it is on this machine
 
 
 class RepeatCall(Message, frozen=True, tag=69):

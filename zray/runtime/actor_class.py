@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 METHOD_OPTIONS = "__zray_method_options__"
 """Where ``@zray.method`` leaves its options on a function."""
@@ -10,6 +12,18 @@ METHOD_OPTIONS = "__zray_method_options__"
 
 class ActorExitRequest(BaseException):
     """Raised by ``exit_actor()``: the actor ends once the calls that run have ended."""
+
+
+def _leave(actor: Any) -> None:
+    raise ActorExitRequest
+
+
+SPECIAL_METHODS: dict[str, Callable[..., Any]] = {
+    "__ray_ready__": lambda actor: True,
+    "__ray_call__": lambda actor, function, *args, **kwargs: function(actor, *args, **kwargs),
+    "__ray_terminate__": _leave,
+}
+"""What Ray lets callers do to every actor: ask whether it is made, run a function on it, end it."""
 
 
 def is_async(cls: type) -> bool:

@@ -7,6 +7,7 @@ concurrency groups they run in threads, and with coroutine methods in one event 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import threading
@@ -25,9 +26,10 @@ from zray.errors import TaskCancelledError
 from zray.protocol import faults
 from zray.protocol.messages import TASK, Call, Describe, Reply, Value
 from zray.protocol.user_messages import DYNAMIC, STREAM, Cancel, CancelCall, Leaving, ReplyItem
-from zray.runtime.actor_class import METHOD_OPTIONS, ActorExitRequest, is_async
+from zray.runtime.actor_class import METHOD_OPTIONS, SPECIAL_METHODS, ActorExitRequest, is_async
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import Client
+from zray.runtime.method_retries import policies_of, retried
 from zray.runtime.results import NOTHING, Results
 from zray.runtime.running import here
 from zray.runtime.streaming import StreamMaker
@@ -86,6 +88,7 @@ class ActorHost:
             descriptor.max_concurrency, dict(descriptor.concurrency_groups), _groups_of(type(actor))
         )
         self.checkpoints: Checkpoints | None = None  # of an actor that can be saved and has a life to lose
+        self._retries = policies_of(type(actor))
         self.leaving = False
         self.current = ids.NIL_ID  # the call that a plain actor runs
         self.contexts: dict[bytes, TaskContext] = {}
@@ -177,7 +180,7 @@ class ActorHost:
         self.client.set_context(self._context_of(call))
         try:
             args, kwargs = self.arguments(call)
-            result = self.execute(getattr(self.actor, call.method), args, kwargs)
+            result = self.execute(self._method_of(call.method), args, kwargs)
             if call.returns in (STREAM, DYNAMIC):
                 deque(result, maxlen=0)
         except Exception as error:
@@ -197,7 +200,7 @@ class ActorHost:
         result = None
         started_ns = time.monotonic_ns()
         try:
-            method: Callable[..., Any] = getattr(self.actor, call.method)
+            method = self._method_of(call.method)
             args, kwargs = self.arguments(call)
             result = self.execute(method, args, kwargs)
             del args, kwargs
@@ -267,6 +270,14 @@ class ActorHost:
             self.slots.withdraw_all()  # their callers hear of the end
             self.client.out.append((self.client.node, Leaving("exit_actor()")))
 
+    def _method_of(self, name: str) -> Callable[..., Any]:
+        if name in SPECIAL_METHODS:
+            return functools.partial(SPECIAL_METHODS[name], self.actor)
+        method: Callable[..., Any] = getattr(self.actor, name)
+        if self._retries and name in self._retries:
+            return retried(method, self._retries[name])
+        return method
+
     def _name_of(self, call: Call) -> str:
         name = self._names.get(call.method)
         if name is None:
@@ -299,7 +310,7 @@ class ActorHost:
                 self._coroutines[call.task_id] = self._spawned.pop(call.task_id)
                 if context.is_cancelled:
                     raise asyncio.CancelledError
-            method: Callable[..., Any] = getattr(self.actor, call.method)
+            method = self._method_of(call.method)
             if call.deps:
                 args, kwargs = await asyncio.to_thread(self.arguments, call)
             else:

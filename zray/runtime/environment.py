@@ -22,6 +22,7 @@ REFUSED = {
     "conda": "give packages as pip or uv, or start zray from the environment that the tasks are to run in",
     "py_executable": "workers are forked, and run the Python that started their node",
     "container": "start the nodes inside containers",
+    "java_jars": "zray runs Python only",
     "image_uri": "start the nodes inside containers",
     "nsight": "start the node under the profiler",
     "worker_process_setup_hook": "call it at the start of the task",

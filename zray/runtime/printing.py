@@ -84,7 +84,7 @@ def show(printed: deque[Printed]) -> None:
             if on_terminal and _folder is None:
                 _folder = LineFolder(FOLD_S)
             for line in message.text.split("\n"):
-                prefix = f"({message.name or 'worker'} pid={message.pid}, ip={HOST})"
+                prefix = f"({message.name or 'worker'} pid={message.pid}, ip={message.ip or HOST})"
                 if not on_terminal or _folder is None:
                     stream.write(f"{prefix} {line}\n")
                     continue

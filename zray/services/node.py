@@ -27,7 +27,7 @@ from zray import ids
 from zray.config import Config
 from zray.core.machine import DISK, RUNTIME, TRANSFER, WORKER_POOL
 from zray.errors import ClusterUnavailableError, ZrayError
-from zray.protocol.cluster import BuriedAlive, Knock, LinkLost, LinkPeer, UnlinkPeer
+from zray.protocol.cluster import BuriedAlive, Knock, LinkLost, LinkPeer, ReadLog, UnlinkPeer
 from zray.protocol.codec import decode_for_node
 from zray.protocol.local_messages import (
     ClientGone,
@@ -46,7 +46,7 @@ from zray.protocol.messages import (
     Refused,
     Warn,
 )
-from zray.runtime import session_dir
+from zray.runtime import log_files, session_dir
 from zray.runtime.endpoints import addresses_of_shards, beside, knock, public_part, why
 from zray.runtime.knocking import answer_in_thread
 from zray.runtime.loop import Loop, Service
@@ -384,6 +384,8 @@ class NodeProcess:
                 log.warning("%s", message.text)
             elif isinstance(message, Knock):
                 answer_in_thread(message, self.loop.post_threadsafe)
+            elif isinstance(message, ReadLog):
+                log_files.answer_in_thread(self.session.logs_dir, message, self.loop.post_threadsafe)
             elif isinstance(message, LinkPeer):
                 self._link_peer(message)
             elif isinstance(message, UnlinkPeer):

@@ -10,6 +10,7 @@ from typing import Any
 from zray.api.cluster import cluster_resources
 from zray.api.objects import get, wait
 from zray.api.refs import ObjectRef
+from zray.api.refused import absent
 from zray.api.remote import remote
 from zray.api.session import init, is_initialized
 from zray.util.iteration import as_completed
@@ -260,3 +261,7 @@ class Pool:
 
     def __exit__(self, *exc_info: object) -> None:
         self.terminate()
+
+
+def __getattr__(name: str) -> Any:
+    raise absent(__name__, name)

@@ -1,5 +1,7 @@
 """``placement_group``: resources that are reserved together, under Ray's names."""
 
+from typing import Any
+
 from zray.api.groups import (
     PlacementGroup,
     get_current_placement_group,
@@ -8,6 +10,7 @@ from zray.api.groups import (
     placement_group_table,
     remove_placement_group,
 )
+from zray.api.refused import absent
 
 __all__ = [
     "PlacementGroup",
@@ -17,3 +20,7 @@ __all__ = [
     "placement_group_table",
     "remove_placement_group",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    raise absent(__name__, name)

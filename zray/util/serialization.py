@@ -6,6 +6,8 @@ import copyreg
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from zray.api.refused import absent
+
 T = TypeVar("T")
 
 
@@ -33,3 +35,7 @@ def deregister_serializer(cls: type) -> None:
 
 def _load(deserializer: Callable[[Any], T], data: Any) -> T:
     return deserializer(data)
+
+
+def __getattr__(name: str) -> Any:
+    raise absent(__name__, name)
