@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from zray.config import Config
 from zray.core.machine import Address, Effect, Handler, invariant
+from zray.core.tables import Flushed
 from zray.ids import is_put, producer_of, short
 from zray.protocol import faults
 from zray.protocol.chain import ShardOpened
@@ -36,6 +37,7 @@ from zray.protocol.cluster import (
     ShareUpdate,
     ShareUpdates,
 )
+from zray.protocol.flushing import RowsRead
 from zray.protocol.messages import ERROR, FAULT, INLINE, TaskRecord, Value
 
 DEAD_NODES_MAX = 10_000
@@ -94,14 +96,14 @@ class ObjectDirectory:
 
     Args:
         config: bounds, and how long an object may be wanted before anybody announces it.
-        record_of: the lineage of a task, from the task table of the same shard.
+        record_of: the lineage of a task, from the task table of the same shard; or that it comes later.
     """
 
     def __init__(
         self,
         *,
         config: Config,
-        record_of: Callable[[bytes], TaskRecord | None],
+        record_of: Callable[[bytes], TaskRecord | Flushed | None],
     ) -> None:
         self.out: list[Effect] = []
         self.config = config
@@ -115,6 +117,8 @@ class ObjectDirectory:
         self.silent: dict[Address, None] = {}  # the living that did not restate: nothing is decided yet
         self.touched: dict[bytes, SharedRow] = {}
         self.orphans: dict[bytes, int] = {}  # wanted, and nobody has or makes it -> when it is lost
+        self.reading: dict[bytes, dict[bytes, None]] = {}  # task whose row is read -> its lost objects
+        self.rows_read: dict[bytes, TaskRecord] = {}  # in this batch
         self.rebuilding: dict[bytes, tuple[Address, int]] = {}  # task -> who runs it again, which attempt
 
     @property
@@ -253,6 +257,7 @@ class ObjectDirectory:
                 self.orphans.pop(object_id, None)
             elif object_id not in self.orphans:
                 self._orphaned(now_ns, row)
+        self.rows_read.clear()
 
     def _tell_waiters(self, row: SharedRow) -> None:
         assert row.value is not None
@@ -277,7 +282,10 @@ class ObjectDirectory:
     def _lost(self, row: SharedRow) -> None:
         """Choose who makes it again, or say why nobody can."""
         task_id = producer_of(row.object_id)
-        record = self.record_of(task_id)
+        record = self._record_of(task_id)
+        if isinstance(record, Flushed):  # decided when it is here, if that is still the question
+            self.reading.setdefault(task_id, {})[row.object_id] = None
+            return
         reason = _why_not(row.object_id, record)
         if reason or record is None:
             row.value = faults.fault_value(faults.OBJECT_LOST, short(row.object_id), reason)
@@ -292,6 +300,18 @@ class ObjectDirectory:
         row.makers[node] = None
         row.idle.pop(node, None)
         self.out.append((node, Rebuild(row.object_id, attempt, record)))
+
+    def _record_of(self, task_id: bytes) -> TaskRecord | Flushed | None:
+        record = self.record_of(task_id)
+        return self.rows_read.get(task_id, record) if isinstance(record, Flushed) else record
+
+    def on_rows_read(self, now_ns: int, source: Address, message: RowsRead) -> None:
+        """Rows that the shard had flushed are here."""
+        for record in message.rows:
+            lost = self.reading.pop(record.task_id, None)
+            if lost is not None:
+                self.rows_read[record.task_id] = record
+                self.touched.update((id_, self.rows[id_]) for id_ in lost if id_ in self.rows)
 
     def _tell_everybody(self, row: SharedRow) -> None:
         assert row.value is not None
@@ -317,6 +337,7 @@ class ObjectDirectory:
         ShareUpdates: on_share_updates,
         Members: on_members,
         ShardOpened: on_shard_opened,
+        RowsRead: on_rows_read,
     }
 
 
