@@ -259,7 +259,7 @@ class Judge:
         if not self.strict:
             return
         for host in serving(task_id):
-            record = host.shard.tasks.records.get(task_id)
+            record = host.rows.find(host.shard, task_id)
             if record is None:
                 self.fail(f"results of {short(task_id)} leave {node.hex()} before its lineage is durable")
                 return
@@ -273,15 +273,14 @@ class Judge:
         now = {number: table.entries for number, table in shard.shard.values.items()}
         if now != tables:
             self.fail(f"I7: the tables of shard {shard.number} are not what they were before its crash")
-        if dict(shard.shard.tasks.records) != records:
+        if shard.rows.file.records_of(shard.shard.tasks) != records:
             self.fail(f"I7: the task table of shard {shard.number} is not what it was before its crash")
         self.check_confirmed(shard)
 
     def check_confirmed(self, host: SimShard | SimReplica) -> None:
         """Every record that was acknowledged and not released is there."""
-        records = host.shard.tasks.records
         for task_id, attempt in self.confirmed.get(shard_of_replica(host.address), {}).items():
-            record = records.get(task_id)
+            record = host.rows.find(host.shard, task_id)
             if record is None or record.attempt < attempt:
                 name = host.address.decode()
                 self.fail(f"I7: {short(task_id)} was acknowledged for {name}, which does not have it")
@@ -294,7 +293,7 @@ class Judge:
             self.check_confirmed(host)
             self.check_directory(host)
             self.check_schedulers(host)
-            if list(host.shard.snapshot()) != list(hosts[0].shard.snapshot()):
+            if host.rows.tables_of(host.shard) != hosts[0].rows.tables_of(hosts[0].shard):
                 self.fail(f"I7: {host.address.decode()} has other tables than {hosts[0].address.decode()}")
 
     # --- the end -------------------------------------------------------------------------------------

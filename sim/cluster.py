@@ -74,6 +74,7 @@ class Cluster:
             (config or _config_of(scenario.cluster))._replace(scheduling_policy=scenario.policy)
         )
         self.config = self.config._replace(global_schedulers=scenario.cluster.global_schedulers)
+        self.config = self.config._replace(gcs_memory_max=scenario.cluster.gcs_memory_bytes)
         if scenario.cluster.replicas > 1:
             self.config = self.config._replace(**CHAIN_CONFIG)
         self.costs = costs or default_costs()

@@ -124,6 +124,10 @@ class Faults:
         """Whether the disk refuses this one."""
         return self.is_faulty and self.rates.spill_failure > 0 and random.random() < self.rates.spill_failure
 
+    def flush_fails(self, random: Random) -> bool:
+        """Whether the disk of a shard refuses these rows."""
+        return self.is_faulty and self.rates.flush_failure > 0 and random.random() < self.rates.flush_failure
+
     def disk_slowdown(self) -> int:
         """How many times slower than usual the disk is now."""
         return 50 if self.slow_until_ns > self.cluster.kernel.now_ns else 1

@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 from sim.kernel import MS, S
 from sim.memory import SimMemory
 from sim.programs import Packed
+from sim.rows import SimRows, settle
 from sim.worker import SimWorker
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.beside_shard import machines_beside
 from zray.core.control_shard import ControlShard
+from zray.core.flushing_shard import new_shard
 from zray.core.identity import NodeIdentity
-from zray.core.machine import DISK, LOG, RUNTIME, TRANSFER, WORKER_POOL, Address, pump
+from zray.core.machine import DISK, LOG, ROWS, RUNTIME, TRANSFER, WORKER_POOL, Address, pump
 from zray.core.node import Node
 from zray.core.resources import demand_from
 from zray.protocol.chain import Logged, ShardOpened
@@ -161,7 +163,7 @@ class MachineHost(ABC):
                 else:
                     messages.append(message)
             machine.out.clear()
-        for name in (WORKER_POOL, DISK, TRANSFER, LOG, RUNTIME):
+        for name in (WORKER_POOL, DISK, TRANSFER, LOG, ROWS, RUNTIME):
             if name in outgoing:
                 self.serve(name, outgoing.pop(name))
         own = outgoing.pop(self.address, None)
@@ -421,25 +423,28 @@ class SimShard(MachineHost):
         cluster.network.attach(self.address, self.deliver)
 
     def _recover(self) -> None:
-        self.shard = ControlShard(
+        self.shard: ControlShard = new_shard(
             cluster_id=b"simulated-clustr", shard=self.number, shard_count=self.count,
             config=self.cluster.config,
         )  # fmt: skip
+        self.rows = SimRows(self)
         for record in self.log:
             pump(self.shard, [(command.source, command.message) for command in _decode_log(record)], 0)
-            self.shard.out.clear()
+            settle(self.shard, self.rows.file)
         self.beside = machines_beside(self.shard, self.address, placement_stream(self.cluster, self.number))
         self.machines = [self.shard, *self.beside]
 
     def serve(self, name: Address, messages: list[Any]) -> None:
         """The log, before anything else of this turn leaves."""
+        if name == ROWS:
+            self.rows.serve(messages)
         if name != LOG:
             return
         self.log.append(encode_batch(messages))
         self.logged += len(messages)
         if self.logged >= self.compact_messages:
             self.logged = 0
-            self.log = [encode_batch(list(self.shard.snapshot()))]
+            self.log = [encode_batch(list(self.shard.snapshot(self.rows.file.all_rows())))]
 
     def crash(self) -> None:
         """Be gone, with everything but the log."""
@@ -454,7 +459,7 @@ class SimShard(MachineHost):
     def restart(self) -> None:
         """A new process on the same log; its peers find it a while later."""
         values = {number: table.entries for number, table in self.shard.values.items()}
-        before = values, dict(self.shard.tasks.records)
+        before = values, self.rows.file.records_of(self.shard.tasks)
         self._recover()
         self.alive = True
         self.busy_until_ns = self.kernel.now_ns

@@ -187,7 +187,7 @@ def _machine_of(start: MachineStart, config: Config, before: list[Any]) -> Any:
             )
         case DirectoryStart():
             shard = before[0]
-            return ObjectDirectory(config=config, record_of=shard.tasks.records.get)
+            return ObjectDirectory(config=config, record_of=shard.record_of)
         case MembershipStart():
             return Membership(store=start.store, life=lambda: before[0].life, config=config)
         case GroupsStart():

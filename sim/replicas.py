@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from sim.hosts import MachineHost, placement_stream
 from sim.kernel import MS
 from sim.network import Link
+from sim.rows import SimRows, settle
 from zray.core.beside_shard import machines_beside
 from zray.core.chain import ChainReplica
 from zray.core.chain_master import ChainMaster
 from zray.core.control_shard import ControlShard
-from zray.core.machine import LOG, Address
+from zray.core.flushing_shard import new_shard
+from zray.core.machine import LOG, ROWS, Address
 from zray.protocol.chain import Logged, ReplicaLost, RewriteLog
 from zray.protocol.codec import batch_decoder, encode_batch
 from zray.protocol.messages import ChainEpoch, ChainMember, Refused, Warn
@@ -100,7 +102,7 @@ class SimReplica(RestartingHost):
     def begin(self) -> None:
         """A new life, from the log if there is one."""
         shape = self.cluster.scenario.cluster
-        shard = ControlShard(
+        shard = new_shard(
             cluster_id=b"simulated-clustr", shard=self.number, shard_count=shape.shards,
             config=self.cluster.config,
         )  # fmt: skip
@@ -110,8 +112,10 @@ class SimReplica(RestartingHost):
             shard, me=me, master=MASTER, config=self.cluster.config,
             beside=lambda found: machines_beside(found, self.address, random),
         )  # fmt: skip
+        self.rows = SimRows(self)
         for record in self.log:
             self.replica.restore(_decode_log(record))
+            settle(self.replica.shard, self.rows.file)
         self._rewrite_log()
         self.machines = [self.replica]
 
@@ -119,6 +123,9 @@ class SimReplica(RestartingHost):
         """The log, before anything else of this turn leaves; what a new head has is judged."""
         if name == LOG:
             self._write_log(messages)
+            return
+        if name == ROWS:
+            self.rows.serve(messages)
             return
         for message in messages:
             if isinstance(message, ChainEpoch) and self.replica.is_head:
@@ -136,7 +143,7 @@ class SimReplica(RestartingHost):
 
     def _rewrite_log(self) -> None:
         self.logged = 0
-        self.log = [encode_batch(list(self.replica.snapshot()))]
+        self.log = [encode_batch(list(self.replica.snapshot(self.rows.file.all_rows())))]
 
     def crash(self, *, with_log: bool = False) -> None:
         """Be gone; ``with_log``: the disk, too."""

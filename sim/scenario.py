@@ -53,6 +53,8 @@ class ClusterPart(_Part, frozen=True):
     compact_messages: Count = 500
     heartbeat_ms: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 100
     offload_patience_ms: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)] = 100
+    gcs_memory_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 40)] = 0
+    """For the task rows of each shard; 0: no limit."""
     resources: dict[str, Annotated[float, msgspec.Meta(gt=0.0)]] = {}
     """Of every node, besides its CPUs."""
 
@@ -102,6 +104,7 @@ class FaultsPart(_Part, frozen=True):
     clog: Rate = 0.0
     disk_slow: Rate = 0.0
     spill_failure: Share = 0.0
+    flush_failure: Share = 0.0
     worker_start_failure: Share = 0.0
     worker_start_hang: Share = 0.0
     outage_ms: Count = 50

@@ -50,6 +50,8 @@ GROUP_SEEDS = 1_000_000
 """All seeds from here on draw clusters of several nodes, and programs that use placement groups."""
 SCHEDULER_SEEDS = 1_200_000
 """All seeds from here on draw clusters with several global schedulers, half of them on replicated shards."""
+FLUSHING_SEEDS = 1_100_000
+"""All seeds from here on draw clusters of several nodes on shards that flush, half of them replicated."""
 OFFLOAD_SEEDS = 1_300_000
 """All seeds from here on draw clusters whose nodes give queued tasks to idle ones at once."""
 COPY_SEEDS = 1_500_000
@@ -88,6 +90,8 @@ def scenario_of(seed: int) -> Scenario:
         return _impatient(_clustered(seed, plain))
     if seed >= SCHEDULER_SEEDS:
         return _with_schedulers(seed, _clustered(seed, plain))
+    if seed >= FLUSHING_SEEDS:
+        return _flushing(seed, plain)
     if seed >= GROUP_SEEDS:
         return _grouped(_clustered(seed, plain))
     if seed >= ACTOR_SEEDS:
@@ -252,6 +256,21 @@ def _replicated(plain: Scenario, replicas: int, **rates: float) -> Scenario:
         faults=msgspec.structs.replace(plain.faults, **rates),
         phases=msgspec.structs.replace(plain.phases, faulty_s=max(plain.phases.faulty_s, 0.3)),
     )
+
+
+def _flushing(seed: int, plain: Scenario) -> Scenario:
+    """Clusters whose shards have room for a few rows, on disks that are slow or full at times."""
+    random = stream(seed, "swarm/flushing")
+    drawn = _clustered(seed, plain)
+    if random.random() < 0.5:
+        drawn = _replicated(drawn, **_draw_replicas(seed), **_draw_twins(seed))
+    cluster = msgspec.structs.replace(
+        drawn.cluster, gcs_memory_bytes=random.choice((1, 2_000, 20_000)), shards=min(drawn.cluster.shards, 2)
+    )
+    faults = msgspec.structs.replace(
+        drawn.faults, flush_failure=random.choice((0.0, 0.2, 1.0)), disk_slow=random.choice((0.0, 5.0, 40.0))
+    )
+    return msgspec.structs.replace(drawn, cluster=cluster, faults=faults)
 
 
 def _draw_replicas(seed: int) -> dict[str, Any]:

@@ -115,6 +115,11 @@ class Config(NamedTuple):
     """Entries of one GCS table; the oldest released ones go first."""
     released_records_max: int = 20_000
     """Released task records a shard keeps for people to look at."""
+    gcs_memory_max: int = 0
+    """Bytes of memory for the task rows of a shard that may be needed again; those beyond it go to disk, the
+    oldest first, and are read back when they are needed. 0: all stay, up to ``table_entries_max`` of them."""
+    gcs_flush_bytes_max: int = 0
+    """How large the file of those may become on disk; then rows stay in memory. 0: until the disk is full."""
     storage_timeout_ns: int = 5_000_000_000
     """How long a shard waits for the server that has its log before it ends; it answers nothing meanwhile."""
     log_compact_bytes: int = 64 * MIB

@@ -98,7 +98,7 @@ def _line_of(driver: subprocess.Popen[str], beginning: str) -> str:
 @contextmanager
 def real_cluster(
     *, nodes: int, cpus: int, trace: bool = False, settings: dict[str, str] | None = None,
-    store_bytes: int = STORE_BYTES,
+    store_bytes: int = STORE_BYTES, gcs_log: bool = False,
 ) -> Iterator[RealCluster]:  # fmt: skip
     """A cluster of ``nodes`` nodes on this machine, which is gone afterwards.
 
@@ -106,6 +106,7 @@ def real_cluster(
         trace: whether each node records what it decides.
         settings: ``ZRAY_...`` variables of every process.
         store_bytes: of the object store of each node.
+        gcs_log: whether the control store keeps a log.
     Raises:
         RealRunError: if it does not start.
     """
@@ -116,7 +117,7 @@ def real_cluster(
         endpoint = f"ipc://{folder}/gcs"
         gcs = subprocess.Popen(
             [sys.executable, "-m", "zray.services.gcs", "--listen", endpoint, "--log-level", "WARNING",
-             "--parent-pid", str(os.getpid())],
+             "--parent-pid", str(os.getpid()), *(["--data-dir", f"{folder}/gcs.log"] if gcs_log else [])],
             env=environment,
         )  # fmt: skip
         stack.callback(_end, gcs)

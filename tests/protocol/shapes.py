@@ -22,6 +22,7 @@ from zray.protocol import (
     chain,
     cluster,
     codec,
+    flushing,
     group_messages,
     local_messages,
     messages,
@@ -34,6 +35,7 @@ INT_MIN, INT_MAX = -(2**63), 2**64 - 1
 
 MODULES = (
     base, strategies, user_messages, messages, cluster, actor_messages, group_messages, local_messages, chain,
+    flushing,
 )  # fmt: skip
 """Where messages are defined: those of every cluster, of a process with itself, of logs and chains."""
 

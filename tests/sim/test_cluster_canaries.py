@@ -13,6 +13,8 @@ from zray.core import cluster_side
 from zray.core.admission import TaskAdmission
 from zray.core.away import Away
 from zray.core.cluster_side import ClusterSide
+from zray.core.flushed_keys import FlushedKeys
+from zray.core.flushing_shard import FlushingShard
 from zray.core.guests import Guests
 from zray.core.local_scheduler import LocalScheduler
 from zray.core.node import Node
@@ -24,6 +26,7 @@ from zray.core.sharing import Sharing
 from zray.core.worker_pool import WorkerPool
 from zray.protocol.chain import ShardOpened
 from zray.protocol.cluster import CopiesCounted, Rebuild
+from zray.protocol.flushing import RowsRead
 
 Patch = pytest.MonkeyPatch
 
@@ -63,6 +66,24 @@ def no_self_judgement(monkeypatch: Patch) -> None:
 @pytest.mark.parametrize("scenario", [REFERENCES, *map(load, ("node_deaths", "lost_objects"))])
 def test_without_a_canary_they_pass(scenario: Scenario) -> None:
     assert judged(scenario, seeds=range(4)) == [PASSED] * 4
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_shard_that_forgets_what_it_flushed_is_noticed(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(FlushingShard, "check", lambda self: None)
+    monkeypatch.setattr(FlushedKeys, "__contains__", lambda self, key: False)
+    kind, detail = first_failure(load("flushed"), range(3))
+    assert kind == CORRECTNESS
+    assert "before its lineage is durable" in detail or "I7" in detail
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_a_row_that_is_read_and_never_comes_is_noticed(monkeypatch: Patch) -> None:
+    monkeypatch.setattr(ObjectDirectory, "on_rows_read", lambda self, *_: None)
+    monkeypatch.setitem(ObjectDirectory.HANDLERS, RowsRead, lambda self, *_: None)
+    kind, detail = first_failure(replace(load("flushed"), phases=PhasesPart(0.4, 20.0, 14.0)), range(6))
+    assert kind == LIVENESS
+    assert "did not end in time" in detail
 
 
 @pytest.mark.parametrize("name", ["cluster", "lost_objects"])

@@ -31,6 +31,7 @@ VALUES = (
     "zray.protocol.base", "zray.protocol.messages", "zray.protocol.user_messages", "zray.protocol.strategies",
     "zray.protocol.cluster", "zray.protocol.actor_messages", "zray.protocol.group_messages",
     "zray.protocol.local_messages", "zray.protocol.chain", "zray.protocol.faults", "zray.protocol.documents",
+    "zray.protocol.flushing",
 )  # fmt: skip
 BELOW_RUNTIME = (*FOUNDATION, "zray.protocol", "zray.core", "zray.store", "zray.serialize")
 BELOW_SERVICES = (*BELOW_RUNTIME, "zray.runtime")

@@ -133,6 +133,7 @@ def init(
     labels: Mapping[str, str] | None = None,
     gcs_shards: int | None = None,
     gcs_replicas: int | None = None,
+    gcs_memory_max: int | None = None,
     trace: str | os.PathLike[str] | None = None,
     ignore_reinit_error: bool = False,
     namespace: str | None = None,
@@ -156,6 +157,7 @@ def init(
         labels: of the new node: by them tasks can choose it (``label_selector``).
         gcs_shards: shards of the control store of the new cluster; default 1.
         gcs_replicas: processes of each shard; with 2 or more any one of them may die. Default 1.
+        gcs_memory_max: bytes of memory of each for lineage, the oldest is on disk. Default: no limit.
         trace: a file in which the new node records what it decides, for ``zray sim replay`` and ``whatif``;
             its control store writes ``<trace>.gcs0`` and so on, unless it is replicated.
         ignore_reinit_error: return the present context instead of refusing a second ``init``.
@@ -183,7 +185,7 @@ def init(
         started = {
             "num_cpus": num_cpus, "num_gpus": num_gpus, "resources": resources, "labels": labels,
             "object_store_memory": object_store_memory, "gcs_shards": gcs_shards, "trace": trace,
-            "gcs_replicas": gcs_replicas,
+            "gcs_replicas": gcs_replicas, "gcs_memory_max": gcs_memory_max,
         }  # fmt: skip
         if address == "local":
             return _start_local(started, options)
@@ -326,6 +328,7 @@ def node_options_of(
     gcs_replicas: int | None = None,
     trace: str | os.PathLike[str] | None = None,
     labels: Mapping[str, str] | None = None,
+    gcs_memory_max: int | None = None,
 ) -> dict[str, Any]:
     """Checked here, so that a mistake is a Python error and not a node that does not start."""
     for name, value in (("num_cpus", num_cpus), ("num_gpus", num_gpus)):
@@ -354,6 +357,7 @@ def node_options_of(
         labels_from(labels)
     whole = {
         "object_store_memory": object_store_memory, "gcs_shards": gcs_shards, "gcs_replicas": gcs_replicas,
+        "gcs_memory_max": gcs_memory_max,
     }  # fmt: skip
     for name, value in whole.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -369,6 +373,7 @@ def node_options_of(
         "gcs_shards": gcs_shards or 1,
         "trace": None if trace is None else os.path.abspath(os.fsdecode(trace)),
         "gcs_replicas": gcs_replicas or 1,
+        "gcs_memory_max": gcs_memory_max,
     }
 
 

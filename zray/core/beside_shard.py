@@ -47,7 +47,7 @@ def machines_beside(shard: ControlShard, address: Address, random: Random | None
         random: what a randomised placement policy draws from.
     """
     config = shard.config
-    directory = ObjectDirectory(config=config, record_of=shard.tasks.records.get)
+    directory = ObjectDirectory(config=config, record_of=shard.record_of)
     if not has_scheduler(shard.shard, config):
         return [directory]
     scheduler = GlobalScheduler(

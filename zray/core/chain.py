@@ -26,7 +26,7 @@ from zray.config import Config
 from zray.core.beside_shard import KINDS
 from zray.core.chain_feed import Admission, Downstream, parts_of
 from zray.core.control_shard import ControlShard
-from zray.core.machine import LOG, RUNTIME, Address, Effect, Handler, invariant
+from zray.core.machine import LOG, ROWS, RUNTIME, Address, Effect, Handler, invariant
 from zray.protocol.chain import (
     Admit,
     Admitted,
@@ -42,7 +42,15 @@ from zray.protocol.chain import (
     ShardOpened,
     StatePiece,
 )
-from zray.protocol.messages import PROTOCOL_VERSION, ChainEpoch, ChainMember, NodeHello, Refused
+from zray.protocol.flushing import RowsFlushed, RowsRead
+from zray.protocol.messages import (
+    PROTOCOL_VERSION,
+    ChainEpoch,
+    ChainMember,
+    NodeHello,
+    Refused,
+    TaskRecord,
+)
 
 ASKERS_MAX = 10_000
 """Nodes that a replica without a chain remembers, to tell them once there is one."""
@@ -155,7 +163,7 @@ class ChainReplica:
             for destination, message in machine.out:
                 if destination == LOG:
                     commands.append(Command(message.source, message.message))
-                elif destination == RUNTIME:
+                elif destination in (RUNTIME, ROWS):
                     self.out.append((destination, message))
                 else:
                     words.append((destination, message))
@@ -187,6 +195,10 @@ class ChainReplica:
         if self.epoch:
             self.out.extend((source, self.newest) for source in self.misled)
         self.misled.clear()
+
+    def on_rows(self, now_ns: int, source: Address, message: RowsRead | RowsFlushed) -> None:
+        """The file of flushed rows answers; every replica has one of its own."""
+        self._hand_over(now_ns, source, message)
 
     # --- down the chain --------------------------------------------------------------------------
 
@@ -222,7 +234,7 @@ class ChainReplica:
         """Let the shard do what the head's did; what it would tell anybody is the head's to tell."""
         shard = self.shard
         for command in commands:
-            shard.HANDLERS[type(command.message)](shard, 0, command.source, command.message)
+            shard.replay(command.source, command.message)
         shard.out.clear()
         shard.wake_at_ns = None  # a life that is opened here is announced by the head
 
@@ -288,7 +300,7 @@ class ChainReplica:
         self.newest = message
         self.out.append((RUNTIME, message))
         self._tell_nodes()
-        self.admission = None
+        self._end_admission()
         self.upstream = self.successor = None
         self.pieces_taken = 0
         if self.me in message.members:
@@ -319,6 +331,7 @@ class ChainReplica:
             self.out.append((self.successor.address, Replicate(self.epoch, 0)))
         if place:
             self.held.clear()
+            self.shard.forget_requests()
             self.upstream = members[place - 1].address
             self.owes_ack = True
         elif not was_head:
@@ -337,9 +350,7 @@ class ChainReplica:
 
     def _empty(self) -> None:
         old = self.shard
-        self.shard = ControlShard(
-            cluster_id=old.cluster_id, shard=old.shard, shard_count=old.shard_count, config=old.config
-        )
+        self.shard = old.emptied()
         self.beside = []
         self.has_state = False
         self.have = self.committed = 0
@@ -358,20 +369,26 @@ class ChainReplica:
         self.out.append((RUNTIME, message))
         self._number()  # what this batch changed has no number yet, and the snapshot has it
         self.admission = Admission(
-            message.joiner, self.shard.snapshot(), self.have, self.config.chain_heartbeat_ns
+            message.joiner, self.shard.state_for_joiner(), self.have, self.config.chain_heartbeat_ns
         )
 
     def _feed(self, admission: Admission) -> None:
         """Send pieces while there is room on the way, and afterwards what came since."""
         if len(self.window) >= self.config.chain_window_max and admission.binding_from is None:
             self.out.append((self.master, Admitted(self.epoch, admission.joiner, ok=False)))
-            self.admission = None
+            self._end_admission()
             return
         for number, commands, last in admission.next_pieces():
             piece = StatePiece(self.epoch, number, admission.base, commands, last)
             self.out.append((admission.joiner.address, piece))
+        self.out.extend(self.shard.out)  # what it must read for the next ones
+        self.shard.out.clear()
         if admission.link is not None:
             self._forward(admission.link)
+
+    def _end_admission(self) -> None:
+        self.admission = None
+        self.shard.forget_joiner()
 
     def on_piece_taken(self, now_ns: int, source: Address, message: PieceTaken) -> None:
         """The joiner has that many pieces of its state."""
@@ -483,9 +500,9 @@ class ChainReplica:
         for number in [number for number in self.window if not self.committed < number <= self.have]:
             del self.window[number]
 
-    def snapshot(self) -> Iterator[Logged]:
-        """The messages that :meth:`restore` this replica as it is now."""
-        for command in self.shard.snapshot():
+    def snapshot(self, flushed: Iterable[TaskRecord] = ()) -> Iterator[Logged]:
+        """The messages that :meth:`restore` this replica as it is now; ``flushed`` as the shard wants it."""
+        for command in self.shard.snapshot(flushed):
             yield Logged(command.source, command.message)
         yield Logged(RUNTIME, self._position())
         for sequence, commands in self.window.items():
@@ -526,4 +543,6 @@ ChainReplica.HANDLERS = {
     PieceTaken: ChainReplica.on_piece_taken,
     StatePiece: ChainReplica.on_state_piece,
     Refused: ChainReplica.on_refused,
+    RowsRead: ChainReplica.on_rows,
+    RowsFlushed: ChainReplica.on_rows,
 }

@@ -39,11 +39,14 @@ def parts_of(commands: Iterable[Command]) -> list[tuple[Command, ...]]:
     return list(iterate_parts(iter(commands)))
 
 
-def iterate_parts(commands: Iterator[Command]) -> Iterator[tuple[Command, ...]]:
-    """:func:`parts_of`, one by one."""
+def iterate_parts(commands: Iterator[Command | None]) -> Iterator[tuple[Command, ...]]:
+    """:func:`parts_of`, one by one; an empty one where the next command is not there yet."""
     part: list[Command] = []
     size_bytes = 0
     for command in commands:
+        if command is None:
+            yield ()
+            continue
         part.append(command)
         size_bytes += weight_of(command)
         if size_bytes >= PART_BYTES_MAX:
@@ -111,7 +114,7 @@ class Admission:
 
     Args:
         joiner: that life of it.
-        commands: what rebuilds the tables as they are now.
+        commands: what rebuilds the tables as they are now; ``None``: the next is there after a pump.
         base: the number of the last change in them.
         pause_ns: before something is sent again.
     """
@@ -120,7 +123,9 @@ class Admission:
         "_patience", "_pause_ns", "_pieces", "_unacked", "base", "binding_from", "joiner", "link", "sent",
     )  # fmt: skip
 
-    def __init__(self, joiner: ChainMember, commands: Iterator[Command], base: int, pause_ns: int) -> None:
+    def __init__(
+        self, joiner: ChainMember, commands: Iterator[Command | None], base: int, pause_ns: int
+    ) -> None:
         self.joiner = joiner
         self.base = base
         self.sent = 0  # pieces
@@ -138,7 +143,7 @@ class Admission:
             yield self._unacked[self.sent - 1]
         while len(self._unacked) < PIECES_ON_THE_WAY:
             piece = next(self._pieces, None)
-            if piece is None:
+            if piece is None:  # that was the last one, or the next is not there yet
                 return
             self._unacked.append(piece)
             self.sent += 1
@@ -171,10 +176,16 @@ class Admission:
         return self.link is not None and have - self.link.have <= CLOSE
 
 
-def _numbered(parts: Iterator[tuple[Command, ...]]) -> Iterator[Piece]:
-    """Each part with its number, and whether another one follows."""
-    number, current = 0, next(parts, ())
+def _numbered(parts: Iterator[tuple[Command, ...]]) -> Iterator[Piece | None]:
+    """Each part with its number, and whether another one follows; ``None`` for one that is not there yet."""
+    number = 0
+    current: tuple[Command, ...] = ()
     for following in parts:
-        yield number, current, False
-        number, current = number + 1, following
+        if not following:
+            yield None
+        elif current:
+            yield number, current, False
+            number, current = number + 1, following
+        else:
+            current = following
     yield number, current, True

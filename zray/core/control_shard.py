@@ -12,9 +12,9 @@ Durable are the tables and what each peer was told is recorded. Subscriptions be
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from zray.config import Config
 from zray.core.machine import LOG, RUNTIME, Address, Effect, Handler, invariant
@@ -23,6 +23,7 @@ from zray.core.tables import (
     UNCHANGED,
     Entry,
     EventTable,
+    Flushed,
     TaskTable,
     ValueTable,
     unreleased_copies,
@@ -288,8 +289,12 @@ class ControlShard:
     def on_scan(self, now_ns: int, source: Address, message: TableScan) -> None:
         """Read a page of a table in key order."""
         table = self.tables.get(message.table)
-        entries, more = ((), False) if table is None else _bounded_page(table, message.after, message.limit)
+        entries, more = ((), False) if table is None else bounded_page(table, message.after, message.limit)
         self.out.append((source, TablePage(message.token, entries, more)))
+
+    def record_of(self, task_id: bytes) -> TaskRecord | Flushed | None:
+        """The lineage of a task, for what lives beside the shard."""
+        return self.tasks.records.get(task_id)
 
     def _value(self, number: int, key: bytes) -> bytes | None:
         table = self.tables.get(number)
@@ -396,20 +401,46 @@ class ControlShard:
         for address, *numbers in message.peers:
             self.peers[address] = _Peer(*numbers)
 
-    def snapshot(self) -> Iterator[Command]:
+    def replay(self, source: Address, message: Any) -> None:
+        """Do what a log or a predecessor tells. Whoever calls it drops the effects."""
+        self.HANDLERS[type(message)](self, 0, source, message)
+
+    def emptied(self) -> ControlShard:
+        """A new shard in the place of this one, with nothing in it."""
+        return ControlShard(
+            cluster_id=self.cluster_id, shard=self.shard, shard_count=self.shard_count, config=self.config
+        )
+
+    def snapshot(self, flushed: Iterable[TaskRecord] = ()) -> Iterator[Command]:
         """The messages that rebuild the durable state of this shard as it is now in a new one.
 
         References to what is in the tables are copied at once, messages are made one by one: the shard may
         change before the last one is asked for. Cost at the call: about 10 ms for a million entries.
+
+        Args:
+            flushed: the rows in the file of a shard that flushes; this one has none.
         """
+        return self._snapshot_of(list(self.tasks.records.values()))
+
+    def state_for_joiner(self) -> Iterator[Command | None]:
+        """The same for a replica that joins; ``None``: the next one is not there yet, ask after a pump."""
+        return self.snapshot()
+
+    def forget_joiner(self) -> None:
+        """Nobody asks for the rest of :meth:`state_for_joiner`."""
+
+    def forget_requests(self) -> None:
+        """Clients are served elsewhere: what they asked for and did not get is void."""
+
+    def _snapshot_of(self, records: Iterable[TaskRecord]) -> Iterator[Command]:
         tables = [(number, list(table.entries.items())) for number, table in self.values.items()]
         released, events = tuple(self.tasks.released), tuple(self.events.events)
-        return self._messages(self._head(), list(self.tasks.records.values()), released, tables, events)
+        return self._messages(self._head(), records, released, tables, events)
 
     @staticmethod
     def _messages(
         head: ShardState,
-        records: list[TaskRecord],
+        records: Iterable[TaskRecord],
         released: tuple[bytes, ...],
         tables: list[tuple[int, list[Entry]]],
         events: tuple[bytes, ...],
@@ -466,7 +497,7 @@ class ControlShard:
     }
 
 
-def _bounded_page(
+def bounded_page(
     table: ValueTable | TaskTable | EventTable, after: bytes, limit: int
 ) -> tuple[tuple[Entry, ...], bool]:
     """Entries above ``after`` until ``limit`` or ``PAGE_BYTES_MAX`` is reached; whether it was the latter."""

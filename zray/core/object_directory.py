@@ -17,6 +17,7 @@ from typing import ClassVar
 from zray.config import Config
 from zray.core.checks import speaks_for_itself
 from zray.core.machine import Address, Effect, Handler, invariant
+from zray.core.tables import Flushed
 from zray.ids import is_put, producer_of, short
 from zray.protocol import faults
 from zray.protocol.chain import ShardOpened
@@ -40,6 +41,7 @@ from zray.protocol.cluster import (
     ShareUpdate,
     ShareUpdates,
 )
+from zray.protocol.flushing import RowsRead
 from zray.protocol.messages import AT_NODE, ERROR, FAULT, INLINE, TaskRecord, Value
 
 DEAD_NODES_MAX = 10_000
@@ -118,14 +120,14 @@ class ObjectDirectory:
 
     Args:
         config: bounds, and how long an object may be wanted before anybody announces it.
-        record_of: the lineage of a task, from the task table of the same shard.
+        record_of: the lineage of a task, from the task table of the same shard; or that it comes later.
     """
 
     def __init__(
         self,
         *,
         config: Config,
-        record_of: Callable[[bytes], TaskRecord | None],
+        record_of: Callable[[bytes], TaskRecord | Flushed | None],
     ) -> None:
         self.out: list[Effect] = []
         self.config = config
@@ -139,6 +141,8 @@ class ObjectDirectory:
         self.silent: dict[Address, None] = {}  # the living that did not restate: nothing is decided yet
         self.touched: dict[bytes, SharedRow] = {}
         self.orphans: dict[bytes, int] = {}  # wanted, and nobody has or makes it -> when it is lost
+        self.reading: dict[bytes, dict[bytes, None]] = {}  # task whose row is read -> its lost objects
+        self.rows_read: dict[bytes, TaskRecord] = {}  # in this batch
         self.rebuilding: dict[bytes, tuple[Address, int]] = {}  # task -> who runs it again, which attempt
         self.scarce: dict[bytes, None] = {}  # objects of which more copies are wanted than there are nodes
 
@@ -297,6 +301,7 @@ class ObjectDirectory:
                     self._keep_copies(row)
             elif object_id not in self.orphans:
                 self._orphaned(now_ns, row)
+        self.rows_read.clear()
 
     def _tell_waiters(self, row: SharedRow) -> None:
         assert row.value is not None
@@ -360,7 +365,10 @@ class ObjectDirectory:
             self._free(row)
             return
         task_id = producer_of(row.object_id)
-        record = self.record_of(task_id)
+        record = self._record_of(task_id)
+        if isinstance(record, Flushed):  # decided when it is here, if that is still the question
+            self.reading.setdefault(task_id, {})[row.object_id] = None
+            return
         reason = _why_not(row, record)
         willing = [node for node in row.holders if node not in row.refused]
         if not willing:
@@ -378,6 +386,18 @@ class ObjectDirectory:
         row.makers[node] = None
         row.idle.pop(node, None)
         self.out.append((node, Rebuild(row.object_id, attempt, record)))
+
+    def _record_of(self, task_id: bytes) -> TaskRecord | Flushed | None:
+        record = self.record_of(task_id)
+        return self.rows_read.get(task_id, record) if isinstance(record, Flushed) else record
+
+    def on_rows_read(self, now_ns: int, source: Address, message: RowsRead) -> None:
+        """Rows that the shard had flushed are here."""
+        for record in message.rows:
+            lost = self.reading.pop(record.task_id, None)
+            if lost is not None:
+                self.rows_read[record.task_id] = record
+                self.touched.update((id_, self.rows[id_]) for id_ in lost if id_ in self.rows)
 
     def _tell_everybody(self, row: SharedRow) -> None:
         assert row.value is not None
@@ -405,6 +425,7 @@ class ObjectDirectory:
         ShareUpdates: on_share_updates,
         Members: on_members,
         ShardOpened: on_shard_opened,
+        RowsRead: on_rows_read,
     }
 
 

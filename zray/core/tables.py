@@ -23,6 +23,13 @@ Entry = tuple[bytes, bytes]
 
 """A message -> the bytes it has as the value of a key."""
 
+
+class Flushed:
+    """In the place of a row: it is on disk, and comes with the next ``RowsRead``."""
+
+
+FLUSHED = Flushed()
+
 # Outcomes of TaskTable.record.
 UNCHANGED = 0
 STORED = 1
@@ -101,6 +108,11 @@ class TaskTable:
         self.entries_max, self.released_max = entries_max, released_max
         self.truncated = 0
         self._pages = _OrderedPages()
+
+    @property
+    def count(self) -> int:
+        """Rows that are known, wherever they are."""
+        return len(self.records)
 
     def get(self, key: bytes) -> bytes | None:
         record = self.records.get(key)

@@ -34,6 +34,8 @@ class NodeOptions(msgspec.Struct, forbid_unknown_fields=True):
     """Processes of each shard that the node starts itself."""
     global_schedulers: int | None = None
     """How many of these shards have a global scheduler beside them; ``None``: as ``Config`` says."""
+    gcs_memory_max: int | None = None
+    """Bytes of memory for the task rows of each of them; ``None``: as configured."""
     listen: str = ""
     """``tcp://HOST:PORT`` where other nodes reach it, and at the next port; empty: only on this machine."""
     gcs_listen: str = ""

@@ -13,13 +13,13 @@ import os
 import socket
 import time
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zray.config import Config
 from zray.core.beside_shard import machines_beside
 from zray.core.chain import ChainReplica
 from zray.core.chain_master import ChainMaster
-from zray.core.machine import LOG, RUNTIME, Address
+from zray.core.machine import LOG, ROWS, RUNTIME, Address
 from zray.protocol.chain import Admit, ReplicaHello, ReplicaLost, ToMaster, ToReplica
 from zray.protocol.cluster import ToDirectory, ToScheduler
 from zray.protocol.codec import batch_decoder
@@ -29,7 +29,10 @@ from zray.runtime.endpoints import CHAIN_MASTER, replica_address
 from zray.runtime.loop import Loop
 from zray.runtime.processes import watch_pid
 from zray.runtime.transport import Transport
-from zray.services import gcs
+from zray.services import gcs, rows
+
+if TYPE_CHECKING:
+    from zray.runtime.row_file import RowFile
 
 log = logging.getLogger("zray.gcs")
 
@@ -62,9 +65,12 @@ class ReplicaProcess:
             beside=lambda shard: machines_beside(shard, self.address, random),
             host=socket.gethostname(), pid=os.getpid(),
         )  # fmt: skip
-        journal = _open_log(options, config, self.replica, stack)
+        row_file = gcs.open_rows(options, config, stack)
+        journal = _open_log(options, config, self.replica, row_file, stack)
         services = {LOG: journal or gcs.forget, RUNTIME: self._note}
         self.loop = Loop([self.replica], self.transport, services)
+        if row_file is not None:
+            self.loop.services[ROWS] = rows.service_of(row_file, self.loop)
         if self.transport.links is not None:
             gcs.watch_links(self.transport.links, self.loop)
         self.loop.services[self.address] = lambda messages: self.loop.post_all(self.address, messages)
@@ -94,8 +100,9 @@ class ReplicaProcess:
 
 
 def _open_log(
-    options: gcs.GcsOptions, config: Config, replica: ChainReplica, stack: contextlib.ExitStack
-) -> gcs.Journal | None:
+    options: gcs.GcsOptions, config: Config, replica: ChainReplica, row_file: RowFile | None,
+    stack: contextlib.ExitStack,
+) -> gcs.Journal | None:  # fmt: skip
     """Make the replica what its log says, and begin a new one from there."""
     record_log = gcs.open_log(options, config, stack)
     if record_log is None:
@@ -106,7 +113,8 @@ def _open_log(
             gcs.check_owner(record_log, options, logged)
             is_first = False
         replica.restore(logged)
-    journal = gcs.Journal(record_log, replica)
+        rows.settle(replica.shard, row_file)
+    journal = gcs.Journal(record_log, replica, row_file)
     journal.compact()
     return journal
 

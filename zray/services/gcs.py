@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,9 +22,10 @@ import msgspec
 import zmq
 
 from zray.config import Config
+from zray.core import flushing_shard
 from zray.core.beside_shard import has_scheduler, machines_beside
 from zray.core.control_shard import ControlShard
-from zray.core.machine import LOG, RUNTIME, Address, pump
+from zray.core.machine import LOG, ROWS, RUNTIME, Address
 from zray.core.placement import configured, placement_of
 from zray.errors import ZrayError
 from zray.ids import ID_BYTES, random_id
@@ -37,9 +38,12 @@ from zray.runtime.link_watch import LinkWatch
 from zray.runtime.loop import Loop
 from zray.runtime.record_log import LogCorruptError, LogUnavailableError, RecordLog
 from zray.runtime.transport import Decoder, Transport
+from zray.services import rows
 
 if TYPE_CHECKING:  # a shard that is not replicated or recorded need not load them
     from zray.core.chain import ChainReplica
+    from zray.protocol.messages import TaskRecord
+    from zray.runtime.row_file import RowFile
     from zray.runtime.trace import Recorder
 
 log = logging.getLogger("zray.gcs")
@@ -59,6 +63,10 @@ class GcsOptions(NamedTuple):
     shard_count: int = 1
     data_dir: str | None = None
     """Where the log is."""
+    memory_max: int | None = None
+    """Bytes of memory for task rows; ``None``: as configured."""
+    flush_dir: str | None = None
+    """Where the file of flushed rows is; ``None``: beside the log, or where temporary files are."""
     storage: str | None = None
     """URL of a Redis or Valkey server that has the log instead; neither: nothing survives the process."""
     cluster_id: bytes | None = None
@@ -85,9 +93,12 @@ class GcsOptions(NamedTuple):
 class Journal:
     """The service behind ``LOG``: one record per turn, and a compaction when the log has grown."""
 
-    def __init__(self, record_log: RecordLog, machine: ControlShard | ChainReplica) -> None:
+    def __init__(
+        self, record_log: RecordLog, machine: ControlShard | ChainReplica, row_file: RowFile | None
+    ) -> None:
         self._log = record_log
         self._machine = machine
+        self._row_file = row_file
 
     def __call__(self, commands: list[Logged | RewriteLog]) -> None:
         """Write what one turn changed.
@@ -112,19 +123,24 @@ class Journal:
     def compact(self) -> None:
         """Write the state of the shard in the place of its history."""
         started_ns = time.monotonic_ns()
-        if self._log.compact(snapshot_records(self._machine)):
+        if self._log.compact(snapshot_records(self._machine, self._row_file)):
             log.info("the compaction took %.1f ms", (time.monotonic_ns() - started_ns) / 1e6)
 
 
-def snapshot_records(machine: ControlShard | ChainReplica) -> Iterator[bytes]:
+def snapshot_records(
+    machine: ControlShard | ChainReplica, row_file: RowFile | None = None
+) -> Iterator[bytes]:
     """The records of a new log that rebuilds ``machine``; its ``ShardState`` comes first."""
-    messages: Iterator[Command | Logged] = machine.snapshot()
+    flushed: Iterable[TaskRecord] = () if row_file is None else row_file.all_rows()
+    messages: Iterator[Command | Logged] = machine.snapshot(flushed)
     while batch := list(islice(messages, SNAPSHOT_RECORD_MESSAGES)):
         yield encode_batch(batch)
 
 
-def recover(record_log: RecordLog, options: GcsOptions, config: Config) -> ControlShard:
-    """The shard that a log describes; a new one if the log is empty.
+def recover(
+    record_log: RecordLog, options: GcsOptions, config: Config, row_file: RowFile | None = None
+) -> ControlShard:
+    """The shard that a log describes; a new one if the log is empty. Rows beyond its memory are flushed.
 
     Raises:
         LogUnavailableError: if the log belongs to another shard or cluster.
@@ -140,8 +156,9 @@ def recover(record_log: RecordLog, options: GcsOptions, config: Config) -> Contr
             raise LogUnavailableError(
                 record_log.path, "this is the log of a replica; start it with --replica"
             )
-        pump(machine, [(command.source, command.message) for command in batch], 0)
-        machine.out.clear()
+        for command in batch:
+            machine.replay(command.source, command.message)
+        rows.settle(machine, row_file)
         commands += len(batch)
     if machine is None:
         machine = new_shard(options, config)
@@ -150,7 +167,7 @@ def recover(record_log: RecordLog, options: GcsOptions, config: Config) -> Contr
     else:
         log.info(
             "recovered %d records (%d messages, %d bytes) from %s",
-            len(machine.tasks.records) + sum(len(table.entries) for table in machine.values.values()),
+            machine.tasks.count + sum(len(table.entries) for table in machine.values.values()),
             commands, record_log.size_bytes, record_log.path,
         )  # fmt: skip
     return machine
@@ -159,7 +176,7 @@ def recover(record_log: RecordLog, options: GcsOptions, config: Config) -> Contr
 def new_shard(options: GcsOptions, config: Config) -> ControlShard:
     """An empty shard."""
     cluster_id = options.cluster_id or random_id()
-    return ControlShard(
+    return flushing_shard.new_shard(
         cluster_id=cluster_id, shard=options.shard, shard_count=options.shard_count, config=config
     )
 
@@ -210,6 +227,8 @@ def serve(options: GcsOptions) -> int:
         config = configured(Config.from_environment())
         if options.global_schedulers is not None:
             config = config._replace(global_schedulers=options.global_schedulers)
+        if options.memory_max is not None:
+            config = config._replace(gcs_memory_max=options.memory_max)
         with contextlib.ExitStack() as stack:
             _serve(options, config, stack)
     except (ZrayError, zmq.ZMQError, OSError, ValueError) as error:
@@ -238,16 +257,22 @@ def _serve(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> 
 def _open(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> Loop:
     """A shard that is not replicated, with its log read."""
     journal: Journal | None = None
+    if options.trace is not None and config.gcs_memory_max:
+        log.warning("a shard whose decisions are recorded keeps all task rows in memory")
+        config = config._replace(gcs_memory_max=0)
     record_log = open_log(options, config, stack)
+    row_file = open_rows(options, config, stack)
     if record_log is None:
         machine = new_shard(options, config)
     else:
-        machine = recover(record_log, options, config)
-        journal = Journal(record_log, machine)
+        machine = recover(record_log, options, config, row_file)
+        journal = Journal(record_log, machine, row_file)
         if record_log.wants_compaction:
             journal.compact()
     recorder = _recorder(options, config, machine, stack) if options.trace is not None else None
     loop = _listen(options, config, machine, journal, stack, recorder)
+    if row_file is not None:
+        loop.services[ROWS] = rows.service_of(row_file, loop)
     if journal is not None:
         loop.post(RUNTIME, ShardOpened())
     return loop
@@ -273,6 +298,22 @@ def open_log(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -
         return None
     stack.callback(opened.close)
     return opened
+
+
+def open_rows(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> RowFile | None:
+    """The file of flushed rows, if there is a limit of memory. ``stack`` closes it.
+
+    Raises:
+        RowFileError: if there can be none.
+        ValueError: if the shard has no log to find its rows in again.
+    """
+    if not config.gcs_memory_max:
+        return None
+    if options.storage is None and options.data_dir is None:
+        raise ValueError(rows.NO_LOG)
+    row_file = rows.open_file(options.flush_dir or options.data_dir or "", config)
+    stack.callback(row_file.close)
+    return row_file
 
 
 def _listen(
@@ -459,6 +500,12 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _bytes(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes")
+    return int(text)
+
+
 def _id_in_hex(text: str) -> bytes:
     with contextlib.suppress(ValueError):
         an_id = bytes.fromhex(text)
@@ -510,6 +557,15 @@ def _parser() -> argparse.ArgumentParser:
         help="keep it in a Redis or Valkey server: redis://HOST:PORT/N (default: $ZRAY_STORAGE)",
     )  # fmt: skip
     add(
+        "--memory-max", type=_bytes, metavar="BYTES",
+        help="of task rows in memory, the others are on disk (default: $ZRAY_GCS_MEMORY_MAX, or no limit)",
+    )  # fmt: skip
+    add(
+        "--flush-dir",
+        metavar="DIR",
+        help="where they go (default: DIR of the log, or that of temporary files)",
+    )
+    add(
         "--cluster-id",
         type=_id_in_hex,
         metavar="HEX",
@@ -554,6 +610,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             shard=shard,
             shard_count=shard_count,
             data_dir=arguments.data_dir,
+            memory_max=arguments.memory_max,
+            flush_dir=arguments.flush_dir,
             storage=arguments.storage or (None if arguments.data_dir else os.environ.get("ZRAY_STORAGE")),
             cluster_id=arguments.cluster_id,
             sync=arguments.sync == "group",

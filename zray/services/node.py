@@ -132,7 +132,7 @@ class NodeProcess:
         else:
             self.local_shards = LocalShards(
                 session, options.gcs_shards, options.gcs_replicas, options.log_level, options.trace,
-                options.gcs_listen, options.global_schedulers,
+                options.gcs_listen, options.global_schedulers, options.gcs_memory_max,
             )  # fmt: skip
             self.shards = self.local_shards.endpoints
             stack.callback(self.local_shards.close, config.shutdown_timeout_ns / 1e9)

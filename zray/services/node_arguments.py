@@ -43,6 +43,11 @@ def add_node_arguments(parser: argparse.ArgumentParser) -> None:
         "go on with another (default: $ZRAY_GLOBAL_SCHEDULERS, or 2, and at most one for each shard)",
     )  # fmt: skip
     add(
+        "--gcs-memory-max", type=_positive, metavar="BYTES",
+        help="of task rows that a shard keeps in memory, the others are on disk "
+        "(default: $ZRAY_GCS_MEMORY_MAX, or no limit)",
+    )  # fmt: skip
+    add(
         "--trace", type=os.path.abspath, metavar="FILE",
         help="record what the node decides, for zray sim replay and whatif; its shards write FILE.gcs0 ...",
     )  # fmt: skip
@@ -143,6 +148,7 @@ def options_of(
         gcs_shards=given.gcs_shards,
         gcs_replicas=given.gcs_replicas,
         global_schedulers=given.global_schedulers,
+        gcs_memory_max=given.gcs_memory_max,
         gcs=tuple(given.gcs or ()),
         detached=detached,
         log_level=log_level,

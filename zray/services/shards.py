@@ -60,12 +60,13 @@ class LocalShards:
         log_level: of processes that are started later; a forked one has the node's.
         listen: where the first process listens, the others at the next ports; empty: in the session.
         global_schedulers: how many of the first shards have one beside them; ``None``: as ``Config`` says.
+        memory_max: bytes of memory for the task rows of each shard.
         trace: the file of the node; each life of a shard that is not replicated has one beside it.
     """
 
     def __init__(
         self, session: Session, count: int, replicas: int, log_level: str, trace: str | None = None,
-        listen: str = "", global_schedulers: int | None = None,
+        listen: str = "", global_schedulers: int | None = None, memory_max: int | None = None,
     ) -> None:  # fmt: skip
         self._session = session
         self._public = [each.split(",") for each in ports_from(listen, count, replicas)] if listen else []
@@ -78,6 +79,8 @@ class LocalShards:
         ]  # fmt: skip
         if global_schedulers is not None:
             self._common += ["--global-schedulers", str(global_schedulers)]
+        if memory_max is not None:
+            self._common += ["--memory-max", str(memory_max)]
         self._loop: Loop | None = None
         if replicas == 1:
             self._shards = [self._single(number) for number in range(count)]
