@@ -78,7 +78,7 @@ class Process(ABC):
         self.address = address
         self.host = node
         self.node = node.address
-        self.machine = ClientMachine(node=self.node, config=self.config)
+        self.machine: ClientMachine = ClientMachine(node=self.node, config=self.config)
         self.out, self.objects, self.calls = self.machine.out, self.machine.objects, self.machine.calls
         self.handlers = bound_handlers(self.machine)
         self.handlers.update(

@@ -147,6 +147,16 @@ def test_who_was_told_that_a_life_is_over_watches_anew(views: ActorViews, out: O
     assert views.life_for(ANN, ACTOR) == (HOST, 1)
 
 
+def test_who_was_told_of_no_life_yet_goes_on_watching(views: ActorViews, out: Outbox, mail: Mail) -> None:
+    """Caller and node must agree on who watches anew: a caller does so if the former word was of a life."""
+    found(views, out, mail, ANN)
+    views.on_actor_at(HOME, ActorAt(ACTOR, ACTOR_RESTARTING, 1, cause=CAUSE))
+    views.on_actor_at(HOME, ActorAt(ACTOR, ACTOR_RESTARTING, 2, cause=CAUSE))  # that life ended before it began
+    views.on_actor_at(HOME, alive(2))
+    assert [state.state for _, state in out.take()] == [ACTOR_RESTARTING, ACTOR_RESTARTING, ACTOR_ALIVE]
+    assert views.life_for(ANN, ACTOR) == (HOST, 2)
+
+
 def test_a_life_on_this_node_is_called_directly(views: ActorViews, out: Outbox, mail: Mail) -> None:
     found(views, out, mail, ANN)
     mail.here = ActorState(ACTOR, ACTOR_ALIVE, b"worker+", "ipc://w")

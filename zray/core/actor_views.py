@@ -54,7 +54,7 @@ class ActorView:
         self.row: ActorRow | None = None  # found, and its home is not known to be alive
         self.at = ActorAt(actor_id, ACTOR_PENDING)
         self.told: Address = b""  # the socket that watchers know, if it lives here
-        self.watchers: dict[Address, None] = {}
+        self.watchers: dict[Address, bool] = {}  # -> whether it was told of a life that it calls by relay
         self.unsaid: list[Any] = []  # posts for the home
         self.look_at_ns = look_at_ns  # when to ask again; while the home is not known
 
@@ -104,7 +104,7 @@ class ActorViews:
     def watch(self, client: Address, actor_id: bytes) -> None:
         """Tell ``client`` where an actor is, now and at every change."""
         view = self._view(actor_id)
-        view.watchers[client] = None
+        view.watchers[client] = False
         self._tell(view, client)
 
     def kill(self, message: KillActor) -> None:
@@ -227,10 +227,12 @@ class ActorViews:
         if message.state != ACTOR_ALIVE or message.life != view.at.life:
             self.on_over(view.actor_id)
         view.at = message
-        for client in list(view.watchers):
+        before = dict(view.watchers)
+        for client in before:
             self._tell(view, client)
         if message.state == ACTOR_RESTARTING and not view.told:
-            view.watchers.clear()  # they watch anew
+            # Who was told of the life watches anew; the others still wait for the first word of one.
+            view.watchers = {client: False for client, was_told in before.items() if not was_told}
         if message.state != ACTOR_ALIVE:
             view.told = b""
 
@@ -245,6 +247,7 @@ class ActorViews:
             view.told, state = here.address, here
         elif at.state == ACTOR_PENDING:
             state = ActorState(view.actor_id, ACTOR_PENDING)
+        view.watchers[client] = state.state == ACTOR_ALIVE
         self.out.append((client, state))
 
     def _lost(self, view: ActorView, reason: str) -> None:
