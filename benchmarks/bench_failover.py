@@ -19,12 +19,12 @@ from typing import Any
 
 from zray.config import Config
 from zray.ids import random_id
+from zray.protocol.cluster import FromScheduler
 from zray.protocol.codec import batch_decoder
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
     TABLE_KV,
     ChainEpoch,
-    FromGlobal,
     FromShard,
     NodeHello,
     TablePage,
@@ -98,7 +98,7 @@ class Client:
 
     def __init__(self, endpoints: list[str], config: Config | None = None) -> None:
         self.addresses = [replica_address(0, replica) for replica in range(len(endpoints))]
-        self.transport = Transport(random_id(), batch_decoder(FromShard | FromGlobal), config or Config())
+        self.transport = Transport(random_id(), batch_decoder(FromShard | FromScheduler), config or Config())
         for address, endpoint in zip(self.addresses, endpoints, strict=True):
             self.transport.connect(address, endpoint, may_drop=True)
         self.epoch: ChainEpoch | None = None

@@ -21,13 +21,12 @@ import psutil
 
 from zray.config import Config
 from zray.ids import return_ids, task_id
-from zray.protocol.cluster import Members
+from zray.protocol.cluster import FromScheduler, Members
 from zray.protocol.codec import batch_decoder
 from zray.protocol.documents import encode_value
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
     TABLE_TASK,
-    FromGlobal,
     FromShard,
     NodeHello,
     Recorded,
@@ -53,7 +52,7 @@ class Feeder:
 
     def __init__(self, endpoint: str) -> None:
         self.shard = shard_address(0)
-        self.transport = Transport(NODE_ID, batch_decoder(FromShard | FromGlobal | Members), Config())
+        self.transport = Transport(NODE_ID, batch_decoder(FromShard | FromScheduler | Members), Config())
         self.transport.connect(self.shard, endpoint)
         self.inbox: deque[Any] = deque()
         self.waits: deque[int] = deque()

@@ -151,7 +151,7 @@ def test_who_was_told_of_no_life_yet_goes_on_watching(views: ActorViews, out: Ou
     """Caller and node must agree on who watches anew: a caller does so if the former word was of a life."""
     found(views, out, mail, ANN)
     views.on_actor_at(HOME, ActorAt(ACTOR, ACTOR_RESTARTING, 1, cause=CAUSE))
-    views.on_actor_at(HOME, ActorAt(ACTOR, ACTOR_RESTARTING, 2, cause=CAUSE))  # that life ended before it began
+    views.on_actor_at(HOME, ActorAt(ACTOR, ACTOR_RESTARTING, 2, cause=CAUSE))  # that one never began
     views.on_actor_at(HOME, alive(2))
     assert [state.state for _, state in out.take()] == [ACTOR_RESTARTING, ACTOR_RESTARTING, ACTOR_ALIVE]
     assert views.life_for(ANN, ACTOR) == (HOST, 2)

@@ -17,13 +17,12 @@ import zmq
 
 from zray.config import Config
 from zray.ids import task_id
-from zray.protocol.cluster import Members
+from zray.protocol.cluster import FromScheduler, Members
 from zray.protocol.codec import batch_decoder
 from zray.protocol.messages import (
     PROTOCOL_VERSION,
     TABLE_KV,
     TABLE_TASK,
-    FromGlobal,
     FromShard,
     NodeHello,
     Recorded,
@@ -47,7 +46,7 @@ pytestmark = pytest.mark.slow
 PATIENCE_S = 20.0
 NODE_ID = b"n" * 16
 
-_decode_all = batch_decoder(FromShard | FromGlobal | Members)
+_decode_all = batch_decoder(FromShard | FromScheduler | Members)
 
 
 def decode(frame: bytes) -> list[Any]:

@@ -18,6 +18,7 @@ from tests.nonsense import invented, types_of
 from tests.support import eventually
 from zray.config import Config
 from zray.protocol import messages as m
+from zray.protocol.cluster import FromScheduler
 from zray.protocol.codec import batch_decoder
 from zray.runtime.transport import Transport
 
@@ -244,7 +245,7 @@ def test_well_formed_nonsense_to_the_node(cluster: Cluster, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_well_formed_nonsense_to_a_shard(cluster: Cluster, seed: int) -> None:
     dice = random.Random(seed)
-    peer = Peer(cluster.shard(), m.FromShard | m.FromGlobal)
+    peer = Peer(cluster.shard(), m.FromShard | FromScheduler)
     for _ in range(1500):
         peer.send(invented(dice, dice.choice(types_of(m.ToGcs))))
         peer.transport.receive(10)

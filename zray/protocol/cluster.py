@@ -7,7 +7,16 @@ The rules are those of ``messages.py``. Words: a task is *away* at the node wher
 from __future__ import annotations
 
 from zray.protocol.base import Message
-from zray.protocol.messages import Demand, JobContext, Refused, Submit, TaskRecord, ToGlobal, Value
+from zray.protocol.messages import (
+    Demand,
+    FromGlobal,
+    JobContext,
+    Refused,
+    Submit,
+    TaskRecord,
+    ToGlobal,
+    Value,
+)
 from zray.protocol.strategies import Labels
 
 # What a node tells the shard of a shared object (ShareUpdate.kind).
@@ -393,9 +402,8 @@ OfHost = (
     | LogRead
 )
 
-ToClusterNode = (
-    FromDirectory | FromPeer | Offload | Members | JobContext | NodeList | Probe | SchedulerHere
-)  # fmt: skip
+FromScheduler = FromGlobal | Offload | SchedulerHere
+ToClusterNode = FromDirectory | FromPeer | FromScheduler | Members | JobContext | NodeList | Probe
 ToDirectory = ShareUpdates | Members | ListNodes
 ToScheduler = ToGlobal | AskScheduler
 OnDataLink = Chunk | PullFailed

@@ -14,12 +14,12 @@ from zray.core.machine import Address
 from zray.core.membership import GRAVES
 from zray.errors import ClusterUnavailableError
 from zray.ids import random_id
+from zray.protocol.cluster import FromScheduler
 from zray.protocol.codec import batch_decoder
 from zray.protocol.messages import (
     TABLE_KV,
     TABLE_NODE,
     ChainEpoch,
-    FromGlobal,
     FromShard,
     NodeHello,
     TableGet,
@@ -133,7 +133,7 @@ def members_of_chain(shard: int, endpoints: str, config: Config) -> list[int]:
 @contextlib.contextmanager
 def _asking(shard: int, endpoints: str, config: Config) -> Iterator[Transport]:
     """A transport with links to all replicas of a shard."""
-    transport = Transport(random_id(), batch_decoder(FromShard | FromGlobal), config)
+    transport = Transport(random_id(), batch_decoder(FromShard | FromScheduler), config)
     try:
         for number, endpoint in enumerate(endpoints.split(",")):
             transport.connect(replica_address(shard, number), endpoint)
