@@ -6,8 +6,9 @@ from tests.core.test_admission import OTHER, PEER
 from tests.core.test_local_scheduler import DRIVER_ADDRESS
 from tests.core.test_offloading import GUEST, QuietBench, away, bench, host_one, through_the_gate
 from zray.core.cancellation import cancelled_value
-from zray.protocol.cluster import Ended, Taken
-from zray.protocol.messages import ObjectReady
+from zray.ids import first_return_id
+from zray.protocol.cluster import HOME, WANT, Ended, ShareUpdate, Taken
+from zray.protocol.messages import AT_NODE, ObjectReady, Value
 from zray.protocol.user_messages import Cancel
 
 __all__ = ["bench"]  # the fixture
@@ -34,3 +35,17 @@ def test_the_host_ends_a_guest_that_is_queued_for_its_origin_only(bench: QuietBe
     assert (host, ended.failed, ended.values) == (PEER, True, (cancelled_value(GUEST.task_id),))
     bench.say(PEER, Cancel(GUEST.task_id), Taken(GUEST.task_id, 2), Cancel(GUEST.task_id))
     assert GUEST.task_id not in bench.node.scheduler.guests
+
+
+def test_a_result_that_died_with_its_host_is_said_not_to_be_made_here(bench: QuietBench) -> None:
+    """The directory may not have heard of it from the host, and would wait for the origin to make it."""
+    gone = away(bench, 10)
+    bench.say(PEER, Ended(gone[0], 0, (Value(AT_NODE, b"", 0, 3_000_000),)))
+    through_the_gate(bench, Taken)
+    said: list[ShareUpdate] = []
+    link = bench.node.cluster.sharing.links[0]
+    bench.members(OTHER)
+    for batch in link.unacked:
+        said += batch.updates
+    kinds = [update.kind for update in said if update.object_id == first_return_id(gone[0])]
+    assert kinds[-2:] == [HOME, WANT]

@@ -259,6 +259,15 @@ def test_what_one_node_follows_and_another_one_makes_is_waited_for() -> None:
 # --- copies that are kept ---------------------------------------------------------------------------
 
 
+def test_who_waited_for_a_copy_that_died_before_it_was_told_makes_it_again() -> None:
+    """The maker told its origin and died before its word reached the directory."""
+    bench = Bench(RECORD)
+    bench.say(A, (HOLD, MADE), (EXPECT, MADE))
+    bench.say(B, (HOLD, MADE))
+    assert bench.die(B) == []
+    assert bench.say(A, (HOME, MADE), (WANT, MADE)) == [(A, Rebuild(MADE, 1, RECORD))]
+
+
 def test_a_second_node_is_to_keep_a_copy_and_both_hear_when_it_does() -> None:
     bench = Bench()
     bench.say(B)

@@ -193,6 +193,8 @@ class Sharing:
         if entry.state < SEALED:
             shared = self.hold(entry)
             shared.wanted, shared.nodes = True, ()
+            if shared.expected:  # who made it is dead, perhaps before the directory heard that it was made
+                self._update(HOME, entry.object_id)
             self._update(WANT, entry.object_id)
 
     def refuse(self, object_id: bytes) -> None:
