@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ from tests.core.test_admission import HERE, OTHER, PEER
 from tests.core.test_local_scheduler import DRIVER_ADDRESS, GLOBAL
 from tests.core.test_node import NodeBench
 from zray import ids
+from zray.core import reports
 from zray.core.machine import pump
 from zray.ids import first_return_id
 from zray.protocol import faults
@@ -217,6 +219,8 @@ def test_no_life_begins_before_the_deed_says_so(bench: TwoNodes) -> None:
     bench.is_away = True
     (actor_id,) = bench.submit(kind)
     assert bench.take(StartWorker) == []
+    (report,) = json.loads(reports.report(bench.node, "actors"))
+    assert report["waits_for"] == "the control store, which is to know of its next life first"
     bench.shard_answers()
     assert bench.row(actor_id) == ActorRow(actor_id, ACTOR_PENDING, HERE, name="f", detached=True)
     assert len(bench.take(StartWorker)) == 1
@@ -231,10 +235,16 @@ def test_it_is_shown_once_its_successor_has_everything_and_the_deed_names_it(ben
     assert successor in (PEER, OTHER)
     assert (will.actor_id, will.descriptor.actor_name, will.context.detached) == (actor_id, NAME, True)
     assert will.spec.task_id == actor_id
+    (report,) = json.loads(reports.report(bench.node, "actors"))
+    assert "which is to have all that it takes to make it again" in report["waits_for"]
     bench.is_away = True
     bench.post(successor, PastKept(actor_id, 0, first_return_id(actor_id)))
     assert bench.take(ActorState) == []
+    (report,) = json.loads(reports.report(bench.node, "actors"))
+    assert report["waits_for"] == "the control store, which is to know its successor first"
     bench.shard_answers()
+    (report,) = json.loads(reports.report(bench.node, "actors"))
+    assert (report["successor"], report["waits_for"]) == (successor.hex(), "")
     assert bench.row(actor_id).successor == successor
     assert [state.state for _, state in bench.take(ActorState)] == [ACTOR_ALIVE]
     bench.all()

@@ -88,7 +88,9 @@ def test_a_life_elsewhere_goes_on_when_its_home_dies(cluster: Cluster) -> None:
         assert node_of(cluster, zygote) is not first
         kill(first, cluster)
         assert get([teller.add.remote(1) for _ in range(20)])[-1] == 26
-        eventually(lambda: [row["num_restarts"] for row in rows() if row["state"] == "ALIVE"] == [0], 10.0)
+        (row,) = eventually(lambda: [row for row in rows() if row["successor_node_id"]], 10.0)
+        assert (row["state"], row["num_restarts"]) == ("ALIVE", 0)
+        assert row["node_id"] == row["home_node_id"] != row["successor_node_id"]
         assert get(teller.zygote.remote()) == zygote
         assert get(zray.get_actor("teller").add.remote(1)) == 27
         zray.kill(teller)

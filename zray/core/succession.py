@@ -307,6 +307,22 @@ class Succession:
             if not entry.restarts and entry.descriptor is not None:
                 self.lives.on_shown(entry.actor_id, entry.descriptor)
 
+    def waits_for(self, actor_id: bytes) -> str:
+        """Why an actor that could begin, or be shown, is not; for people. Empty: for no such reason."""
+        line = self.lines.get(actor_id)
+        if actor_id in self.scheduler.admission.held:
+            return "the control store, which is to know of its next life first"
+        if line is None or not line.is_ready or self.actors.entries[actor_id].state.state == ACTOR_ALIVE:
+            return ""
+        if line.successor and not line.told[line.successor].has_all:
+            return f"node {short(line.successor)}, which is to have all that it takes to make it again"
+        return "the control store, which is to know its successor first"
+
+    def successor_of(self, actor_id: bytes) -> Address:
+        """The node that becomes the home of an actor if this one dies; empty: none."""
+        line = self.lines.get(actor_id)
+        return b"" if line is None else line.named
+
     # --- other nodes -------------------------------------------------------------------------------
 
     def peers_changed(self, alive: dict[Address, str]) -> None:
