@@ -35,7 +35,7 @@ class HeldWill:
     """One will; found in ``Wills.wills``."""
 
     __slots__ = (
-        "awaited", "cause", "home", "is_left", "is_orphan", "is_spent", "is_taking", "look_at_ns", "will",
+        "awaited", "cause", "home", "is_left", "is_spent", "is_taking", "look_at_ns", "will",
     )  # fmt: skip
 
     def __init__(self, home: Address, will: Will) -> None:
@@ -45,7 +45,6 @@ class HeldWill:
         self.cause: Value | None = None  # it is dead, says its home
         self.is_left = False  # it ended on purpose, on this node
         self.is_spent = will.spec is None  # it is not made again
-        self.is_orphan = False  # its home is dead
         self.is_taking = False  # this node has written, or is about to write, that it is the home
         self.look_at_ns = 0  # when to look at its deed again; 0: somebody was asked
 
@@ -85,6 +84,8 @@ class Wills:
         self.post = post
         self.on_inherited = on_inherited
         self.wills: dict[bytes, HeldWill] = {}
+        self.incomplete: dict[bytes, HeldWill] = {}  # those of them that await copies
+        self.orphans: dict[bytes, HeldWill] = {}  # those whose home is dead
         self.now_ns = 0
         self.inherited = 0
 
@@ -105,7 +106,9 @@ class Wills:
             if objects[object_id].state != SEALED:
                 held.awaited[object_id] = None
                 self.lives.checkpoints.fetch(object_id)
-        if not held.awaited:
+        if held.awaited:
+            self.incomplete[message.actor_id] = held
+        else:
             self._kept(held)
 
     def _kept(self, held: HeldWill) -> None:
@@ -115,12 +118,12 @@ class Wills:
     def flush(self) -> None:
         """Once per batch: take the copies that have come."""
         objects = self.scheduler.store.objects
-        for held in self.wills.values():
-            if held.awaited:
-                for object_id in [one for one in held.awaited if objects[one].state == SEALED]:
-                    del held.awaited[object_id]
-                if not held.awaited:
-                    self._kept(held)
+        for actor_id, held in list(self.incomplete.items()):
+            for object_id in [one for one in held.awaited if objects[one].state == SEALED]:
+                del held.awaited[object_id]
+            if not held.awaited:
+                del self.incomplete[actor_id]
+                self._kept(held)
 
     def has(self, home: Address, actor_id: bytes) -> bool:
         """Whether this node may become the home of an actor whose home is ``home``."""
@@ -164,15 +167,21 @@ class Wills:
     def _drop(self, held: HeldWill) -> None:
         """Nothing is to become of it here."""
         actor_id, objects = held.will.actor_id, self.scheduler.store.objects
-        del self.wills[actor_id]
+        was_orphan = actor_id in self.orphans
+        self._remove(held)
         self.lives.checkpoints.forget(actor_id)
-        for object_id in held.awaited:
-            self.scheduler.store.unsubscribe(RUNTIME, objects[object_id])
         for object_id in held.needs:
             self.scheduler.references.unpin(objects[object_id])
         hosted = self.hosted.actors.get(actor_id)
-        if hosted is not None and hosted.home == held.home and held.is_orphan:
+        if hosted is not None and hosted.home == held.home and was_orphan:
             self.hosted.kill(hosted)
+
+    def _remove(self, held: HeldWill) -> None:
+        actor_id = held.will.actor_id
+        for each in (self.wills, self.incomplete, self.orphans):
+            each.pop(actor_id, None)
+        for object_id in held.awaited:
+            self.scheduler.store.unsubscribe(RUNTIME, self.scheduler.store.objects[object_id])
 
     # --- inheriting --------------------------------------------------------------------------------
 
@@ -180,7 +189,7 @@ class Wills:
         """A home died: find out what its deeds say."""
         for held in list(self.wills.values()):
             if held.home == node:
-                held.is_orphan = True
+                self.orphans[held.will.actor_id] = held
                 self._look(held)
 
     def _look(self, held: HeldWill) -> None:
@@ -190,8 +199,8 @@ class Wills:
 
     def decide(self, actor_id: bytes, row: ActorRow | None, value: bytes) -> None:
         """The deed says this now."""
-        held = self.wills.get(actor_id)
-        if held is None or not held.is_orphan:
+        held = self.orphans.get(actor_id)
+        if held is None:
             return
         me = self.scheduler.node_id
         is_mine = row is not None and row.home == me and held.is_taking
@@ -231,11 +240,8 @@ class Wills:
 
     def _inherit(self, held: HeldWill, row: ActorRow) -> None:
         """This node is the home from now on."""
-        actor_id = held.will.actor_id
         goes_on = self._goes_on(held, row) if row.host == self.scheduler.node_id else None
-        del self.wills[actor_id]
-        for object_id in held.awaited:
-            self.scheduler.store.unsubscribe(RUNTIME, self.scheduler.store.objects[object_id])
+        self._remove(held)
         self.inherited += 1
         self.on_inherited(held, row, goes_on)
 
@@ -244,12 +250,12 @@ class Wills:
     @property
     def wake_at_ns(self) -> int | None:
         """When the deed of an actor without a home is to be looked at again."""
-        return min((held.look_at_ns for held in self.wills.values() if held.look_at_ns), default=None)
+        return min((held.look_at_ns for held in self.orphans.values() if held.look_at_ns), default=None)
 
     def on_tick(self, now_ns: int) -> None:
         """Look again."""
         self.now_ns = now_ns
-        for held in list(self.wills.values()):
+        for held in list(self.orphans.values()):
             if held.look_at_ns and held.look_at_ns <= now_ns:
                 self._look(held)
 
