@@ -12,14 +12,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sim.detached import NameJudge
 from sim.group_judge import GroupJudge
 from sim.oracle import Outcome
 from sim.programs import error_in, unpack_error
+from zray.core.actor_names import PREFIX
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import Address
 from zray.core.object_directory import ObjectDirectory
-from zray.ids import short
-from zray.protocol.messages import ACTOR_ALIVE, TABLE_DESCRIPTOR, Call, RecordTasks, ReleaseLineage, Value
+from zray.ids import ID_BYTES, short
+from zray.protocol.messages import (
+    ACTOR_ALIVE,
+    TABLE_ACTOR,
+    TABLE_DESCRIPTOR,
+    TABLE_KV,
+    Call,
+    RecordTasks,
+    ReleaseLineage,
+    Value,
+)
 
 if TYPE_CHECKING:
     from sim.hosts import SimNode, SimShard
@@ -95,6 +106,7 @@ class Judge:
         )  # fmt: skip
         ends_jobs = faults.driver_crash or faults.node_crash or faults.node_freeze or faults.node_silence
         self.groups = GroupJudge(self.fail, ends_jobs=bool(ends_jobs))
+        self.names = NameJudge(self.fail, lambda actor_id: bool(ends_jobs) or actor_id in self.killed)
 
     def fail(self, text: str) -> None:
         """A rule is broken.
@@ -179,7 +191,7 @@ class Judge:
         """An actor runs a call: each attempt once, and in each life in the order in which calls were made.
 
         An actor without restarts has one life, which misses none. Of a call that a task made in each of its
-        attempts nobody can say whose it is.
+        attempts nobody can say whose it is, nor whether it was the first of them that ran it.
         """
         if not self.strict:
             return
@@ -190,7 +202,11 @@ class Judge:
         for caller in dict.fromkeys(callers):
             made, position = self.made[caller, actor_id], self.applied.get((worker, caller), 0)
             number = made.index(task_id, position) if task_id in made[position:] else -1
-            is_next = number == position or (number > position and self.lives.get(actor_id, 0) > 0)
+            skipped = made[position:number] if number > position else []
+            may_skip = self.lives.get(actor_id, 0) > 0 or all(
+                len(self.callers_of[one]) > 1 for one in skipped
+            )
+            is_next = number == position or (bool(skipped) and may_skip)
             if not is_next and len(callers) == 1:
                 self.fail(
                     f"I3: {short(actor_id)} runs {short(task_id)} as number {position} of {caller.hex()}"
@@ -307,6 +323,17 @@ class Judge:
                 if applied != len(made):
                     self.fail(f"I3: {applied} of {len(made)} calls to {short(actor_id)} were applied")
 
+    def check_names(self, hosts: list[SimShard | SimReplica]) -> None:
+        """Every actor is over: no name may be taken, but of one whose node died before it made the actor."""
+        made: dict[bytes, None] = {}
+        names: dict[bytes, bytes] = {}
+        for host in hosts:
+            made |= dict.fromkeys(host.shard.values[TABLE_ACTOR].entries)
+            names |= host.shard.values[TABLE_KV].entries
+        taken = [k for k, handle in names.items() if k.startswith(PREFIX) and handle[:ID_BYTES] in made]
+        if taken:
+            self.fail(f"I14: names of actors that are over are taken: {taken}")
+
     def check_directory(self, host: SimShard | SimReplica) -> None:
         """No node holds anything: no row may be left."""
         for machine in host.beside:
@@ -357,6 +384,9 @@ class Judge:
             "hosted calls": [short(task_id) for task_id in cluster.actors.relay.here],
             "untaken replies": [short(task_id) for _, task_id, _ in cluster.actors.relay.untaken],
             "posts": [posted for s in cluster.actors.couriers.streams.values() for posted in s.unacked],
+            "wills": [short(actor_id) for actor_id in cluster.actors.wills.wills],
+            "lines": [short(actor_id) for actor_id in cluster.actors.succession.lines],
+            "deeds": [short(actor_id) for actor_id in cluster.actors.deeds.deeds],
             "pasts": [short(actor_id) for actor_id in node.scheduler.lives.checkpoints.pasts],
             "counted": list(node.references.counted),
             "copies": [short(object_id) for object_id in node.store.copies],

@@ -26,7 +26,7 @@ from zray.ids import short
 from zray.protocol.chain import ShardOpened
 from zray.protocol.cluster import LinkLost
 from zray.protocol.local_messages import ClientGone
-from zray.protocol.messages import Describe
+from zray.protocol.messages import ACTOR_DEAD, DRIVER, PROTOCOL_VERSION, Describe, Goodbye, Hello, KillActor
 
 STORY_LINES = 400
 
@@ -257,6 +257,17 @@ class Cluster:
         self.nodes[node.number] = born
         self.tell(address, "begins anew")
         born.boot()
+
+    def end_detached_actors(self) -> None:
+        """What outlived its program is ended, by a driver on the first node that comes for nothing else."""
+        kills = []
+        for node in self.nodes:
+            for actor_id, entry in node.node.actors.entries.items():
+                if entry.job_id == actor_id and entry.state.state != ACTOR_DEAD:
+                    self.judge.actor_killed(actor_id)
+                    kills.append(KillActor(actor_id))
+        hello = Hello(PROTOCOL_VERSION, DRIVER, 1, root_task_of(len(self.drivers)))
+        self.nodes[0].deliver(b"cleaner", [hello, *kills, Goodbye()])
 
     def crash_driver(self, driver: SimDriver) -> None:
         """Kill a driver's process."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sim.detached import FindActor, MakeDetached
 from sim.groups import EndGroup, MakeGroup, SpawnIn
 from sim.programs import (
     ACTORS,
@@ -50,6 +51,7 @@ class Oracle:
         self.root_task = root_task
         self.values: dict[bytes, Outcome] = {}
         self.actors: dict[bytes, Any] = {}
+        self.names: dict[str, ActorRef] = {}
         self.work_ns = 0  # all that the programs compute
         self.tasks = 0
 
@@ -133,6 +135,11 @@ class _Frame:
                 return ref
             case MakeActor(name, args):
                 return self._make_actor(name, args)
+            case MakeDetached(name, made):
+                oracle.names[name] = self._make_actor(made.actor, made.args)
+                return oracle.names[name]
+            case FindActor(name):
+                return oracle.names[name]
             case CallActor(handle, method, args):
                 return self._call_actor(handle, method, args)
             case SpawnIn(_, _, spawn):

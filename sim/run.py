@@ -143,6 +143,9 @@ def _time_to_rest_ns(cluster: Cluster) -> int:
 def _settle(cluster: Cluster, quiet_ns: int) -> None:
     """Let everything come to rest, look at what is left, then let the drivers leave and look again."""
     kernel, judge = cluster.kernel, cluster.judge
+    if cluster.scenario.workload.kind == "detached":
+        kernel.run_until(max(kernel.now_ns, cluster.faults.faulty_ns) + quiet_ns // 4)
+        cluster.end_detached_actors()
     kernel.run_until(max(kernel.now_ns, cluster.faults.faulty_ns) + quiet_ns)
     for node in cluster.nodes:
         judge.check_at_rest(node)
@@ -154,6 +157,8 @@ def _settle(cluster: Cluster, quiet_ns: int) -> None:
         judge.groups.check_reserved(coordinator, cluster.nodes)
     for chain in cluster.chains:
         judge.check_chain(chain.hosts, chain.members())
+    shards = range(cluster.scenario.cluster.shards)
+    judge.check_names([cluster.serving(number)[0] for number in shards])
     judge.check_calls([driver.address for driver in cluster.drivers if not driver.gone])
     cluster.ending = True
     for driver in cluster.drivers:

@@ -28,7 +28,7 @@ from sim.scenario import (
 )
 from sim.workload import KINDS
 
-LATER_KINDS = ("empty", "lone", "choosy", "actors", "groups", "copies")
+LATER_KINDS = ("empty", "lone", "choosy", "actors", "groups", "copies", "detached")
 """Not drawn with the others, so that what a seed draws stays what it was."""
 RATES = {
     "worker_crash": 200.0, "worker_crash_creating": 200.0, "worker_freeze": 100.0, "driver_crash": 20.0,
@@ -56,6 +56,8 @@ OFFLOAD_SEEDS = 1_300_000
 """All seeds from here on draw clusters whose nodes give queued tasks to idle ones at once."""
 COPY_SEEDS = 1_500_000
 """All seeds from here on draw clusters of several nodes whose programs put values on several of them."""
+DETACHED_SEEDS = 1_600_000
+"""All seeds from here on draw clusters whose nodes die, and programs with detached actors."""
 REPLICATED_SHARE = 1 / 3
 """Of the seeds below this share draws replicated shards."""
 CLUSTER_SHARE = 0.5
@@ -84,6 +86,8 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= DETACHED_SEEDS:
+        return _with_detached(seed, _clustered(seed, plain))
     if seed >= COPY_SEEDS:
         return _with_copies(seed, _clustered(seed, plain))
     if seed >= OFFLOAD_SEEDS:
@@ -202,6 +206,25 @@ def _with_schedulers(seed: int, clustered: Scenario) -> Scenario:
     if random.random() < 0.5:
         return scenario
     return _replicated(scenario, **_draw_replicas(seed), **_draw_twins(seed))
+
+
+def _with_detached(seed: int, clustered: Scenario) -> Scenario:
+    """Three or four nodes that die, on shards that may be chains, with detached actors on all of them."""
+    random = stream(seed, "swarm/detached")
+    worker_crash = random.choice((0.0, 0.0, round(30 * random.random(), 2)))
+    workload = msgspec.structs.replace(
+        clustered.workload, kind="detached", tasks=random.randint(10, 70), actors=random.randint(1, 4)
+    )
+    cluster = msgspec.structs.replace(
+        clustered.cluster, nodes=random.choice((3, 4, 4)), drivers=random.choice((2, 3)), backlog_per_slot=-1
+    )
+    node_crash = round(random.choice((0.5, 1.0, 2.0, 15.0)) * random.uniform(0.5, 1.5), 4)
+    faults = msgspec.structs.replace(clustered.faults, worker_crash=worker_crash, node_crash=node_crash)
+    phases = msgspec.structs.replace(clustered.phases, faulty_s=round(random.uniform(0.2, 4.0), 3))
+    drawn = msgspec.structs.replace(
+        clustered, workload=workload, cluster=cluster, faults=faults, phases=phases
+    )
+    return _replicated(drawn, **_draw_replicas(seed)) if random.random() < 0.25 else drawn
 
 
 def _grouped(clustered: Scenario) -> Scenario:

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from sim.actor_programs import actors
+from sim.detached import detached
 from sim.groups import groups
 from sim.kernel import US, stream
 from sim.programs import (
@@ -535,7 +536,7 @@ KINDS: dict[str, Callable[[WorkloadPart, Random], Program]] = {
     function.__name__: function
     for function in (
         empty, chain, tree, fan_out, random_dag, shuffle, counter, ordered_log, heavy_tail, memory_pressure,
-        references, mixed, lone, choosy, actors, groups, copies,
+        references, mixed, lone, choosy, actors, groups, copies, detached,
     )
 }  # fmt: skip
 

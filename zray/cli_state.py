@@ -165,6 +165,8 @@ def reasons(
     """
     task_detail = row.get("detail", "")
     lines = [f"{row.get('class_name', row['name'])} is {task_detail or row['state'].lower()}"]
+    if row.get("waits_for"):
+        lines.append(f"  it waits for {row['waits_for']}")
     if row.get("missing"):
         lines += [f"  it takes {object_id}, which nobody has made yet" for object_id in row["missing"]]
     if task_detail not in ("ready", "forwarded"):

@@ -8,7 +8,7 @@ import pytest
 
 from tests.core.conftest import Outbox
 from zray import ids
-from zray.core.actor_views import ActorViews
+from zray.core.actor_views import ORPHAN_LOOK_NS, ActorViews
 from zray.core.actors import Actors
 from zray.core.membership import GRAVES
 from zray.protocol.actor_messages import ActorAt, ActorRow, WatchFrom
@@ -188,3 +188,87 @@ def test_a_shard_that_forgot_who_waits_is_asked_again(views: ActorViews, out: Ou
     assert again == TableGet(again.token, TABLE_ACTOR, ACTOR)
     views.on_table_reply(TableReply(first.token, False))
     assert ACTOR in views.views, "an answer to the former question"
+
+
+# --- detached actors -----------------------------------------------------------------------------------
+
+
+def found_detached(views: ActorViews, out: Outbox, mail: Mail, host: bytes) -> None:
+    views.watch(ANN, ACTOR)
+    (_, question), _ = out.take()
+    views.on_table_reply(TableReply(question.token, True, row(detached=True)))
+    views.on_actor_at(HOME, alive(host=host))
+    mail.take()
+    out.take()
+
+
+def looked_again(views: ActorViews, out: Outbox, **deed: Any) -> None:
+    """The row says this when it is looked at once more."""
+    views.on_tick(views.now_ns + ORPHAN_LOOK_NS)
+    ((_, question),) = out.take()
+    assert question == TableGet(question.token, TABLE_ACTOR, ACTOR)
+    views.on_table_reply(TableReply(question.token, True, row(detached=True, **deed)))
+
+
+def test_a_life_that_survives_its_home_is_called_as_before(
+    views: ActorViews, out: Outbox, mail: Mail
+) -> None:
+    found_detached(views, out, mail, HOST)
+    views.node_dead(HOME)
+    views.peers_changed({HOST: ""})
+    assert views.life_for(ANN, ACTOR) == (HOST, 0)
+    kill = KillActor(ACTOR)
+    views.kill(kill)
+    looked_again(views, out)
+    assert mail.take() == [], "its row names the dead home still"
+    looked_again(views, out, home=HOST)
+    assert mail.take() == [(HOST, WatchFrom(ACTOR)), (HOST, kill)]
+    views.on_actor_at(HOST, alive())
+    assert out.take() == [(ANN, ActorState(ACTOR, ACTOR_ALIVE))]
+    assert views.life_for(ANN, ACTOR) == (HOST, 0)
+
+
+def test_a_life_that_died_with_its_home_is_over_for_its_callers(
+    views: ActorViews, out: Outbox, mail: Mail
+) -> None:
+    found_detached(views, out, mail, HOME)
+    views.node_dead(HOME)
+    views.peers_changed({HOST: ""})
+    ((_, state),) = out.take()
+    assert state.state == ACTOR_RESTARTING
+    assert "it is being restarted" in str(fault_error(state.cause.data))
+    views.watch(ANN, ACTOR)
+    out.take()
+    looked_again(views, out, home=HOST)
+    views.on_actor_at(HOST, ActorAt(ACTOR, ACTOR_RESTARTING, 1, cause=CAUSE))
+    views.on_actor_at(HOST, alive(1))
+    assert [state.state for _, state in out.take()] == [ACTOR_RESTARTING, ACTOR_ALIVE], "she still watches"
+    assert views.life_for(ANN, ACTOR) == (HOST, 1)
+
+
+def test_a_next_life_that_nobody_announced_ends_the_calls_of_the_one_before(
+    views: ActorViews, out: Outbox, mail: Mail
+) -> None:
+    found_detached(views, out, mail, HOST)
+    views.node_dead(HOME)
+    views.peers_changed({HOST: ""})
+    looked_again(views, out, home=HOST)
+    views.on_actor_at(HOST, alive(3))
+    assert [state.state for _, state in out.take()] == [ACTOR_RESTARTING]
+    assert views.life_for(ANN, ACTOR) is None, "her call may be from before"
+    views.watch(ANN, ACTOR)
+    assert out.take() == [(ANN, ActorState(ACTOR, ACTOR_ALIVE))]
+
+
+def test_who_has_another_home_here_is_watched_here(views: ActorViews, out: Outbox, mail: Mail) -> None:
+    said: list[Any] = []
+    views.on_unsaid = said.append
+    found_detached(views, out, mail, HOME)
+    views.kill(KillActor(ACTOR))
+    views.node_dead(HOME)
+    out.take()
+    views.watch(ANN, ACTOR)
+    out.take()
+    assert list(views.now_at_home(ACTOR)) == [ANN]
+    assert said == [KillActor(ACTOR)]
+    assert not views.views

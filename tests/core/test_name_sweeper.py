@@ -10,9 +10,11 @@ from zray.core.actor_names import PREFIX, key_of
 from zray.core.membership import GRAVES
 from zray.core.name_sweeper import NameSweeper
 from zray.protocol.actor_messages import ActorRow
-from zray.protocol.documents import encode_value
+from zray.protocol.documents import decode_value, encode_value
+from zray.protocol.faults import fault_error
 from zray.protocol.messages import (
     ACTOR_ALIVE,
+    ACTOR_DEAD,
     TABLE_ACTOR,
     TABLE_KV,
     TableDelete,
@@ -94,3 +96,62 @@ def test_a_shard_that_was_away_is_asked_again(out: Outbox) -> None:
     machine.shard_is_back(SHARD)
     assert asked(out) == TableScan(scan.token, TABLE_KV, PREFIX, scan.limit)
     assert not machine.on_page(TablePage(1, ()))
+
+
+# --- detached actors -----------------------------------------------------------------------------------
+
+
+def deed(home: bytes, successor: bytes = b"", state: int = ACTOR_ALIVE) -> bytes:
+    return encode_value(ActorRow(ACTOR, state, home, successor=successor, detached=True))
+
+
+def swept_to(out: Outbox, machine: NameSweeper, value: bytes, *graves: bytes) -> None:
+    """A name was found, and its row; each of these nodes has a grave."""
+    machine.node_dead(OTHERS)
+    machine.on_page(TablePage(asked(out).token, ((KEY, HANDLE),), False))
+    machine.on_table_reply(OTHERS, TableReply(asked(out).token, True, value))
+    for node in graves:
+        grave = asked(out)
+        assert grave == TableGet(grave.token, TABLE_KV, GRAVES + node)
+        machine.on_table_reply(OTHERS, TableReply(grave.token, True, b""))
+
+
+def test_a_detached_actor_with_a_successor_keeps_its_name(out: Outbox) -> None:
+    machine = sweeper(out)
+    for successor in (HERE, *OTHERS):
+        swept_to(out, machine, deed(b"dead", successor), b"dead")
+        assert not machine.asked
+    swept_to(out, machine, deed(b"dead", b"unheard"), b"dead")
+    machine.on_table_reply(OTHERS, TableReply(asked(out).token, False))
+    assert not machine.asked, "its successor has no grave"
+
+
+def test_one_whose_home_and_successor_died_is_written_dead_before_its_name_is_free(out: Outbox) -> None:
+    machine, over = sweeper(out), []
+    machine.on_over = over.append
+    swept_to(out, machine, deed(b"dead", b"gone"), b"dead", b"gone")
+    cas = asked(out)
+    assert (cas.key, cas.expected) == (ACTOR, deed(b"dead", b"gone"))
+    written = decode_value(cas.value, ActorRow)
+    assert (written.state, written.home) == (ACTOR_DEAD, b"dead")
+    assert "its successor, died as well" in str(fault_error(written.cause.data))
+    machine.on_table_reply(OTHERS, TableReply(cas.token, True, cas.value))
+    end = asked(out)
+    assert end == TableDelete(end.token, TABLE_KV, KEY, HANDLE)
+    assert over == [ACTOR]
+
+
+def test_a_successor_that_was_faster_is_found_out(out: Outbox) -> None:
+    machine = sweeper(out)
+    swept_to(out, machine, deed(b"dead"), b"dead")
+    cas = asked(out)
+    machine.on_table_reply(OTHERS, TableReply(cas.token, False, deed(b"c-other")))
+    assert not machine.asked
+    assert not out
+
+
+def test_a_dead_home_whose_actor_is_dead_owes_its_name_only(out: Outbox) -> None:
+    machine = sweeper(out)
+    swept_to(out, machine, deed(b"dead", b"c-other", ACTOR_DEAD), b"dead")
+    end = asked(out)
+    assert end == TableDelete(end.token, TABLE_KV, KEY, HANDLE)

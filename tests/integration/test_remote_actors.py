@@ -321,25 +321,6 @@ def test_a_name_is_free_when_the_node_of_its_actor_died(cluster: Cluster) -> Non
         assert get(again.add.remote(1)) == 6
 
 
-@zray.remote(num_cpus=0)
-def open_account(name: str) -> int:
-    """A detached actor, whose home is the node of this task."""
-    teller = Account.options(name=name, lifetime="detached").remote()
-    return zray.get(teller.zygote.remote())
-
-
-def test_a_name_is_free_when_the_home_of_its_actor_died(cluster: Cluster) -> None:
-    with cluster.connect(namespace="bank"):
-        zygote = get(open_account.options(resources={"first": 1}).remote("teller"))
-        teller = zray.get_actor("teller")
-        assert get(teller.add.remote(1)) == 1
-        kill(node_of(cluster, zygote), cluster)
-        with pytest.raises(ActorDiedError, match=r"node [0-9a-f]+, which made it, died"):
-            get(teller.add.remote(1))
-        eventually(lambda: zray.util.list_named_actors() == [], 10.0)
-        assert get(open_account.options(resources={"second": 1}).remote("teller"))
-
-
 def test_a_detached_actor_outlives_its_driver_on_another_node(cluster: Cluster) -> None:
     program = f"""
         import os, zray

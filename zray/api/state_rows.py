@@ -51,7 +51,10 @@ def task_row(row: dict[str, Any]) -> Row:
 
 
 def actor_row(row: dict[str, Any]) -> Row:
-    """``name`` is what the actor was called when it was made, ``class_name`` its class."""
+    """``name`` is what the actor was called when it was made, ``class_name`` its class.
+
+    ``home_node_id`` decides about it; if that node dies, ``successor_node_id`` does, of a detached one.
+    """
     return Row(
         {
             "actor_id": row["actor_id"],
@@ -63,6 +66,9 @@ def actor_row(row: dict[str, Any]) -> Row:
             "pid": row["pid"],
             "node_id": row["node_id"],
             "num_restarts": row["restarts"],
+            "home_node_id": row["home"],
+            "successor_node_id": row["successor"],
+            "waits_for": row["waits_for"],
         }
     )
 

@@ -23,14 +23,32 @@ from zray.ids import first_return_id, short
 from zray.protocol import faults
 from zray.protocol.actor_messages import EndLife, LifeEnded
 from zray.protocol.local_messages import WorkerExited
-from zray.protocol.messages import ACTOR_DEAD, Describe, JobContext, TaskDone, Value
+from zray.protocol.messages import (
+    ACTOR_DEAD,
+    INLINE,
+    TASK_FINISHED,
+    Describe,
+    JobContext,
+    TaskDone,
+    Value,
+)
 
 if TYPE_CHECKING:
     from zray.core.hosted_actors import HostedActors
     from zray.core.local_scheduler import LocalScheduler
+    from zray.core.succession import Succession
+    from zray.core.wills import HeldWill
 
 
 def _nobody_cares(actor_id: bytes, descriptor: Describe) -> None:
+    pass
+
+
+def _nobody_keeps(job: JobContext) -> None:
+    pass
+
+
+def _nobody_inherits(actor_id: bytes) -> None:
     pass
 
 
@@ -46,8 +64,13 @@ class ActorLives:
         self.actors = scheduler.actors
         self.checkpoints = ActorPasts(scheduler)
         self.on_gone: Callable[[bytes, Describe], None] = _nobody_cares
+        self.on_shown: Callable[[bytes, Describe], None] = _nobody_cares  # of detached actors
+        self.on_detached: Callable[[JobContext], None] = _nobody_keeps
+        self.on_disowned: Callable[[bytes, Describe], None] = _nobody_cares
         self.hosted: HostedActors | None = None  # lives of other nodes' actors; set in a node with peers
         self.post: Callable[[Address, Any], None] = _nobody_hears
+        self.succession: Succession | None = None  # of detached actors; set in a node with peers
+        self.spend_will: Callable[[bytes], None] = _nobody_inherits
 
     # --- beginnings ------------------------------------------------------------------------------
 
@@ -61,6 +84,8 @@ class ActorLives:
                 self.end_away(former, kill=True)
         if descriptor.detached:
             self._detach(task)
+            if self.succession is not None:
+                self.succession.expect(spec.task_id)
         self.actors.submitted(spec.task_id, task.task_class.job_id, descriptor.name)
         entry = self.actors.entries[spec.task_id]
         entry.descriptor = descriptor
@@ -69,6 +94,8 @@ class ActorLives:
             self._pin(task)
         if descriptor.detached:
             scheduler.references.pin(scheduler.store.objects[first_return_id(spec.task_id)])
+            if self.succession is not None:
+                self.succession.begins(entry)
 
     def forward_unfit(self, task_class: TaskClass) -> None:
         """An actor waits for nothing that would end soon: what does not fit here now goes elsewhere."""
@@ -98,9 +125,10 @@ class ActorLives:
         if creator is not None:
             context = creator.context
             job = JobContext(
-                actor_id, context.sys_path, context.working_dir, context.namespace, context.environment
+                actor_id, context.sys_path, context.working_dir, context.namespace, context.environment, True
             )
             scheduler.add_job(job)
+            self.on_detached(job)
         task.task_class = scheduler.describe(actor_id, task.task_class.descriptor)
 
     def dispatched(self, actor_id: bytes, worker: Worker) -> None:
@@ -223,6 +251,8 @@ class ActorLives:
         self.actors.restarting(entry.actor_id, cause)
         task = queue[0] if queue else self._again(creation)
         task.attempt, task.hops = entry.restarts, 0
+        if self.succession is not None and entry.descriptor is not None and entry.descriptor.detached:
+            self.succession.begins(entry)
         self.scheduler.run_again(task)
 
     def _again(self, former: TaskEntry) -> TaskEntry:
@@ -278,7 +308,8 @@ class ActorLives:
             return
         self.actors.died(actor_id, cause)
         self._let_go(entry)
-        if entry.descriptor is not None:
+        has_deed = self.succession is not None and actor_id in self.succession.lines
+        if entry.descriptor is not None and not has_deed:  # else its name is free once the deed says so
             self.on_gone(actor_id, entry.descriptor)
         if entry.job_id == actor_id:
             self._end_detached(actor_id)
@@ -293,7 +324,62 @@ class ActorLives:
 
     def spend(self, actor_id: bytes) -> None:
         """An actor that did too much since its last checkpoint is not made again when it dies."""
-        self._let_go(self.actors.entries[actor_id])
+        entry = self.actors.entries.get(actor_id)
+        if entry is not None:
+            self._let_go(entry)
+        else:
+            self.spend_will(actor_id)
+
+    # --- from one home to the next -----------------------------------------------------------------
+
+    def inherit(self, held: HeldWill, life: int) -> ActorEntry:
+        """This node is the home of a detached actor from now on; what it needs is pinned already."""
+        scheduler, will = self.scheduler, held.will
+        actor_id, descriptor = will.actor_id, will.descriptor
+        scheduler.add_job(will.context)
+        scheduler.jobs[actor_id].home = b""
+        if will.code:
+            scheduler.functions.setdefault(descriptor.function_id, will.code)
+        entry = self.actors.adopt(actor_id, descriptor.name, life)
+        entry.descriptor = descriptor
+        task_class = scheduler.describe(actor_id, descriptor)
+        if will.spec is not None and not held.is_spent:
+            entry.creation = TaskEntry(will.spec, task_class, b"")
+        elif will.spec is not None:
+            for object_id in (*will.spec.deps, *will.spec.borrowed):
+                scheduler.references.unpin(scheduler.store.objects[object_id])
+        return entry
+
+    def resume(self, entry: ActorEntry, held: HeldWill) -> None:
+        """The life of an inherited actor is over: make it again, or say why not."""
+        entry.leaving = held.is_left
+        if held.cause is not None:
+            self.died(entry.actor_id, held.cause)
+        elif held.is_left:
+            self._over(entry, None, self._reason(entry, 0))
+        else:
+            self._over(entry, None, f"node {short(held.home)}, which was its home, died")
+
+    def disown(self, actor_id: bytes, home: Address) -> dict[Address, None]:
+        """A detached actor that was submitted here, by a task that ran before elsewhere, has a home.
+
+        Returns:
+            who watched it.
+        """
+        scheduler = self.scheduler
+        entry, task = self.actors.entries[actor_id], scheduler.tasks.get(actor_id)
+        if entry.descriptor is not None:
+            self.on_disowned(actor_id, entry.descriptor)
+        self._let_go(entry)
+        watchers = self.actors.disown(actor_id)
+        scheduler.admission.held.pop(actor_id, None)
+        job = scheduler.jobs.get(actor_id)
+        if job is not None:
+            job.home = home  # which says when it is over
+        if task is not None:
+            scheduler.finish(task, (Value(INLINE),), TASK_FINISHED)
+        scheduler.references.unpin(scheduler.store.objects[first_return_id(actor_id)])
+        return watchers
 
     # --- what a restart needs --------------------------------------------------------------------
 

@@ -44,13 +44,14 @@ def key_of(namespace: str, name: str) -> bytes:
 class NameQuestion:
     """One question to a shard that has no answer yet; found in ``ActorNames.asked``."""
 
-    __slots__ = ("client", "found", "handle", "question", "shard", "token")
+    __slots__ = ("client", "found", "handle", "is_repeated", "question", "shard", "token")
 
     def __init__(self, client: Address, token: int, shard: int, question: Question) -> None:
         self.client = client  # empty: nobody waits
         self.token = token
         self.shard = shard  # its number: its address may change
         self.question = question
+        self.is_repeated = False
         self.handle = b""
         self.found: list[tuple[str, str]] = []  # of a listing: what earlier pages had
 
@@ -109,6 +110,16 @@ class ActorNames:
             claims.pop(key, None)
         self._ask(b"", 0, key, TableDelete(0, TABLE_KV, key, handle))
 
+    def keep(self, namespace: str, name: str, handle: bytes) -> None:
+        """A detached actor is there: its name was perhaps given back for the life before this one."""
+        key = key_of(namespace, name)
+        self._ask(b"", 0, key, TableCas(0, TABLE_KV, key, None, handle))
+
+    def disown(self, namespace: str, name: str) -> None:
+        """The actor that a process of this node claimed a name for has its home elsewhere, and its name."""
+        for claims in self.claimed.values():
+            claims.pop(key_of(namespace, name), None)
+
     def client_gone(self, client: Address) -> None:
         """A process is gone: a name that it claimed for an actor it never made is free."""
         for question in self.asked.values():
@@ -160,13 +171,15 @@ class ActorNames:
         return True
 
     def _claim_answered(self, asked: NameQuestion, question: TableCas, message: TableReply) -> None:
-        # Asked twice, the first time may have won: then the key holds what we wrote.
+        # Asked twice, the first time may have won: then the key holds what we wrote. Asked once, a task
+        # that ran before this one has claimed it for the same actor, which may live: it is not ours to free.
         won = message.ok or message.value == question.value
+        is_own = won and (message.ok or asked.is_repeated)
         if not asked.client:
-            if won:
+            if is_own and not self.is_actor(question.value[:ID_BYTES]):
                 self._ask(b"", 0, question.key, TableDelete(0, TABLE_KV, question.key, question.value))
             return
-        if won:
+        if is_own:
             self.claimed.setdefault(asked.client, {})[question.key] = question.value
         answer = NameAnswer(asked.token, won, question.value if won else message.value or b"")
         self.out.append((asked.client, answer))
@@ -198,9 +211,10 @@ class ActorNames:
 
     def shard_is_back(self, shard: Address) -> None:
         """A shard greets: it may not have heard what it did not answer."""
-        self.out.extend(
-            (shard, asked.question) for asked in self.asked.values() if self.shards[asked.shard] == shard
-        )
+        for asked in self.asked.values():
+            if self.shards[asked.shard] == shard:
+                asked.is_repeated = True
+                self.out.append((shard, asked.question))
 
     def check(self) -> None:
         """Every question is under its own token."""

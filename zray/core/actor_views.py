@@ -41,12 +41,18 @@ from zray.protocol.messages import (
 
 FIRST_TOKEN = 1 << 42
 """Tokens from here on are ours; those below belong to other askers of the same node."""
+ORPHAN_LOOK_NS = 100_000_000
+"""Between two looks at the row of a detached actor whose home is dead."""
+
+
+def _unheard(message: Any) -> None:
+    pass
 
 
 class ActorView:
     """One actor of another node; found in ``ActorViews.views``."""
 
-    __slots__ = ("actor_id", "at", "home", "look_at_ns", "row", "told", "unsaid", "watchers")
+    __slots__ = ("actor_id", "at", "home", "killed", "look_at_ns", "row", "told", "unsaid", "watchers")
 
     def __init__(self, actor_id: bytes, look_at_ns: int) -> None:
         self.actor_id = actor_id
@@ -56,6 +62,7 @@ class ActorView:
         self.told: Address = b""  # the socket that watchers know, if it lives here
         self.watchers: dict[Address, bool] = {}  # -> whether it was told of a life that it calls by relay
         self.unsaid: list[Any] = []  # posts for the home
+        self.killed: KillActor | None = None  # said to the home: said once more to the next one
         self.look_at_ns = look_at_ns  # when to ask again; while the home is not known
 
 
@@ -71,6 +78,7 @@ class ActorViews:
         shards: every GCS shard, by number.
         patience_ns: between two looks at what nobody made known.
         on_over: called with an actor before anybody is told that its life is over.
+        on_unsaid: called with what was still to be posted to a home, once this node is that.
     """
 
     def __init__(
@@ -84,6 +92,7 @@ class ActorViews:
         shards: Sequence[Address],
         patience_ns: int,
         on_over: Callable[[bytes], None],
+        on_unsaid: Callable[[Any], None] = _unheard,
     ) -> None:
         self.out = out
         self.node_id = node_id
@@ -93,6 +102,7 @@ class ActorViews:
         self.shards = shards
         self.patience_ns = patience_ns
         self.on_over = on_over
+        self.on_unsaid = on_unsaid
         self.views: dict[bytes, ActorView] = {}
         self.asked: dict[int, tuple[int, bytes]] = {}  # token -> table and actor
         self.tokens = FIRST_TOKEN
@@ -110,6 +120,8 @@ class ActorViews:
     def kill(self, message: KillActor) -> None:
         """End an actor of another node."""
         view = self._view(message.actor_id)
+        if message.no_restart:
+            view.killed = message
         if view.home:
             self.couriers.post(view.home, message)
         else:
@@ -171,7 +183,7 @@ class ActorViews:
         view.row = row
         if row.state == ACTOR_DEAD and row.cause is not None:
             self._dead(view, row.cause)
-        elif row.home == self.node_id:
+        elif row.home == self.node_id and not row.detached:
             self._lost(view, "it ended long ago")
         elif row.home in self.alive:
             view.home = row.home
@@ -179,6 +191,8 @@ class ActorViews:
             unsaid, view.unsaid = view.unsaid, []
             for message in unsaid:
                 self.couriers.post(view.home, message)
+        elif row.detached:  # its home is dead, or not heard of yet: it has another home soon, or is dead
+            view.look_at_ns = self.now_ns + ORPHAN_LOOK_NS
         else:  # it is dead, or this node has not heard of it yet
             self._ask(self.shards[0], TABLE_KV, view.actor_id, TableGet, GRAVES + row.home)
 
@@ -224,17 +238,28 @@ class ActorViews:
         if message.state == ACTOR_DEAD and message.cause is not None:
             self._dead(view, message.cause)
             return
-        if message.state != ACTOR_ALIVE or message.life != view.at.life:
+        if message.state == view.at.state == ACTOR_ALIVE and message.life != view.at.life:
+            self._life_over(view, "it was made again")  # which was not heard of: its home had died
+        self._update(view, message)
+
+    def _update(self, view: ActorView, at: ActorAt) -> None:
+        """Tell everybody how it is now."""
+        if at.state != ACTOR_ALIVE or at.life != view.at.life:
             self.on_over(view.actor_id)
-        view.at = message
+        view.at = at
         before = dict(view.watchers)
         for client in before:
             self._tell(view, client)
-        if message.state == ACTOR_RESTARTING and not view.told:
+        if at.state == ACTOR_RESTARTING and not view.told:
             # Who was told of the life watches anew; the others still wait for the first word of one.
             view.watchers = {client: False for client, was_told in before.items() if not was_told}
-        if message.state != ACTOR_ALIVE:
+        if at.state != ACTOR_ALIVE:
             view.told = b""
+
+    def _life_over(self, view: ActorView, reason: str) -> None:
+        """A life is over, says this node; another may follow."""
+        cause = faults.fault_value(faults.ACTOR_UNAVAILABLE, short(view.actor_id), reason)
+        self._update(view, ActorAt(view.actor_id, ACTOR_RESTARTING, view.at.life, b"", cause))
 
     def _tell(self, view: ActorView, client: Address) -> None:
         """One process, as far as there is news for it."""
@@ -261,9 +286,31 @@ class ActorViews:
         del self.views[view.actor_id]
 
     def node_dead(self, node: Address) -> None:
-        """The actors of a dead node die with it, wherever they lived."""
-        for view in [view for view in self.views.values() if view.home == node]:
-            self._lost(view, f"node {short(node)}, which made it, died")
+        """The actors of a dead node die with it, wherever they lived, unless they are detached."""
+        for view in [view for view in self.views.values() if node in (view.home, view.at.host)]:
+            if view.home == node and not (view.row is not None and view.row.detached):
+                self._lost(view, f"node {short(node)}, which made it, died")
+                continue
+            if view.home == node:
+                self._orphaned(view)
+            if not view.home and view.at.host == node:
+                self._life_over(view, f"node {short(node)}, where it lived, died; it is being restarted")
+
+    def _orphaned(self, view: ActorView) -> None:
+        """The home of a detached actor died: its life may go on, and its row says who is the next home."""
+        view.home, view.row = b"", None
+        view.look_at_ns = self.now_ns + 1
+        if view.killed is not None:
+            view.unsaid.append(view.killed)
+
+    def now_at_home(self, actor_id: bytes) -> dict[Address, None]:
+        """This node is the home of an actor from now on; returns who watches it."""
+        view = self.views.pop(actor_id, None)
+        if view is None:
+            return {}
+        for message in view.unsaid:
+            self.on_unsaid(message)
+        return dict.fromkeys(view.watchers)
 
     def check(self) -> None:
         """An actor is of this node, or of another."""

@@ -34,6 +34,18 @@ def _nobody_lives_there(entry: ActorEntry) -> None:
     pass
 
 
+def _nothing_is_missing(entry: ActorEntry) -> bool:
+    return False
+
+
+def alive_state(entry: ActorEntry) -> ActorState:
+    """How an actor is whose constructor has returned: with the socket of its worker if it lives here."""
+    if entry.worker is None:
+        return ActorState(entry.actor_id, ACTOR_ALIVE)
+    worker = entry.worker
+    return ActorState(entry.actor_id, ACTOR_ALIVE, worker.worker_id + SERVER_SUFFIX, worker.endpoint)
+
+
 class ActorEntry:
     """One actor; found in ``Actors.entries``."""
 
@@ -71,6 +83,7 @@ class Actors:
         self.out = out
         self.on_change = on_change
         self.end_away: Callable[[ActorEntry], None] = _nobody_lives_there  # set in a node with peers
+        self.shown_later: Callable[[ActorEntry], bool] = _nothing_is_missing  # the same
         self.dead_max = dead_max
         self.entries: dict[bytes, ActorEntry] = {}
         self.dead: dict[bytes, None] = {}  # oldest first
@@ -99,12 +112,8 @@ class Actors:
     def alive(self, actor_id: bytes, worker: Worker) -> None:
         """The constructor returned; of no interest if the actor was ended meanwhile."""
         entry = self.entries.get(actor_id)
-        if entry is None or entry.worker is not worker:
-            return
-        address = worker.worker_id + SERVER_SUFFIX
-        self._change(entry, ActorState(actor_id, ACTOR_ALIVE, address, worker.endpoint))
-        if entry.released:
-            self._end(entry)
+        if entry is not None and entry.worker is worker:
+            self._show(entry)
 
     def alive_at(self, actor_id: bytes, host: Address) -> None:
         """The constructor returned on another node: processes of this one call through it."""
@@ -112,9 +121,28 @@ class Actors:
         if entry is None or entry.state.state == ACTOR_DEAD:
             return
         entry.host = host
-        self._change(entry, ActorState(actor_id, ACTOR_ALIVE))
+        self._show(entry)
+
+    def _show(self, entry: ActorEntry) -> None:
+        if not self.shown_later(entry):
+            self.show(entry)
+
+    def show(self, entry: ActorEntry) -> None:
+        """Everybody may know where it is."""
+        self._change(entry, alive_state(entry))
         if entry.released:
             self._end(entry)
+
+    def adopt(self, actor_id: bytes, name: str, restarts: int) -> ActorEntry:
+        """This node becomes the home of a detached actor that was made on another."""
+        self.dead.pop(actor_id, None)
+        entry = self.entries[actor_id] = ActorEntry(actor_id, actor_id, name)
+        entry.restarts = restarts
+        return entry
+
+    def disown(self, actor_id: bytes) -> dict[Address, None]:
+        """An actor that was submitted here is of another node; returns who watched it."""
+        return self.entries.pop(actor_id).watchers
 
     def restarting(self, actor_id: bytes, cause: Value) -> None:
         """The process is gone and the actor is made again; ``cause`` ends calls that are not repeated.
@@ -122,7 +150,7 @@ class Actors:
         Whoever called it through this node watches anew: a call from before is not taken for one of after.
         """
         entry = self.entries[actor_id]
-        was_away = bool(entry.host)
+        was_away = bool(entry.host) and entry.state.state == ACTOR_ALIVE  # else nobody called it there
         entry.worker, entry.host = None, b""
         entry.restarts += 1
         self._change(entry, ActorState(actor_id, ACTOR_RESTARTING, entry.state.address, cause=cause))

@@ -9,6 +9,7 @@ A task is in one of these states; ``unmet`` counts the entries in whose ``depend
 - waiting: ``unmet`` inputs have no value anywhere;
 - ``forwarded``, or away: it waits for nothing here;
 - fetching: it ``stays``, and ``unmet`` inputs are not in this store yet;
+- held: the next life of a detached actor, until its deed knows of it (``succession.py``);
 - admitted: in its class's queue, or beyond.
 """
 
@@ -38,6 +39,7 @@ class TaskAdmission:
         self.woken: deque[TaskEntry] = deque()  # what they waited for came in this batch
         self.forwarded: dict[bytes, TaskEntry] = {}
         self.parked_since: dict[bytes, int] = {}  # those of them that no node can run, as far as was told
+        self.held: dict[bytes, None] = {}  # lives of detached actors that the deed does not know yet
 
     # --- waiting -----------------------------------------------------------------------------------
 
@@ -104,6 +106,8 @@ class TaskAdmission:
                     return
             else:
                 is_here = False
+        if self.held and task.spec.task_id in self.held:
+            return
         if task.stays:
             leaves = False
         elif (not is_here and self._waits_again(task)) or (

@@ -238,7 +238,8 @@ class ClusterSide:
         self.transfers.node_dead(node)
         self.sharing.node_dead(node)
         for job in [job for job in self.scheduler.jobs.values() if job.home == node]:
-            self.end_job(self.now_ns, job.job_id)
+            if not job.context.detached:  # else its next home says when it is over
+                self.end_job(self.now_ns, job.job_id)
         self.guests.node_dead(node)
         self.actors.node_dead(node)
         self.away.node_dead(self.now_ns, node)
@@ -251,6 +252,12 @@ class ClusterSide:
     def on_job_over(self, now_ns: int, source: Address, message: JobOver) -> None:
         """The job of some guests has ended at their origin."""
         self.end_job(now_ns, message.job_id)
+
+    def job_over_everywhere(self, job_id: bytes) -> None:
+        """A detached actor died with its home and its successor: nobody else says that its job is over."""
+        for node in self.peers.alive:
+            self.sharing.depart(node, JobOver(job_id))
+        self.end_job(self.now_ns, job_id)
 
     def end_job(self, now_ns: int, job_id: bytes) -> None:
         """A job has ended, here or elsewhere."""

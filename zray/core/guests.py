@@ -127,7 +127,12 @@ class Guests:
             del self.claims[message.task_id]
 
     def on_job_context(self, now_ns: int, source: Address, message: JobContext) -> None:
-        """An origin says how to import the modules of a job."""
+        """An origin says how to import the modules of a job.
+
+        That of a detached actor may begin once more after it was over: its creator ran again.
+        """
+        if message.detached:
+            self.over.pop(message.job_id, None)
         if message.job_id not in self.over:
             remember(self.scheduler.jobs, message)
 
@@ -160,6 +165,8 @@ class Guests:
             job.home = message.home
         task_class = self.scheduler.describe(message.job_id, descriptor)
         if task_class.ended:
+            if descriptor.detached:  # its former job is not gone from here yet
+                self.sharing.depart(source, Declined(spec.task_id, message.number))
             return
         task = TaskEntry(spec, task_class, source)
         task.attempt, task.hops = message.attempt, message.hops + 1

@@ -4,7 +4,7 @@ The creation task of an actor comes like any guest (``guests.py``): claimed, gra
 the life, its end told. From then on its *home* decides about it, and this node only reports: that the
 process is gone, and what the worker says of checkpoints. A worker may let a reply go once its home has
 what was recorded before it, so ``Acked`` waits for that (paper, section 4.2.3). If the home dies, so does
-the life.
+the life, unless it is of a detached actor whose successor this node is (``wills.py``).
 
 Invariant: a life is here from its grant until its process is gone.
 """
@@ -27,6 +27,7 @@ from zray.protocol.user_messages import RecordCall, SaveCheckpoint
 
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
+    from zray.core.wills import Wills
 
 NO_HANDLE = "no handle of the actor is left"
 
@@ -80,6 +81,7 @@ class HostedActors:
         self.sharing = sharing
         self.post = post
         self.actors: dict[bytes, HostedActor] = {}
+        self.wills: Wills | None = None  # which of their homes this node is the successor of
 
     def of(self, worker: Worker) -> HostedActor | None:
         """The life that a worker is, if it is one of another node's actor."""
@@ -137,6 +139,8 @@ class HostedActors:
         if not queue:
             ended = LifeEnded(hosted.actor_id, hosted.life, message.exit_code, hosted.leaving)
             self.post(hosted.home, ended)
+        if self.wills is not None:
+            self.wills.life_ended(worker, leaving=hosted.leaving)
         return True
 
     def on_end_life(self, source: Address, message: EndLife) -> None:
@@ -145,7 +149,7 @@ class HostedActors:
         if hosted is None or hosted.home != source or hosted.life != message.life:
             return
         if message.kill:
-            self._kill(hosted)
+            self.kill(hosted)
         else:
             hosted.ending = True
             if hosted.is_alive:
@@ -155,7 +159,8 @@ class HostedActors:
         assert hosted.worker is not None
         self.scheduler.out.append((hosted.worker.worker_id, Exit(NO_HANDLE)))
 
-    def _kill(self, hosted: HostedActor) -> None:
+    def kill(self, hosted: HostedActor) -> None:
+        """End a life at once."""
         task = self.scheduler.tasks.get(hosted.actor_id)
         if hosted.worker is not None:
             self.scheduler.pool.kill(hosted.worker)
@@ -177,9 +182,19 @@ class HostedActors:
         return hosted is not None
 
     def node_dead(self, node: Address) -> None:
-        """Nobody decides any more about the actors of a dead node, and nobody else may make them again."""
+        """Nobody decides any more about the actors of a dead node, but of those that this one may inherit."""
         for hosted in [hosted for hosted in self.actors.values() if hosted.home == node]:
-            self._kill(hosted)
+            has_will = self.wills is not None and self.wills.has(node, hosted.actor_id)
+            if not (has_will and hosted.is_alive):
+                self.kill(hosted)
+
+    def go_home(self, hosted: HostedActor) -> list[tuple[Address, int]]:
+        """This node is the home of a life from now on; returns what its worker waits for."""
+        del self.actors[hosted.actor_id]
+        for object_id in hosted.kept:
+            self._unpin(object_id)
+        assert hosted.worker is not None
+        return [(hosted.worker.worker_id, token) for token in hosted.tokens]
 
     # --- checkpoints -------------------------------------------------------------------------------
 
@@ -196,11 +211,18 @@ class HostedActors:
             hosted.kept[message.object_id] = None
             self.sharing.expose((message.object_id,))
             hosted.unkept += 1
+            self._keep_too(hosted, message)
         elif isinstance(message, RecordCall):
             self.sharing.expose((*message.call.deps, *message.call.borrowed))
             hosted.unkept += 1
+            self._keep_too(hosted, message)
         self.post(hosted.home, ToPast(hosted.actor_id, hosted.life, message))
         return True
+
+    def _keep_too(self, hosted: HostedActor, message: SaveCheckpoint | RecordCall) -> None:
+        """The successor of an actor that lives here keeps what its worker says, like the home."""
+        if self.wills is not None and self.wills.has(hosted.home, hosted.actor_id):
+            self.scheduler.lives.checkpoints.keep(hosted.actor_id, message)
 
     def on_past_kept(self, source: Address, message: PastKept) -> None:
         """The home has something that this node told it."""

@@ -401,8 +401,8 @@ class Node:
         """A process holds objects that it got from another."""
         if self.known(source) is not None:
             self.references.acquire(now_ns, source, message.object_ids)
-            hosted = self.cluster.actors.hosted
-            if message.token and not hosted.acknowledges_later(self.worker(source), message.token):
+            actors = self.cluster.actors
+            if message.token and not actors.acknowledges_later(self.worker(source), message.token):
                 self.out.append((source, Acked(message.token)))
 
     def on_hold_for(self, now_ns: int, source: Address, message: HoldFor) -> None:

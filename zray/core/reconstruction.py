@@ -95,7 +95,9 @@ class Reconstruction:
             self.sharing.expose((message.object_id,))  # here it is
             return
         self._expect(entry)
-        if record.task_id not in self.scheduler.tasks and record.task_id not in self.waiting:
+        if record.task_id == record.job_id:  # the handle of a detached actor
+            self._lose(record, "its home died; only the next one makes the actor again")
+        elif record.task_id not in self.scheduler.tasks and record.task_id not in self.waiting:
             self.waiting[record.task_id] = message
             self._go_on(now_ns, message, record)
 

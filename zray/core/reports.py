@@ -135,6 +135,7 @@ def tasks_of(node: Node) -> list[dict[str, Any]]:
     forwarded = "forwarded" if node.schedulers.answers else "forwarded, and no global scheduler answers"
     places.update(dict.fromkeys(node.scheduler.forwarded, forwarded))
     places.update(dict.fromkeys(node.cluster.away.tasks, "on another node"))
+    places.update(dict.fromkeys(node.scheduler.admission.held, "waiting for the control store"))
     rows = []
     for task_id, task in list(node.scheduler.tasks.items())[:ROWS_MAX]:
         objects = node.store.objects
@@ -168,6 +169,9 @@ def _actors(node: Node) -> list[dict[str, Any]]:
                 "pid": client.pid if client is not None else None,
                 "node_id": (entry.host or (node.identity.node_id if entry.worker is not None else b"")).hex(),
                 "restarts": entry.restarts,
+                "home": node.identity.node_id.hex(),
+                "successor": node.cluster.actors.succession.successor_of(actor_id).hex(),
+                "waits_for": node.cluster.actors.succession.waits_for(actor_id),
             }
         )
     return rows

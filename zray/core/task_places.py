@@ -27,6 +27,9 @@ def check(scheduler: LocalScheduler) -> None:
         places.setdefault(task_id, ["unknown"]).append("forwarded")
     for task_id in scheduler.away.tasks if scheduler.away is not None else ():
         places.setdefault(task_id, ["unknown"]).append("away")
+    for task_id in scheduler.admission.held:
+        if not scheduler.tasks[task_id].unmet:
+            places[task_id].append("held")
     for task_id, found in places.items():
         invariant(len(found) == 1, "task", short(task_id), "is in", found)
     scheduler.admission.check()

@@ -19,11 +19,15 @@ from zray.core.probes import Probes
 from zray.core.streams import FIRST_ITEM_INDEX, Streams
 from zray.ids import RETURNS_MAX
 from zray.protocol.cluster import AskPeer, Knocked, LogRead, NodeList, PeerAnswer, Probe
+from zray.protocol.documents import encode_value
 from zray.protocol.messages import (
     DRIVER,
+    PROTOCOL_VERSION,
+    TABLE_JOB,
     Abort,
     Answer,
     Describe,
+    Hello,
     JobContext,
     KillActor,
     Query,
@@ -326,6 +330,15 @@ def rooms_of(node: Node) -> tuple[ActorNames, Streams]:
         if name:
             names.gone(namespace, name, actor_id + descriptor.handle)
 
+    def keep_name(actor_id: bytes, descriptor: Describe) -> None:
+        namespace, name = descriptor.actor_name
+        if name:
+            names.keep(namespace, name, actor_id + descriptor.handle)
+
+    def keep_job(job: JobContext) -> None:
+        hello = Hello(PROTOCOL_VERSION, DRIVER, 0, job.job_id, "", job.sys_path, job.working_dir)
+        node.tables.put(node.now_ns, TABLE_JOB, job.job_id, encode_value(hello))
+
     def seal(object_id: bytes, value: Value) -> None:
         node.seal_value(node.now_ns, node.store.objects[object_id], value)
 
@@ -335,7 +348,10 @@ def rooms_of(node: Node) -> tuple[ActorNames, Streams]:
         node.on_abort(node.now_ns, creator, Abort(object_id))
 
     streams = Streams(node.scheduler, is_alive=node.clients.__contains__, seal=seal, abandon=abandon)
-    node.scheduler.lives.on_gone = release_name
+    lives = node.scheduler.lives
+    lives.on_gone, lives.on_shown = release_name, keep_name
+    lives.on_detached = keep_job  # what it makes may have to be made again elsewhere
+    lives.on_disowned = lambda _actor_id, descriptor: names.disown(*descriptor.actor_name)
     node.scheduler.streams = streams
     return names, streams
 

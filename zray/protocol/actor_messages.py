@@ -1,16 +1,15 @@
 """Messages about actors that live on another node than where they were made, or are called from another.
 
 The rules are those of ``messages.py``. Words: the *home* of an actor is the node of its creator, which
-decides about its lives; its *host* is the node where the present *life* runs, numbered from 0. A call is
-*relayed* from the caller's node, its *origin*, to the host. What nodes say of actors is *posted*: it arrives
-once and in order.
-"""
+decides about its lives; its *host* is the node where the present *life* runs, numbered from 0; the
+*successor* of a detached one becomes its home when the home dies. A call is *relayed* from the caller's
+node, its *origin*, to the host. What nodes say of actors is *posted*: it arrives once and in order."""
 
 from __future__ import annotations
 
 from zray.protocol.base import Message, Value
 from zray.protocol.cluster import Declined, Input
-from zray.protocol.messages import KillActor
+from zray.protocol.messages import Describe, JobContext, KillActor, Submit
 from zray.protocol.user_messages import (
     Call,
     CancelCall,
@@ -37,6 +36,8 @@ class ActorRow(Message, frozen=True):
     address: bytes = b""  # of its worker, for processes of the host
     name: str = ""  # of its class
     cause: Value | None = None  # what its calls end with once it is dead
+    successor: bytes = b""  # of a detached actor: the node that becomes its home if its home dies
+    detached: bool = False  # it may change its home; its row is written by compare-and-set only
 
 
 # --- watcher -> home -----------------------------------------------------------------------------
@@ -93,11 +94,11 @@ class EndLife(Message, frozen=True, tag=266):
 
 
 class PastKept(Message, frozen=True, tag=267):
-    """The home has a checkpoint, a copy of its bytes included, or a recorded call."""
+    """The home or successor has a checkpoint, a copy of its bytes included, a recorded call, or a will."""
 
     actor_id: bytes
     life: int
-    object_id: bytes = b""  # the checkpoint
+    object_id: bytes = b""  # the checkpoint, or the creation object for a will; empty: a recorded call
 
 
 class FromPast(Message, frozen=True, tag=268):
@@ -106,6 +107,31 @@ class FromPast(Message, frozen=True, tag=268):
     actor_id: bytes
     life: int
     message: RepeatCall | CheckpointFound
+
+
+# --- home -> successor --------------------------------------------------------------------------------
+
+
+class Will(Message, frozen=True, tag=274):
+    """All that it takes to be the home of a detached actor; what its lives record follows as ``ToPast``.
+
+    Answered by ``PastKept`` with the creation object, once the successor has copies of what the constructor
+    takes.
+    """
+
+    actor_id: bytes
+    life: int
+    descriptor: Describe
+    context: JobContext
+    code: bytes
+    spec: Submit | None = None  # of an actor that may be made again
+
+
+class WillVoid(Message, frozen=True, tag=284):
+    """The receiver is no successor (any more); or, with a cause, the actor is dead: its row will say so."""
+
+    actor_id: bytes
+    cause: Value | None = None
 
 
 # --- origin -> host ------------------------------------------------------------------------------
@@ -163,7 +189,7 @@ class OutputAway(Message, frozen=True, tag=273):
 
 Post = (
     WatchFrom | ActorAt | LifeEnded | ToPast | EndLife | PastKept | FromPast | CallAway | ReplyTaken
-    | ReplyAway | ItemAway | KillActor | CancelCall | ConsumedItems | Declined | OutputAway
+    | ReplyAway | ItemAway | KillActor | CancelCall | ConsumedItems | Declined | OutputAway | Will | WillVoid
 )  # fmt: skip
 """What is posted."""
 

@@ -395,9 +395,7 @@ class JobContext(Message, frozen=True, tag=63):
     working_dir: str
     namespace: str = ""
     environment: str = ""  # what a task of the job runs in that asks for nothing else
-
-
-# --- node -> GCS shard ---------------------------------------------------------------------------
+    detached: bool = False  # it is that of a detached actor, and goes on when its home dies
 
 
 class PrepareLease(Message, frozen=True, tag=80):
@@ -427,6 +425,9 @@ class LeaseGone(Message, frozen=True, tag=83):
     running: bytes = b""  # the task during which the worker was lost
 
 
+# --- node -> GCS shard ---------------------------------------------------------------------------
+
+
 class TaskRecord(Message, frozen=True):
     """Lineage of one task: all that is needed to run it again."""
 
@@ -444,8 +445,7 @@ class TaskRecord(Message, frozen=True):
     borrowed: tuple[bytes, ...] = ()
 
 
-# TaskRecord.state
-TASK_FINISHED = 0
+TASK_FINISHED = 0  # TaskRecord.state
 TASK_FAILED = 1  # ended with a user's error or a lost worker
 TASK_PENDING = 2
 
