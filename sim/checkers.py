@@ -95,6 +95,7 @@ class Judge:
         self.constructed: dict[bytes, None] = {}
         self.lives: dict[bytes, int] = {}  # actor -> the number of its newest life
         self.killed: dict[bytes, None] = {}  # actors that a program ended
+        self.cancels = 0  # how many tasks a program took back
         self.gone: dict[bytes, None] = {}  # actors and processes that are no more
         self.unconfirmed: dict[tuple[Address, Address], dict[int, list[tuple[bytes, int]]]] = {}
         self.confirmed: dict[Address, dict[bytes, int]] = {}  # shard -> task -> attempt
@@ -132,7 +133,9 @@ class Judge:
             kept = [name for name in self.kept if name in text]
             if kept:
                 self.fail(f"{kept[0]}, of which {self.kept[kept[0]]} nodes kept a copy, is lost: {text}")
-        if origin == "TaskGroupRemovedError" and self.groups.explains(text):
+        if origin in ("TaskGroupRemovedError", "ActorGroupRemovedError") and self.groups.explains(text):
+            return
+        if origin == "TaskCancelledError" and self.cancels:
             return
         if origin not in self.allowed and not (origin == "actor_died" and self.killed):
             self.fail(f"{address.hex()} sees a fault that nothing explains in {short(object_id)}: {text}")
@@ -217,6 +220,10 @@ class Judge:
         """A constructor returned."""
         self.constructed[actor_id] = None
         self.lives[actor_id] = life
+
+    def task_cancelled(self) -> None:
+        """A program takes a task back, and maybe those below it."""
+        self.cancels += 1
 
     def actor_killed(self, actor_id: bytes) -> None:
         """A program ends an actor."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sim.programs import ProgramError, pack, unpack
 from zray.core.own_checkpoints import OwnCheckpoints
+from zray.core.task_context import TaskContext
 from zray.protocol.messages import Call, Describe, Value
 from zray.protocol.user_messages import CheckpointFound, FindCheckpoint
 
@@ -45,7 +46,7 @@ class SimCheckpoints:
 
     def _repeat(self, call: Call) -> Steps:
         worker = self.worker
-        worker.set_context(call.task_id)
+        worker.set_context(TaskContext(call.task_id, call.method, in_group=worker.actor_in_group))
         try:
             args = yield from worker.arguments_of(call)
             result: Any = getattr(worker.actor, call.method)(*args)

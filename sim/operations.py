@@ -7,9 +7,11 @@ by one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sim.programs import Compute, ProgramError, Ref, pack, unpack, unpack_error
+from zray.protocol.group_messages import CreateGroup, RemoveGroup
 from zray.protocol.messages import ERROR, FAULT, INLINE, Describe, Value
 
 if TYPE_CHECKING:
@@ -21,10 +23,12 @@ class SubmitAs(NamedTuple):
 
     kind: Describe
     args: tuple[Any, ...]
+    task_id: bytes = b""
+    """Its id if that was reserved before."""
 
     def perform(self, process: Process) -> Steps:
         """As ``remote()`` does."""
-        object_ids = yield from process._submit(self.kind, self.args)
+        object_ids = yield from process._submit(self.kind, self.args, self.task_id)
         return [Ref(object_id) for object_id in object_ids]
 
 
@@ -77,6 +81,44 @@ class KeepCopiesOf(NamedTuple):
         return (yield from process.keep_copies(self.object_id, self.copies))
 
 
+class Ask(NamedTuple):
+    """Ask the control store through the node; the result is its answer, ``None`` if the time is over."""
+
+    make: Callable[[int], Any]
+    until_ns: int
+
+    def perform(self, process: Process) -> Steps:
+        """As whatever asks for groups does."""
+        token = process.machine.ask(self._told(process))
+        return (yield from process.answer_to(token, self.until_ns))
+
+    def _told(self, process: Process) -> Callable[[int], Any]:
+        def make(token: int) -> Any:
+            request = self.make(token)
+            if isinstance(request, CreateGroup):
+                process.cluster.judge.groups.made(request.spec)
+            elif isinstance(request, RemoveGroup):
+                process.cluster.judge.groups.removed(request.group_id)
+            return request
+
+        return make
+
+
+class CancelAs(NamedTuple):
+    """Take a task or call back."""
+
+    task_id: bytes
+    force: bool
+    recursive: bool
+
+    def perform(self, process: Process) -> Steps:
+        """As ``cancel()`` does."""
+        process.cluster.judge.task_cancelled()
+        process.machine.cancel(self.task_id, force=self.force, recursive=self.recursive)
+        yield from process._spend()
+        process.send_all()
+
+
 class KillAs(NamedTuple):
     """End an actor."""
 
@@ -98,7 +140,8 @@ class Work(NamedTuple):
         """Let time pass."""
         self.counter[0] += 1
         try:
-            yield from process.do_compute(Compute(self.duration_ns))
+            with process.interruptible():
+                yield from process.do_compute(Compute(self.duration_ns))
         finally:
             self.counter[0] -= 1
 
@@ -115,8 +158,9 @@ class Look(NamedTuple):
         try:
             unique = dict.fromkeys(self.object_ids)
             while (want := process.objects.take_all(unique, taken)) is not None:
-                if not (yield from process.wait_for(want, self.until_ns)):
-                    return None
+                with process.interruptible():
+                    if not (yield from process.wait_for(want, self.until_ns)):
+                        return None
             return {object_id: _outcome(process, object_id, taken[object_id]) for object_id in taken}
         finally:
             process.give_back(taken)
@@ -143,7 +187,8 @@ class AwaitUntil(NamedTuple):
         """As ``wait()`` does."""
         want = process.objects.await_ready(self.object_ids, self.needed)
         if want is not None:
-            yield from process.wait_for(want, self.until_ns)
+            with process.interruptible():
+                yield from process.wait_for(want, self.until_ns)
         return [process.objects.is_ready(object_id) for object_id in self.object_ids]
 
 

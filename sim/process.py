@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sim.programs import (
@@ -21,6 +22,7 @@ from sim.programs import (
     EndActor,
     Fetch,
     Forget,
+    InterruptError,
     MakeActor,
     Packed,
     Program,
@@ -103,6 +105,8 @@ class Process(ABC):
         self._frames_heard = 0
         self._steps: Steps = self.main()
         self._waiting: Callable[[], bool] | None = None
+        self._interrupts = 0  # how often it did not compute to the end
+        self._interruptible = self._to_interrupt = False
         cluster.network.attach(address, self.receive)
 
     @abstractmethod
@@ -122,29 +126,31 @@ class Process(ABC):
         self.alive = False
         self._steps.close()
 
-    def _advance(self) -> None:
+    def _advance(self, error: InterruptError | None = None) -> None:
         steps = self._steps
         while True:
             try:
-                wish = next(steps)
+                wish = next(steps) if error is None else steps.throw(error)
+                error = None
             except StopIteration:
                 if self.alive:
                     self.ended()
                 return
             if type(wish) is int:
                 self._waiting = None
-                self.kernel.at(max(self.kernel.now_ns + wish, self.frozen_until_ns), self._wake)
+                until_ns = max(self.kernel.now_ns + wish, self.frozen_until_ns)
+                self.kernel.at(until_ns, self._wake, self._interrupts)
                 return
             assert not isinstance(wish, int)
             if not wish():
                 self._waiting = wish
                 return
 
-    def _wake(self, _: Any) -> None:
-        if not self.alive:
+    def _wake(self, interrupts: int) -> None:
+        if not self.alive or interrupts != self._interrupts:
             return
         if self.frozen_until_ns > self.kernel.now_ns:
-            self.kernel.at(self.frozen_until_ns, self._wake)
+            self.kernel.at(self.frozen_until_ns, self._wake, interrupts)
             return
         self._advance()
 
@@ -154,6 +160,36 @@ class Process(ABC):
         if self.alive and waiting is not None and waiting():
             self._waiting = None
             self._advance()
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within it what the process computes or waits for may be cut short, and an earlier interrupt comes.
+
+        Raises:
+            InterruptError: if the running task was cancelled.
+        """
+        if self._to_interrupt:
+            self._to_interrupt = False
+            raise InterruptError
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
+    def interrupt(self, context: TaskContext) -> None:
+        """Raise an interrupt where the code of a task is, at once or as soon as nothing is half done."""
+        if not self.alive or self.context is not context:
+            return
+        if not self._interruptible:
+            self._to_interrupt = True
+            return
+        if self.frozen_until_ns > self.kernel.now_ns:
+            self.kernel.at(self.frozen_until_ns, self.interrupt, context)
+            return
+        self._interrupts += 1
+        self._waiting = None
+        self._advance(InterruptError())
 
     # --- sending and receiving ---------------------------------------------------------------------
 
@@ -249,7 +285,12 @@ class Process(ABC):
             return
         lent = self.before_waiting()
         self.send_all()
-        yield done
+        try:
+            yield done
+        except InterruptError:
+            if lent:
+                self.after_waiting()
+            raise
         if lent:
             self.after_waiting()
 
@@ -262,9 +303,9 @@ class Process(ABC):
 
     # --- user code ---------------------------------------------------------------------------------
 
-    def set_context(self, task_id: bytes) -> None:
+    def set_context(self, context: TaskContext) -> None:
         """What is made from now on gets ids below this task's."""
-        self.context = TaskContext(task_id)
+        self.context, self._to_interrupt = context, False
 
     def drive(self, program: Program) -> Steps:
         """Perform the operations of user code; returns what it returns."""
@@ -322,7 +363,7 @@ class Process(ABC):
         (object_id,) = yield from self._submit(descriptor_of_actor(operation), operation.args)
         return ActorRef(object_id)
 
-    def _submit(self, kind: Describe, args: tuple[Any, ...]) -> Steps:
+    def _submit(self, kind: Describe, args: tuple[Any, ...], task_id: bytes = b"") -> Steps:
         self._debt_ns += self.costs.submit_ns
         packed, deps = pack_args(args) if args else (_NO_ARGS, ())
         data, deps, stored = yield from self._args_as_sent(packed, deps)
@@ -330,7 +371,7 @@ class Process(ABC):
         if kind.descriptor_id not in machine.described:
             machine.describe(kind, self.cluster.code_of(kind))
         task_id, returns = machine.submit(
-            self.context, kind, data, deps, packed.contained, stored_args=stored
+            self.context, kind, data, deps, packed.contained, stored_args=stored, task_id=task_id
         )
         self.cluster.judge.task_submitted(task_id)
         for object_id in returns:
@@ -484,11 +525,20 @@ class Process(ABC):
         return None
         yield  # a generator like the others
 
-    def answer_to(self, key: bytes | int) -> Steps:
-        """Wait for the answer to a question."""
+    def answer_to(self, key: bytes | int, until_ns: int | None = None) -> Steps:
+        """Wait for the answer to a question; ``None`` if the time is over before."""
         questions = self.machine.questions
-        yield from self.wait_until(lambda: questions.is_answered(key))
-        return questions.take(key)
+        if until_ns is not None:
+            self.kernel.at(until_ns, self.look)
+        try:
+            yield from self.wait_until(
+                lambda: (
+                    questions.is_answered(key) or (until_ns is not None and self.kernel.now_ns >= until_ns)
+                )
+            )
+            return questions.take(key)
+        finally:
+            questions.give_up(key)
 
     def acquire_for(self, holder: Address, object_ids: tuple[bytes, ...]) -> Steps:
         """Let another process hold objects, acknowledged."""

@@ -79,6 +79,13 @@ class ProgramError(Exception):
         self.origin, self.text = origin, text
 
 
+class InterruptError(ProgramError):
+    """The task was cancelled while it ran: its code sees an interrupt where it is."""
+
+    def __init__(self) -> None:
+        super().__init__("interrupted", "the task was cancelled")
+
+
 # --- operations ----------------------------------------------------------------------------------
 
 

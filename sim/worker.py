@@ -9,6 +9,7 @@ from sim.checkpoints import SimCheckpoints
 from sim.process import Process, Steps
 from sim.programs import (
     ACTORS,
+    InterruptError,
     Packed,
     Program,
     ProgramError,
@@ -20,9 +21,12 @@ from sim.programs import (
 )
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
+from zray.core.cancellation import cancelled_value
 from zray.core.client import ARGS_IN_LAST_DEP
 from zray.core.machine import Address, bound_handlers
+from zray.core.task_context import TaskContext
 from zray.core.worker import WorkerMachine
+from zray.protocol.base import InGroup
 from zray.protocol.messages import (
     ACTOR,
     DRIVER,
@@ -44,7 +48,7 @@ from zray.protocol.messages import (
     Run,
     Value,
 )
-from zray.protocol.user_messages import RepeatCall, SeeGpus
+from zray.protocol.user_messages import CancelCall, Interrupt, RepeatCall, SeeGpus
 
 if TYPE_CHECKING:
     from sim.cluster import Cluster
@@ -62,6 +66,7 @@ class SimWorker(Process):
         self.functions: dict[bytes, bytes] = {}
         self.actor: Any = None
         self.actor_id = b""
+        self.actor_in_group: InGroup | None = None
         self.checkpoints: SimCheckpoints | None = None
         self.kept: list[bytes] = []  # refs in the actor's own state, each held once
         self.current_returns = 0  # return objects of what runs
@@ -80,6 +85,8 @@ class SimWorker(Process):
                 Recall: self.on_recall,
                 SeeGpus: self.on_see_gpus,
                 RepeatCall: self.on_repeat,
+                Interrupt: self.on_cancel,
+                CancelCall: self.on_cancel,
             }
         )
 
@@ -162,6 +169,15 @@ class SimWorker(Process):
         assert self.checkpoints is not None
         self.checkpoints.machine.on_repeat(message)
 
+    def on_cancel(self, now_ns: int, source: Address, message: Interrupt | CancelCall) -> None:
+        """A task was cancelled: it is taken out of the queue, or its code sees an interrupt."""
+        queued = list(self.work.runs)
+        if self.work.withdraw(source, message) and not self.actor_id and not self.context.is_cancelled:
+            self.context.is_cancelled = True
+            self.kernel.after(0, self.interrupt, self.context)
+        left = dict.fromkeys(run.task_id for run in self.work.runs)
+        self._look_away(run for run in queued if run.task_id not in left)
+
     def _look_away(self, runs: Iterable[Run]) -> None:
         """What the machine says of inputs that nobody is going to see also holds for the modelled memory."""
         for run in runs:
@@ -194,7 +210,7 @@ class SimWorker(Process):
         kind = self.work.descriptors[run.descriptor_id]
         self.host.cells[self.slot] = self.work.current = run.task_id
         self.current_returns = kind.num_returns
-        self.set_context(run.task_id)
+        self.set_context(TaskContext(run.task_id, kind.name, run.attempt, kind.demand, kind.in_group))
         self.cluster.judge.attempt_started(self.address, run.task_id, run.attempt)
         if kind.in_group is not None:
             self.cluster.judge.groups.used(self.node, kind.in_group.group_id)
@@ -203,6 +219,9 @@ class SimWorker(Process):
         failed = False
         try:
             values = yield from self._execute(run, kind)
+        except InterruptError:
+            failed = True
+            values = (cancelled_value(run.task_id),) * kind.num_returns
         except ProgramError as error:
             failed = True
             values = (Value(ERROR, pack_error(error)),) * kind.num_returns
@@ -262,7 +281,7 @@ class SimWorker(Process):
         code = self.functions[kind.function_id].decode()
         made = (self.cluster.functions.get(code) or ACTORS[kind.name])(*args)
         self.actor = (yield from self.drive(made)) if hasattr(made, "send") else made
-        self.actor_id = run.task_id
+        self.actor_id, self.actor_in_group = run.task_id, kind.in_group
         self.cluster.judge.actor_made(run.task_id, run.attempt)
         self._keep_state()
         if kind.checkpoint_interval >= 0:
@@ -336,7 +355,7 @@ class SimWorker(Process):
             self.out.append((source, Reply(call.task_id, answer)))
             return
         self.work.current, self.current_returns = call.task_id, call.num_returns
-        self.set_context(call.task_id)
+        self.set_context(TaskContext(call.task_id, call.method, in_group=self.actor_in_group))
         self._debt_ns += self.costs.run_ns
         started_ns, self.lent_ns = self.kernel.now_ns, 0
         acquires = self.objects.acquires

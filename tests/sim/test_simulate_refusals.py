@@ -37,10 +37,8 @@ def test_what_has_no_simulated_worker() -> None:
             ("task that yields", yields.remote),
             ("method that yields", plain.yields.remote),
             ("several calls at once", Plain.options(max_concurrency=2).remote),
-            ("actor with a name", Plain.options(name="one").remote),
             ("runtime environment", lambda: echo.options(runtime_env={"env_vars": {"A": "1"}}).remote(1)),
             ("runtime environment", lambda: echo.options(runtime_env={"working_dir": "."}).remote(1)),
-            (r"zray\.cancel", lambda: zray.cancel(ended)),
         ]
         for what, call in refused:
             with pytest.raises(NotImplementedError, match=what):

@@ -73,7 +73,9 @@ class PlacementGroup:
         from zray.api.remote import remote
 
         inside = PlacementGroupSchedulingStrategy(self)
-        task = remote(_itself).options(num_cpus=0, max_retries=-1, scheduling_strategy=inside)
+        task = remote(_itself).options(
+            num_cpus=0, max_retries=-1, scheduling_strategy=inside, _duration_s=0.0
+        )
         return task.remote(self)
 
     def wait(self, timeout_seconds: float | None = 30) -> bool:

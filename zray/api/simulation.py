@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from random import Random
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -27,9 +27,21 @@ from msgspec.structs import replace
 from sim import chrome
 from sim.cluster import Span
 from sim.costs import Costs, default_costs
-from sim.operations import AwaitUntil, Handed, Keep, KeepCopiesOf, KillAs, Look, SubmitAs, Work, user_error
+from sim.operations import (
+    Ask,
+    AwaitUntil,
+    CancelAs,
+    Handed,
+    Keep,
+    KeepCopiesOf,
+    KillAs,
+    Look,
+    SubmitAs,
+    Work,
+    user_error,
+)
 from sim.process import Process
-from sim.programs import ActorRef, CallActor, ProgramError, Ref
+from sim.programs import ActorRef, CallActor, InterruptError, ProgramError, Ref
 from sim.run import summary_of
 from sim.scenario import ClusterPart, FaultsPart, NetworkPart, PhasesPart, Scenario
 from sim.user_code import CrashedHereError, UserRun
@@ -42,7 +54,7 @@ from zray.core.node_lists import nodes_report
 from zray.core.placement import SCHEDULING
 from zray.core.reports import report
 from zray.core.task_context import TaskContext
-from zray.errors import TaskError, ZrayError
+from zray.errors import ClusterUnavailableError, TaskError, ZrayError
 from zray.protocol.cluster import ListNodes
 from zray.protocol.messages import ACTOR, Describe, Value
 from zray.protocol.user_messages import VALUES, CopiesKept
@@ -76,13 +88,22 @@ class SimulatedClient:
         self.calls = process.calls
         self.namespace = "simulated"
         self.environment = ""
-        self.context = TaskContext(b"")  # of nobody: no simulated task is in a placement group
         self.publisher = _NoPublisher()
         self.config = process.config
         self.perform: Callable[[Any], Any] = simulation.run.perform
         self.declared_duration_s: float | None = None
         self.functions = FunctionTable()
         self.dropped: deque[bytes] = deque()
+
+    @property
+    def context(self) -> TaskContext:
+        """The task, call or driver whose code runs."""
+        return self.process.context
+
+    @property
+    def welcome(self) -> Any:
+        """What its node said of itself."""
+        return self.process.welcome
 
     def is_inside(self) -> bool:
         """User code is never called from within a call of the API here."""
@@ -101,6 +122,8 @@ class SimulatedClient:
         self.settle()
         try:
             return self.perform(operation)
+        except InterruptError:
+            raise KeyboardInterrupt from None
         except ProgramError as error:
             raise ZrayError(f"{error.origin}: {error.text}") from None
         finally:
@@ -120,7 +143,7 @@ class SimulatedClient:
         _check_simulated(descriptor)
         descriptor = self.simulation.learn(descriptor, code)
         payload = (_payload(args), self._duration_ns(descriptor.name), *map(Ref, deps))
-        made = self.hand_over(Handed(SubmitAs(descriptor, payload)))
+        made = self.hand_over(Handed(SubmitAs(descriptor, payload, task_id)))
         returns = tuple(ref.object_id for ref in made)
         task_id = ids.producer_of(returns[0]) if returns else ids.NIL_ID
         if descriptor.kind == ACTOR:
@@ -131,8 +154,8 @@ class SimulatedClient:
         return task_id, returns
 
     def reserve_task_id(self) -> bytes:
-        """Unknown before: the simulated process numbers what it submits."""
-        return b""
+        """The id of what is made next."""
+        return self.process.context.next_task_id()
 
     def call_actor(
         self, actor_id: bytes, handle: bytes, method: MethodCall, args: Serialized | bytes,
@@ -153,12 +176,21 @@ class SimulatedClient:
         return returns
 
     def cancel(self, task_id: bytes, *, force: bool, recursive: bool) -> None:
-        """Refused."""
-        raise _not_simulated("zray.cancel")
+        """Take a task back, or a call that this process made."""
+        self.simulation.note_got(ids.return_ids(task_id, 1))  # nobody asks for it any more
+        self.hand_over(CancelAs(task_id, force, recursive))
 
-    def ask(self, make: Callable[[int], Any], timeout_s: float) -> NoReturn:
-        """Refused: only names of actors and placement groups are asked for."""
-        raise _not_simulated("an actor with a name, or a placement group,")
+    def ask(self, make: Callable[[int], Any], timeout_s: float | None) -> Any:
+        """Ask the control store.
+
+        Raises:
+            ClusterUnavailableError: if it does not answer in (virtual) time.
+        """
+        timeout_s = FAULTY_S if timeout_s is None else timeout_s
+        answer = self.hand_over(Ask(make, self.simulation.run.now_ns + round(timeout_s * NS_PER_S)))
+        if answer is None:
+            raise ClusterUnavailableError("the node does not answer", timeout_s)
+        return answer
 
     def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> None:
         """End an actor."""
@@ -182,9 +214,12 @@ class SimulatedClient:
 
     def fetch(self, object_ids: Sequence[bytes], timeout_s: float | None) -> dict[bytes, Value] | None:
         """Values, or ``None`` if the (virtual) time is over."""
-        found: dict[bytes, Value] | None = self.hand_over(
-            Look(tuple(object_ids), self.simulation.until_ns(timeout_s))
-        )
+        found: dict[bytes, Value] | None
+        try:
+            found = self.hand_over(Look(tuple(object_ids), self.simulation.until_ns(timeout_s)))
+        except KeyboardInterrupt:  # cancelled: they are not forgotten, and were asked for
+            self.simulation.note_got(object_ids)
+            raise
         if found is not None:
             self.simulation.note_got(object_ids)
         return found
@@ -413,20 +448,22 @@ class Simulation:
         def body(process: SimWorker, perform: Callable[[Any], Any]) -> Any:
             client = self.clients[process.address]
             client.perform = perform
-            if duration_ns >= 0:
-                perform(Work(duration_ns, self.run.working))
-            else:
+            if duration_ns < 0:
                 self._measuring[process.address] = name, []
-            self.clock_ns = time.thread_time_ns()
             try:
+                if duration_ns >= 0:
+                    perform(Work(duration_ns, self.run.working))
+                self.clock_ns = time.thread_time_ns()
                 args, kwargs = load_args(payload[0], [load(value[0], "an argument") for value in values])
                 result = load_code(client)(*args, **kwargs)
                 if descriptor is not None and descriptor.kind == ACTOR:
                     return _SimulatedActor(self, name, result)
                 return _returned(name, result, process.current_returns)
-            except CrashedHereError:
+            except (CrashedHereError, InterruptError):
                 raise
             except BaseException as error:
+                if isinstance(error, KeyboardInterrupt) and process.context.is_cancelled:
+                    raise InterruptError from None
                 raised = TaskError(name, format_user_traceback(error), error)
                 raise user_error(dump_error(raised)) from None
             finally:

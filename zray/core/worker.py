@@ -35,6 +35,7 @@ from zray.protocol.messages import (
     LeaseReady,
     PrepareLease,
     Recall,
+    Reply,
     Returned,
     Run,
     TaskDone,
@@ -102,6 +103,11 @@ class WorkerMachine:
             if isinstance(item[1], LeasedRun) and item[1].spec.task_id == task_id:
                 self.calls.remove(item)
                 self._reply(source, LeasedReply(item[1].lease_id, task_id, cancelled_value(task_id), 1, True))
+                return False
+            if isinstance(item[1], Call) and item[1].task_id == task_id:
+                self.calls.remove(item)
+                values = (cancelled_value(task_id),) * item[1].num_returns
+                self.out.append((item[0], Reply(task_id, values)))
                 return False
         if message.recursive:
             self.client.leased.cancel_children(task_id)
