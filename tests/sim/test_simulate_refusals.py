@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import zray
+from zray.util.state import list_actors
 
 
 @zray.remote
@@ -37,6 +38,7 @@ def test_what_has_no_simulated_worker() -> None:
             ("task that yields", yields.remote),
             ("method that yields", plain.yields.remote),
             ("several calls at once", Plain.options(max_concurrency=2).remote),
+            ("what all nodes have", list_actors),
             ("runtime environment", lambda: echo.options(runtime_env={"env_vars": {"A": "1"}}).remote(1)),
             ("runtime environment", lambda: echo.options(runtime_env={"working_dir": "."}).remote(1)),
         ]

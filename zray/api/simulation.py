@@ -241,8 +241,14 @@ class SimulatedClient:
         """Nothing is pinned here."""
 
     def query(self, what: str, timeout_s: float = 10.0) -> bytes:
-        """A report of the node, or of all of them."""
+        """A report of the node, or of all of them.
+
+        Raises:
+            NotImplementedError: for what each of all nodes would have to be asked.
+        """
         host = self.process.host
+        if what.startswith("everywhere/"):
+            raise _not_simulated("a report of what all nodes have")
         if what != "nodes":
             return report(host.node, what)
         for machine in host.cluster.shards[0].machines if host.cluster.shards else ():
