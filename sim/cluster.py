@@ -31,6 +31,12 @@ from zray.protocol.messages import ACTOR_DEAD, DRIVER, PROTOCOL_VERSION, Describ
 STORY_LINES = 400
 
 
+def _cpus_of(shape: ClusterPart) -> list[int]:
+    """Of each node."""
+    first = list(shape.node_cpus[: shape.nodes])
+    return first + [shape.cpus] * (shape.nodes - len(first))
+
+
 def _config_of(shape: ClusterPart) -> Config:
     """The settings of every process of a scenario."""
     return Config(
@@ -110,8 +116,8 @@ class Cluster:
             self.master = SimMaster(self)
             self.chains += [SimChain(self, i) for i in range(shape.shards)]
         self.nodes = [
-            SimNode(self, b"node%08d----" % i, i, shape.arena_kib << 10, shape.cpus)
-            for i in range(shape.nodes)
+            SimNode(self, b"node%08d----" % i, i, shape.arena_kib << 10, cpus)
+            for i, cpus in enumerate(_cpus_of(shape))
         ]
         self.drivers = [self._driver(number, program) for number, program in enumerate(programs)]
         self.unfinished = len(self.drivers)

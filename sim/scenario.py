@@ -18,7 +18,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1_000_000.0)]
 WorkloadKind = Literal[
     "empty", "chain", "tree", "fan_out", "random_dag", "shuffle", "counter", "ordered_log", "heavy_tail",
     "memory_pressure", "references", "mixed", "lone",
-    "choosy", "actors", "groups", "copies", "detached",
+    "choosy", "actors", "groups", "copies", "detached", "allreduce", "parameter_server",
 ]  # fmt: skip
 
 
@@ -48,6 +48,8 @@ class ClusterPart(_Part, frozen=True):
     """Beside the first shards; more than there are of them are as many."""
     drivers: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
     cpus: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 4
+    node_cpus: tuple[Annotated[int, msgspec.Meta(ge=1, le=1024)], ...] = ()
+    """Of the first nodes, one by one; the others have ``cpus``."""
     arena_kib: Count = 65_536
     backlog_per_slot: Annotated[int, msgspec.Meta(ge=-1, le=1_000_000)] = 2
     compact_messages: Count = 500

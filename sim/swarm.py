@@ -28,7 +28,8 @@ from sim.scenario import (
 )
 from sim.workload import KINDS
 
-LATER_KINDS = ("empty", "lone", "choosy", "actors", "groups", "copies", "detached")
+TRAINING_KINDS = ("allreduce", "parameter_server")
+LATER_KINDS = ("empty", "lone", "choosy", "actors", "groups", "copies", "detached", *TRAINING_KINDS)
 """Not drawn with the others, so that what a seed draws stays what it was."""
 RATES = {
     "worker_crash": 200.0, "worker_crash_creating": 200.0, "worker_freeze": 100.0, "driver_crash": 20.0,
@@ -91,7 +92,7 @@ def scenario_of(seed: int) -> Scenario:
     if seed >= COPY_SEEDS:
         return _with_copies(seed, _clustered(seed, plain))
     if seed >= OFFLOAD_SEEDS:
-        return _impatient(_clustered(seed, plain))
+        return _impatient(seed, _clustered(seed, plain))
     if seed >= SCHEDULER_SEEDS:
         return _with_schedulers(seed, _clustered(seed, plain))
     if seed >= FLUSHING_SEEDS:
@@ -236,17 +237,21 @@ def _grouped(clustered: Scenario) -> Scenario:
     )
 
 
-def _impatient(clustered: Scenario) -> Scenario:
-    """The same with queues that are evened out all the time, and run times that make them uneven."""
+def _impatient(seed: int, clustered: Scenario) -> Scenario:
+    """The same on unequal nodes, with queues that are evened out all the time; some of it is training."""
+    random = stream(seed, "swarm/uneven")
+    kind: Any = random.choice((*[clustered.workload.kind] * 3, *TRAINING_KINDS))
+    node_cpus = tuple(random.choice((1, 2, 4)) for _ in range(clustered.cluster.nodes))
     return msgspec.structs.replace(
         clustered,
-        cluster=msgspec.structs.replace(clustered.cluster, heartbeat_ms=20, offload_patience_ms=0),
+        cluster=msgspec.structs.replace(
+            clustered.cluster, node_cpus=node_cpus, heartbeat_ms=20, offload_patience_ms=0
+        ),
         workload=msgspec.structs.replace(
-            clustered.workload,
-            task_us=max(500, clustered.workload.task_us),
+            clustered.workload, kind=kind, task_us=max(500, clustered.workload.task_us),
             tasks=clustered.workload.tasks + 50,
         ),
-    )
+    )  # fmt: skip
 
 
 def _with_copies(seed: int, clustered: Scenario) -> Scenario:
