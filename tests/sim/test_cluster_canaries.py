@@ -25,7 +25,7 @@ from zray.core.references import References
 from zray.core.sharing import Sharing
 from zray.core.worker_pool import WorkerPool
 from zray.protocol.chain import ShardOpened
-from zray.protocol.cluster import CopiesCounted, Rebuild
+from zray.protocol.cluster import EXPECT, HOME, CopiesCounted, Rebuild
 from zray.protocol.flushing import RowsRead
 
 Patch = pytest.MonkeyPatch
@@ -224,7 +224,12 @@ def test_a_new_head_that_decides_before_all_have_restated_is_noticed(monkeypatch
 @pytest.mark.usefixtures("no_self_judgement")
 def test_a_home_that_is_taken_for_a_maker_is_noticed(monkeypatch: Patch) -> None:
     """A node and the head of a chain die in one moment, and all who knew that an object was made."""
-    monkeypatch.setattr("zray.core.sharing._will_be_told", lambda entry, shared: True)
+    original = Sharing._update
+
+    def update(self: Sharing, kind: int, *rest: Any, **more: Any) -> None:
+        original(self, EXPECT if kind == HOME else kind, *rest, **more)
+
+    monkeypatch.setattr(Sharing, "_update", update)
     scenario = replace(
         load("lost_objects"),
         check_every=20,

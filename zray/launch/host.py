@@ -57,10 +57,12 @@ def obey(order: HostOrder) -> HostReport:
     with _only_one(order.timeout_s):
         if order.action == "stop":
             return _stop(order)
-        report = _start(order)
-        if not report.was_running and _asker_is_gone():
-            return _stop(order)
-        return report
+        was_running = _session_of(order.cluster) is not None
+        try:
+            return _start(order)
+        finally:
+            if not was_running and _asker_is_gone():
+                _stop(order)
 
 
 def _asker_is_gone() -> bool:
@@ -200,6 +202,8 @@ def _await_membership(
                     return node.node_id.hex()
         except ClusterUnavailableError as error:
             reason = str(error)
+        if _asker_is_gone():
+            raise LaunchError("whoever asked for the start is gone")
         if time.monotonic() > deadline:
             what = (
                 f"a node of cluster {session.info.cluster} runs and is not in the cluster at {control_store}"
