@@ -7,8 +7,10 @@ told to stop it if the cluster does not come up as a whole; what ran before is l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from threading import Condition
 
 from zray.launch.cluster_file import ClusterFile, HostEntry, NodeSettings
 from zray.launch.orders import HostOrder, HostReport, LaunchError
@@ -18,6 +20,44 @@ AT_ONCE_MAX = 32
 """Connections that are open at the same time."""
 
 Say = Callable[[str], None]
+
+
+class Starts:
+    """Orders to start that are under way, and whether any more may be given.
+
+    A thread that was just begun when its maker is interrupted is one that no pool waits for.
+    """
+
+    def __init__(self) -> None:
+        self._changed = Condition()
+        self._under_way = 0
+        self._over = False
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Give one.
+
+        Raises:
+            LaunchError: if they are over.
+        """
+        with self._changed:
+            if self._over:
+                raise LaunchError("it was not told to start any more")
+            self._under_way += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._under_way -= 1
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """Give no more, and wait for those under way; each has a bound of its own."""
+        with self._changed:
+            self._over = True
+            self._changed.wait_for(lambda: not self._under_way)
+
+
 Outcome = HostReport | LaunchError
 
 
@@ -32,9 +72,11 @@ def up(cluster: ClusterFile, say: Say) -> HostReport:
     entries = cluster.hosts
     looks = _all_or_none("look at", entries, _give_each(cluster, entries, "look"))
     ours = [entry for entry, look in zip(entries, looks, strict=True) if not look.was_running]
+    starts = Starts()
     try:
-        return _start_all(cluster, say)
+        return _start_all(cluster, say, starts)
     except BaseException:
+        starts.end()
         if ours:
             say(f"stopping what was started on {_names(ours)}")
             for failure in _failures(_give_each(cluster, ours, "stop")):
@@ -42,11 +84,12 @@ def up(cluster: ClusterFile, say: Say) -> HostReport:
         raise
 
 
-def _start_all(cluster: ClusterFile, say: Say) -> HostReport:
+def _start_all(cluster: ClusterFile, say: Say, starts: Starts) -> HostReport:
     head_entry, *others = cluster.hosts
-    (head,) = _all_or_none("start the head on", [head_entry], _give_each(cluster, [head_entry], "start"))
+    outcomes = _give_each(cluster, [head_entry], "start", starts=starts)
+    (head,) = _all_or_none("start the head on", [head_entry], outcomes)
     say(f"{head_entry.host}: {_how(head)}, with the control store at {' '.join(head.control_store)}")
-    outcomes = _give_each(cluster, others, "start", head=head)
+    outcomes = _give_each(cluster, others, "start", head=head, starts=starts)
     for entry, outcome in zip(others, outcomes, strict=True):
         if isinstance(outcome, HostReport):
             say(f"{entry.host}: {_how(outcome)}")
@@ -92,13 +135,15 @@ def order_for(cluster: ClusterFile, entry: HostEntry, action: str, head: HostRep
 
 
 def _give_each(
-    cluster: ClusterFile, entries: Sequence[HostEntry], action: str, head: HostReport | None = None
-) -> list[Outcome]:
+    cluster: ClusterFile, entries: Sequence[HostEntry], action: str, *, head: HostReport | None = None,
+    starts: Starts | None = None,
+) -> list[Outcome]:  # fmt: skip
     """Order the same of several hosts at once; what became of each, in their order."""
 
     def give(entry: HostEntry) -> Outcome:
         try:
-            return give_order(entry, order_for(cluster, entry, action, head))
+            with starts.one() if starts is not None else nullcontext():
+                return give_order(entry, order_for(cluster, entry, action, head))
         except LaunchError as error:
             return error
 
