@@ -28,8 +28,17 @@ from sim.scenario import (
 )
 from sim.workload import KINDS
 
-TRAINING_KINDS = ("allreduce", "parameter_server")
-LATER_KINDS = ("empty", "lone", "choosy", "actors", "groups", "copies", "detached", *TRAINING_KINDS)
+LATER_KINDS = (
+    "empty",
+    "lone",
+    "choosy",
+    "actors",
+    "groups",
+    "copies",
+    "detached",
+    "allreduce",
+    "parameter_server",
+)
 """Not drawn with the others, so that what a seed draws stays what it was."""
 RATES = {
     "worker_crash": 200.0, "worker_crash_creating": 200.0, "worker_freeze": 100.0, "driver_crash": 20.0,
@@ -238,9 +247,8 @@ def _grouped(clustered: Scenario) -> Scenario:
 
 
 def _impatient(seed: int, clustered: Scenario) -> Scenario:
-    """The same on unequal nodes, with queues that are evened out all the time; some of it is training."""
+    """The same on unequal nodes, with queues that are evened out all the time."""
     random = stream(seed, "swarm/uneven")
-    kind: Any = random.choice((*[clustered.workload.kind] * 3, *TRAINING_KINDS))
     node_cpus = tuple(random.choice((1, 2, 4)) for _ in range(clustered.cluster.nodes))
     return msgspec.structs.replace(
         clustered,
@@ -248,7 +256,7 @@ def _impatient(seed: int, clustered: Scenario) -> Scenario:
             clustered.cluster, node_cpus=node_cpus, heartbeat_ms=20, offload_patience_ms=0
         ),
         workload=msgspec.structs.replace(
-            clustered.workload, kind=kind, task_us=max(500, clustered.workload.task_us),
+            clustered.workload, task_us=max(500, clustered.workload.task_us),
             tasks=clustered.workload.tasks + 50,
         ),
     )  # fmt: skip
