@@ -130,5 +130,5 @@ def test_replicas_come_and_go(chain: SpreadChain) -> None:
             stack.callback(victim.plug_in)
             victim.plug_out()
             time.sleep(SHORT_S)  # the fault
-        time.sleep(SHORT_S)
+        time.sleep(SHORT_S)  # and how long it is mended
     chain.judge()

@@ -197,9 +197,9 @@ def test_the_host_of_the_control_store_is_cut_off_from_all_others(net: Net) -> N
 def flapping(host: Host, times: int) -> Iterator[None]:
     for _ in range(times):
         host.plug_out()
-        time.sleep(SHORT_S)
+        time.sleep(SHORT_S)  # the fault
         host.plug_in()
-        time.sleep(SHORT_S)
+        time.sleep(SHORT_S)  # and how long it is mended
     yield
 
 
