@@ -6,12 +6,14 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import zray
 from tests.clusters import Place, finish, line_of, place
+from tests.integration.remotes import wait_for_file
 from tests.support import eventually
 from zray.api.groups import PlacementGroupSchedulingStrategy as Inside
 from zray.cluster_utils import Cluster
@@ -363,17 +365,20 @@ class TestSeveralNodes:
         cluster.add_node(**_node())
         assert group.wait(PATIENCE_S)
 
-    def test_a_node_that_is_killed_with_a_bundle(self, cluster: Cluster) -> None:
+    def test_a_node_that_is_killed_with_a_bundle(self, cluster: Cluster, tmp_path: Path) -> None:
         group = placement_group([{"CPU": 1}] * 3, strategy="SPREAD")
         assert group.wait(PATIENCE_S)
         before = nodes_of(group)
         victim = next(node for node in cluster.worker_nodes if node.node_id in before)
         lost = before.index(victim.node_id)
         strategy = Inside(group, lost)
-        running = sleeps.options(scheduling_strategy=strategy, max_retries=-1).remote(1.0)
-        eventually(lambda: not _running("sleeps"), PATIENCE_S)
+        go = tmp_path / "go"
+        options = {"scheduling_strategy": strategy, "max_retries": -1}
+        running = wait_for_file.options(**options).remote(str(go))
+        eventually(lambda: _running("wait_for_file"), PATIENCE_S)
         cluster.remove_node(victim, allow_graceful=False)
-        assert zray.get(running, timeout=PATIENCE_S) == "slept"
+        go.touch()  # only now can it end: whoever returns it ran where the bundle is then
+        assert zray.get(running, timeout=PATIENCE_S) == str(go)
         after = nodes_of(group)
         assert victim.node_id not in after
         assert [place for i, place in enumerate(after) if i != lost] == [
