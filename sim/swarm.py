@@ -28,17 +28,8 @@ from sim.scenario import (
 )
 from sim.workload import KINDS
 
-LATER_KINDS = (
-    "empty",
-    "lone",
-    "choosy",
-    "actors",
-    "groups",
-    "copies",
-    "detached",
-    "allreduce",
-    "parameter_server",
-)
+TRAINING_KINDS = ("allreduce", "parameter_server")
+LATER_KINDS = ("empty", "lone", "choosy", "actors", "groups", "copies", "detached", *TRAINING_KINDS)
 """Not drawn with the others, so that what a seed draws stays what it was."""
 RATES = {
     "worker_crash": 200.0, "worker_crash_creating": 200.0, "worker_freeze": 100.0, "driver_crash": 20.0,
@@ -64,6 +55,8 @@ FLUSHING_SEEDS = 1_100_000
 """All seeds from here on draw clusters of several nodes on shards that flush, half of them replicated."""
 OFFLOAD_SEEDS = 1_300_000
 """All seeds from here on draw clusters whose nodes give queued tasks to idle ones at once."""
+TRAINING_SEEDS = 1_400_000
+"""All seeds from here on draw such clusters, and programs of distributed training."""
 COPY_SEEDS = 1_500_000
 """All seeds from here on draw clusters of several nodes whose programs put values on several of them."""
 DETACHED_SEEDS = 1_600_000
@@ -100,6 +93,8 @@ def scenario_of(seed: int) -> Scenario:
         return _with_detached(seed, _clustered(seed, plain))
     if seed >= COPY_SEEDS:
         return _with_copies(seed, _clustered(seed, plain))
+    if seed >= TRAINING_SEEDS:
+        return _training(seed, _impatient(seed, _clustered(seed, plain)))
     if seed >= OFFLOAD_SEEDS:
         return _impatient(seed, _clustered(seed, plain))
     if seed >= SCHEDULER_SEEDS:
@@ -260,6 +255,13 @@ def _impatient(seed: int, clustered: Scenario) -> Scenario:
             tasks=clustered.workload.tasks + 50,
         ),
     )  # fmt: skip
+
+
+def _training(seed: int, impatient: Scenario) -> Scenario:
+    """The same with training that makes anew whatever is lost: a fault in a sum would be a wrong value."""
+    kind: Any = stream(seed, "swarm/training").choice(TRAINING_KINDS)
+    workload = msgspec.structs.replace(impatient.workload, kind=kind, retries=-1)
+    return msgspec.structs.replace(impatient, workload=workload)
 
 
 def _with_copies(seed: int, clustered: Scenario) -> Scenario:

@@ -16,6 +16,7 @@ from sim.scenario import WorkloadPart
 
 PARTICIPANTS_MAX = 6
 ROUNDS_MAX = 8
+SAVE_EVERY = 3  # calls of a server between two checkpoints
 
 
 @task
@@ -55,10 +56,18 @@ def gradient(example: int, duration_ns: int, *weights: int) -> Program:
 
 @actor
 class ServerActor:
-    """One shard of the weights."""
+    """One shard of the weights, which can be saved."""
 
     def __init__(self) -> None:
         self.weights = 0
+
+    def save(self) -> int:
+        """The state."""
+        return self.weights
+
+    def load(self, weights: int) -> None:
+        """Take :meth:`save` back."""
+        self.weights = weights
 
     def push(self, *gradients: int) -> Program:
         """Learn from gradients."""
@@ -99,23 +108,30 @@ def allreduce(work: WorkloadPart, random: Random) -> Program:
 
 
 def parameter_server(work: WorkloadPart, random: Random) -> Program:
-    """Workers compute gradients of the newest weights; servers add them up, round by round."""
+    """Workers compute gradients of the newest weights; servers add them up, round by round.
+
+    With retries without end servers are saved and made again without end, too. With fewer a fault may be
+    the argument of a push, which then adds nothing, and later weights are not those of the sequence.
+    """
+    endless = work.retries == -1
+    made = ("ServerActor", (), 0.0, -1, SAVE_EVERY) if endless else ("ServerActor",)
+    repeats = -1 if endless else 0
     servers = []
     for _ in range(work.actors):
-        servers.append((yield MakeActor("ServerActor")))
+        servers.append((yield MakeActor(*made)))
     workers = max(1, work.fan_out)
     rounds = max(1, min(ROUNDS_MAX, work.tasks // workers))
     for number in range(rounds):
         weights = []
         for server in servers:
-            weights.append((yield CallActor(server, "pull")))
+            weights.append((yield CallActor(server, "pull", (), 1, repeats)))
         gradients = []
         for worker in range(workers):
             arguments = (number * workers + worker, random.randint(1, 1 + 2 * work.task_us) * US, *weights)
             gradients.append((yield Spawn("gradient", arguments, 1, work.retries)))
         pushed = []
         for server in servers:
-            pushed.append((yield CallActor(server, "push", tuple(gradients))))
+            pushed.append((yield CallActor(server, "push", tuple(gradients), 1, repeats)))
         yield Forget(weights)
         yield Forget(gradients)
         if random.random() < 0.3:
@@ -123,5 +139,5 @@ def parameter_server(work: WorkloadPart, random: Random) -> Program:
         yield Forget(pushed)
     last = []
     for server in servers:
-        last.append((yield CallActor(server, "pull")))
+        last.append((yield CallActor(server, "pull", (), 1, repeats)))
     return (yield Fetch(last))

@@ -12,7 +12,17 @@ from zray import ids
 from zray.core.machine import RUNTIME
 from zray.core.node_store import PENDING, REMOTE
 from zray.ids import first_return_id
-from zray.protocol.cluster import Claim, Grant, LinkPeer, Members, ObjectFound, Pull, ShareAcked, UnlinkPeer
+from zray.protocol.cluster import (
+    ChunkArrived,
+    Claim,
+    Grant,
+    LinkPeer,
+    Members,
+    ObjectFound,
+    Pull,
+    ShareAcked,
+    UnlinkPeer,
+)
 from zray.protocol.faults import fault_error
 from zray.protocol.messages import (
     AT_NODE,
@@ -193,6 +203,23 @@ def test_a_task_that_is_cancelled_while_it_fetches_leaves_nothing(bench: Cluster
     assert task_class.fetching == 0
     assert task not in bench.node.scheduler.tasks
     assert bench.node.store.objects[A].state == REMOTE or not bench.node.store.objects[A].pins
+
+
+def test_a_task_that_is_cancelled_while_it_fetches_is_counted_once(bench: ClusterBench) -> None:
+    """What it waited for comes all the same, as another task takes it."""
+    gone, stays = bench.submit(bench.kind(), 2, deps=(A,))
+    bench.found(A, PEER)
+    for forward in bench.forwards():
+        bench.say(GLOBAL, Place(forward.spec, forward.descriptor, 1))
+        bench.pulls()
+    task_class = bench.node.scheduler.tasks[stays].task_class
+    bench.say(DRIVER_ADDRESS, Cancel(gone))
+    assert task_class.fetching == 1
+    bench.effects.clear()  # the driver hears of the end
+    for start in range(0, SIZE, 1 << 20):
+        bench.say(RUNTIME, ChunkArrived(A, start, min(1 << 20, SIZE - start)))
+    assert task_class.fetching == 0
+    assert list(task_class.ready) == [bench.node.scheduler.tasks[stays]]
 
 
 def test_a_node_alone_forwards_nothing() -> None:

@@ -89,8 +89,9 @@ class TaskAdmission:
                 self.decide(task)
 
     def dropped(self, task: TaskEntry) -> None:
-        """A task ends while it waits; what it waits for finds it gone."""
+        """A task ends while it waits; what it waits for finds it gone, and does not count it once more."""
         task.task_class.fetching -= task.stays
+        task.stays = False
 
     # --- deciding ----------------------------------------------------------------------------------
 
