@@ -395,6 +395,75 @@ class TestThreads:
         assert not waiter.is_alive()
 
 
+PESTERED = """
+    import faulthandler, os, random, signal, threading, time
+    import zray
+
+    faulthandler.dump_traceback_later(40, exit=True)
+    zray.init(num_cpus=2)
+
+    @zray.remote
+    def echo(x):
+        return x
+
+    @zray.remote
+    class Counter:
+        def __init__(self):
+            self.n = 0
+        def next(self):
+            self.n += 1
+            return self.n
+
+    zray.get(echo.remote(0))
+    counter = Counter.remote()
+    last = 0
+
+    def work():
+        global last
+        while tormentor.is_alive():
+            refs = [echo.remote(i) for i in range(20)]
+            assert zray.get(refs) == list(range(20))
+            value = zray.get(counter.next.remote())
+            assert value > last
+            last = value
+            zray.put(bytes(100_000))
+
+    interrupt = signal.getsignal(signal.SIGINT)
+
+    def interrupt_work(number, frame):
+        at = frame
+        while at is not None and at.f_code is not work.__code__:
+            at = at.f_back
+        if at is not None:  # else this program itself would have to expect it everywhere
+            interrupt(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt_work)
+
+    def pester():
+        chance = random.Random(5)
+        for _ in range(1_000):
+            time.sleep(chance.random() * 0.004)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    interrupts = 0
+    tormentor = threading.Thread(target=pester)
+    tormentor.start()
+    while tormentor.is_alive():
+        try:
+            work()
+        except KeyboardInterrupt:
+            interrupts += 1
+    try:
+        zray.get(echo.remote(0))  # the last one may still be on its way
+    except KeyboardInterrupt:
+        interrupts += 1
+    assert zray.get([echo.remote(i) for i in range(500)], timeout=10) == list(range(500))
+    assert zray.get(counter.next.remote(), timeout=10) > last
+    assert interrupts > 100, interrupts
+    print("usable")
+"""
+
+
 class TestInterrupts:
     @pytest.mark.slow
     def test_ctrl_c_inside_get(self) -> None:
@@ -446,75 +515,7 @@ class TestInterrupts:
     @pytest.mark.slow
     def test_ctrl_c_at_any_moment(self) -> None:
         """Interrupts that hit the runtime in the middle of its work lose nothing."""
-        done = run_script(
-            """
-            import faulthandler, os, random, signal, threading, time
-            import zray
-
-            faulthandler.dump_traceback_later(40, exit=True)
-            zray.init(num_cpus=2)
-
-            @zray.remote
-            def echo(x):
-                return x
-
-            @zray.remote
-            class Counter:
-                def __init__(self):
-                    self.n = 0
-                def next(self):
-                    self.n += 1
-                    return self.n
-
-            zray.get(echo.remote(0))
-            counter = Counter.remote()
-            last = 0
-
-            def work():
-                global last
-                while tormentor.is_alive():
-                    refs = [echo.remote(i) for i in range(20)]
-                    assert zray.get(refs) == list(range(20))
-                    value = zray.get(counter.next.remote())
-                    assert value > last
-                    last = value
-                    zray.put(bytes(100_000))
-
-            interrupt = signal.getsignal(signal.SIGINT)
-
-            def interrupt_work(number, frame):
-                at = frame
-                while at is not None and at.f_code is not work.__code__:
-                    at = at.f_back
-                if at is not None:  # else this program itself would have to expect it everywhere
-                    interrupt(number, frame)
-
-            signal.signal(signal.SIGINT, interrupt_work)
-
-            def pester():
-                chance = random.Random(5)
-                for _ in range(1_000):
-                    time.sleep(chance.random() * 0.004)
-                    os.kill(os.getpid(), signal.SIGINT)
-
-            interrupts = 0
-            tormentor = threading.Thread(target=pester)
-            tormentor.start()
-            while tormentor.is_alive():
-                try:
-                    work()
-                except KeyboardInterrupt:
-                    interrupts += 1
-            try:
-                zray.get(echo.remote(0))  # the last one may still be on its way
-            except KeyboardInterrupt:
-                interrupts += 1
-            assert zray.get([echo.remote(i) for i in range(500)], timeout=10) == list(range(500))
-            assert zray.get(counter.next.remote(), timeout=10) > last
-            assert interrupts > 100, interrupts
-            print("usable")
-            """
-        )
+        done = run_script(PESTERED)
         assert done.stdout == "usable\n", done.stderr
 
     @pytest.mark.slow
