@@ -23,7 +23,17 @@ from zray.core.beside_shard import machines_beside
 from zray.core.control_shard import ControlShard
 from zray.core.flushing_shard import new_shard
 from zray.core.identity import NodeIdentity
-from zray.core.machine import DISK, LOG, ROWS, RUNTIME, TRANSFER, WORKER_POOL, Address, pump
+from zray.core.machine import (
+    DISK,
+    LOG,
+    ROWS,
+    RUNTIME,
+    TRANSFER,
+    WORKER_POOL,
+    Address,
+    pump,
+    take_effects,
+)
 from zray.core.node import Node
 from zray.core.resources import demand_from
 from zray.protocol.chain import Logged, ShardOpened
@@ -96,6 +106,15 @@ class MachineHost(ABC):
         self._turn_planned = False
         self._tick_at_ns: int | None = None
 
+    def crash(self) -> None:
+        """Be gone, with everything that was not written down."""
+        self.alive = False
+        self.life += 1
+        self.inbox.clear()
+        self._turn_planned = False
+        self._tick_at_ns = None
+        self.cluster.network.cut_off(self.address)
+
     def deliver(self, source: Address, messages: list[Any]) -> None:
         """A frame has arrived."""
         if not self.alive:
@@ -156,13 +175,7 @@ class MachineHost(ABC):
     def _act(self) -> None:
         outgoing: dict[Address, list[Any]] = {}
         for machine in self.machines:
-            for destination, message in machine.out:
-                messages = outgoing.get(destination)
-                if messages is None:
-                    outgoing[destination] = [message]
-                else:
-                    messages.append(message)
-            machine.out.clear()
+            take_effects(machine.out, outgoing)
         for name in (WORKER_POOL, DISK, TRANSFER, LOG, ROWS, RUNTIME):
             if name in outgoing:
                 self.serve(name, outgoing.pop(name))
@@ -448,12 +461,7 @@ class SimShard(MachineHost):
 
     def crash(self) -> None:
         """Be gone, with everything but the log."""
-        self.alive = False
-        self.life += 1
-        self.inbox.clear()
-        self._turn_planned = False
-        self._tick_at_ns = None
-        self.cluster.network.cut_off(self.address)
+        super().crash()
         self.cluster.process_ended(self.address)
 
     def restart(self) -> None:

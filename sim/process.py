@@ -39,7 +39,7 @@ from sim.programs import (
 )
 from zray.core.client import ARGS_IN_LAST_DEP, HAS_VALUE, ROOM, TOO_LARGE, ClientMachine, MethodCall
 from zray.core.client_objects import Want
-from zray.core.machine import Address, bound_handlers
+from zray.core.machine import Address, bound_handlers, take_effects
 from zray.core.task_context import TaskContext
 from zray.protocol.messages import (
     EXTENT,
@@ -252,13 +252,7 @@ class Process(ABC):
         if not out:
             return
         by_peer: dict[Address, list[Any]] = {}
-        for destination, message in out:
-            messages = by_peer.get(destination)
-            if messages is None:
-                by_peer[destination] = [message]
-            else:
-                messages.append(message)
-        out.clear()
+        take_effects(out, by_peer)
         now_ns = self.kernel.now_ns
         self.machine.sent(now_ns)
         for destination, messages in by_peer.items():

@@ -38,15 +38,6 @@ _decode_log = batch_decoder(Logged)
 class RestartingHost(MachineHost):
     """A process that dies and comes back at its address; its peers find it a while later."""
 
-    def crash(self) -> None:
-        """Be gone."""
-        self.alive = False
-        self.life += 1
-        self.inbox.clear()
-        self._turn_planned = False
-        self._tick_at_ns = None
-        self.cluster.network.cut_off(self.address)
-
     def restart(self) -> None:
         """Begin anew, with new machines."""
         self.begin()

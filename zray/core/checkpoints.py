@@ -99,7 +99,16 @@ class ActorPasts:
 
     # --- of actors that live here ------------------------------------------------------------------
 
-    def saved(self, worker: Worker, message: SaveCheckpoint) -> None:
+    def hear(self, worker: Worker, message: SaveCheckpoint | RecordCall | FindCheckpoint) -> None:
+        """The worker of an actor says what it became, or asks what it was."""
+        if isinstance(message, SaveCheckpoint):
+            self._saved(worker, message)
+        elif isinstance(message, RecordCall):
+            self._recorded(worker, message)
+        else:
+            self._find(worker, message)
+
+    def _saved(self, worker: Worker, message: SaveCheckpoint) -> None:
         """An object is the state of an actor: it replaces the one before and the calls since then."""
         past = self._past_of(worker)
         if past is not None and self._save(past, message):
@@ -114,7 +123,7 @@ class ActorPasts:
         self._replace(past, message.object_id, len(past.calls))
         return True
 
-    def recorded(self, worker: Worker, message: RecordCall) -> None:
+    def _recorded(self, worker: Worker, message: RecordCall) -> None:
         """An actor ran a call, whose caller keeps its inputs until the reply, which follows this."""
         past = self._past_of(worker)
         if past is not None:
@@ -146,7 +155,7 @@ class ActorPasts:
             told.append(SaveCheckpoint(past.object_id))
         return [*told, *(without_large_values(record) for record in past.calls)]
 
-    def find(self, worker: Worker, message: FindCheckpoint) -> None:
+    def _find(self, worker: Worker, message: FindCheckpoint) -> None:
         """Tell a new process of an actor what the former ones did."""
         entry = self.scheduler.actors.entries.get(worker.actor_id)
         past = None if entry is None or entry.worker is not worker else self.pasts.get(entry.actor_id)

@@ -70,6 +70,17 @@ def pump(machine: Machine, batch: Iterable[tuple[Address, Any]], now_ns: int) ->
     machine.flush(now_ns)
 
 
+def take_effects(out: list[Effect], outgoing: dict[Address, list[Any]]) -> None:
+    """Move an outbox into one batch per destination, each in the order in which it was appended."""
+    for destination, message in out:
+        messages = outgoing.get(destination)
+        if messages is None:
+            outgoing[destination] = [message]
+        else:
+            messages.append(message)
+    out.clear()
+
+
 def bound_handlers(machine: Machine) -> dict[type, Callable[[int, Address, Any], None]]:
     """The handlers of a machine for a process that handles further messages in between.
 

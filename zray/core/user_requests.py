@@ -96,31 +96,15 @@ def on_leaving(node: Node, now_ns: int, source: Address, message: Leaving) -> No
         node.scheduler.lives.leaving(client.worker)
 
 
-def on_save_checkpoint(node: Node, now_ns: int, source: Address, message: SaveCheckpoint) -> None:
-    """An actor has a new checkpoint."""
+def on_past(
+    node: Node, now_ns: int, source: Address, message: SaveCheckpoint | RecordCall | FindCheckpoint
+) -> None:
+    """An actor that is made again if it dies says what it became, or asks what it was."""
     client = node.clients.get(source)
     if client is not None and client.worker is not None:
         node.now_ns = node.scheduler.now_ns = now_ns
         if not node.cluster.actors.hosted.tell_past(client.worker, message):
-            node.scheduler.lives.checkpoints.saved(client.worker, message)
-
-
-def on_record_call(node: Node, now_ns: int, source: Address, message: RecordCall) -> None:
-    """An actor that is made again if it dies ran a call."""
-    client = node.clients.get(source)
-    if client is not None and client.worker is not None:
-        node.now_ns = node.scheduler.now_ns = now_ns
-        if not node.cluster.actors.hosted.tell_past(client.worker, message):
-            node.scheduler.lives.checkpoints.recorded(client.worker, message)
-
-
-def on_find_checkpoint(node: Node, now_ns: int, source: Address, message: FindCheckpoint) -> None:
-    """An actor was made again and wants to be what it was."""
-    client = node.clients.get(source)
-    if client is not None and client.worker is not None:
-        node.now_ns = node.scheduler.now_ns = now_ns
-        if not node.cluster.actors.hosted.tell_past(client.worker, message):
-            node.scheduler.lives.checkpoints.find(client.worker, message)
+            node.scheduler.lives.checkpoints.hear(client.worker, message)
 
 
 def on_yielded(node: Node, now_ns: int, source: Address, message: Yielded) -> None:
@@ -375,9 +359,9 @@ HANDLERS: dict[type[Any], Handler] = {
     Cancel: on_cancel,
     Leaving: on_leaving,
     Yielded: on_yielded,
-    SaveCheckpoint: on_save_checkpoint,
-    RecordCall: on_record_call,
-    FindCheckpoint: on_find_checkpoint,
+    SaveCheckpoint: on_past,
+    RecordCall: on_past,
+    FindCheckpoint: on_past,
     Consumed: on_consumed,
     KeepCopies: on_keep_copies,
     ClaimName: on_claim_name,

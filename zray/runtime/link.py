@@ -21,7 +21,7 @@ from typing import Any
 
 from zray.config import Config
 from zray.core.client import ClientMachine
-from zray.core.machine import Address, bound_handlers
+from zray.core.machine import Address, bound_handlers, take_effects
 from zray.errors import ClusterUnavailableError, LocalProtocolError
 from zray.protocol.codec import decode_for_process
 from zray.runtime.idle_duty import IdleDuty
@@ -136,13 +136,7 @@ class NodeLink:
         if not self.out:
             return
         by_peer: dict[Address, list[Any]] = {}
-        for destination, message in self.out:
-            messages = by_peer.get(destination)
-            if messages is None:
-                by_peer[destination] = [message]
-            else:
-                messages.append(message)
-        self.out.clear()
+        take_effects(self.out, by_peer)
         for destination, messages in by_peer.items():
             self.routes.get(destination, self.transport).send(destination, messages)
         self.machine.sent(now_ns or time.monotonic_ns())

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from zray.core.machine import Address, Machine, pump
+from zray.core.machine import Address, Machine, pump, take_effects
 from zray.runtime.transport import Transport
 
 if TYPE_CHECKING:
@@ -152,13 +152,7 @@ class Loop:
     def _act(self) -> None:
         outgoing: dict[Address, list[Any]] = {}
         for machine in self.machines:
-            for destination, message in machine.out:
-                messages = outgoing.get(destination)
-                if messages is None:
-                    outgoing[destination] = [message]
-                else:
-                    messages.append(message)
-            machine.out.clear()
+            take_effects(machine.out, outgoing)
         for address, service in self.services.items():
             if address in outgoing:
                 service(outgoing.pop(address))
