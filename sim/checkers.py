@@ -53,12 +53,12 @@ class ViolationError(AssertionError):
 def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
     """Which faults of the system programs may see, given what strikes."""
     allowed: tuple[str, ...] = ()
-    if faults.worker_crash or faults.worker_crash_creating:
+    if faults.worker_crash or faults.worker_crash_creating or faults.message_death:
         allowed += CRASH_ORIGINS
-    if faults.driver_crash:
+    if faults.driver_crash or faults.message_death:
         allowed += ("object_lost",)  # by workers whose job is over
     deaths = faults.node_crash or faults.twin_crash or faults.node_freeze or faults.node_silence
-    if deaths or faults.keeper_crash:
+    if deaths or faults.keeper_crash or faults.message_death:
         allowed += (*CRASH_ORIGINS, "unschedulable")  # by tasks that are bound to the node
     if faults.spill_failure:
         allowed += DISK_ORIGINS
@@ -81,7 +81,7 @@ class Judge:
         )
         crashes = (
             faults.worker_crash or faults.worker_crash_creating or faults.node_crash or faults.twin_crash
-            or faults.keeper_crash
+            or faults.keeper_crash or faults.message_death
         )  # fmt: skip
         self.may_retry = bool(crashes or faults.worker_start_hang or self.may_be_silent)
         self.oracle: dict[bytes, Outcome] = {}
@@ -103,9 +103,12 @@ class Judge:
         self.kept: dict[str, int] = {}  # what was put, by its short id -> acknowledged copies
         self.may_die_together = bool(
             faults.node_crash or faults.twin_crash or faults.node_freeze or faults.node_silence
-            or faults.driver_crash or faults.partition or faults.clog
+            or faults.driver_crash or faults.partition or faults.clog or faults.message_death
         )  # fmt: skip
-        ends_jobs = faults.driver_crash or faults.node_crash or faults.node_freeze or faults.node_silence
+        ends_jobs = (
+            faults.driver_crash or faults.node_crash or faults.node_freeze or faults.node_silence
+            or faults.message_death
+        )  # fmt: skip
         self.groups = GroupJudge(self.fail, ends_jobs=bool(ends_jobs))
         self.names = NameJudge(self.fail, lambda actor_id: bool(ends_jobs) or actor_id in self.killed)
 

@@ -9,12 +9,15 @@ so until its time is over: it takes seconds to be declared dead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING
 
 from sim.hosts import DATA_SUFFIX
 from sim.kernel import MS, S
+from sim.message_faults import Deathblow, MessageFaults
 from sim.replicas import MASTER
+from zray.core.actors import SERVER_SUFFIX
 from zray.protocol.cluster import LinkLost
 
 if TYPE_CHECKING:
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
     from sim.network import Link
     from sim.replicas import SimChain, SimReplica
     from sim.scenario import FaultsPart
-    from sim.worker import SimWorker
+    from sim.worker import SimDriver, SimWorker
+    from zray.core.machine import Address
 
 
 KEEPERS_PAUSE_NS = 5 * S
@@ -47,6 +51,7 @@ class Faults:
         self.slow_until_ns = 0
         self.keeper_died_ns = -KEEPERS_PAUSE_NS
         self.partitioned: list[Link] = []
+        self.messages: MessageFaults | None = None
 
     def unleash(self) -> None:
         """Plan the first strike of each nemesis."""
@@ -72,6 +77,9 @@ class Faults:
             "clog": (self.rates.clog, self._clog),
             "disk_slow": (self.rates.disk_slow, self._slow_disk),
         }
+        if self.rates.message_death and self.faulty_ns:
+            self.messages = MessageFaults(self.cluster.network, self._deathblow, self._died_over)
+            nemeses["message_death"] = self.rates.message_death, self.messages.arm
         for name, (rate, strike) in nemeses.items():
             if rate > 0 and self.faulty_ns:
                 self._plan(name, rate, strike, self.cluster.kernel.stream(f"nemesis/{name}"))
@@ -95,6 +103,8 @@ class Faults:
 
     def heal(self) -> None:
         """Nothing is wrong from now on."""
+        if self.messages is not None:
+            self.messages.armed = None
         links, self.partitioned = self.partitioned, []
         for link in links:
             self.cluster.network.heal(link)
@@ -148,8 +158,11 @@ class Faults:
     def _crash_worker(self, random: Random) -> bool:
         victim = self._victim(random)
         if victim is not None:
-            victim.host.worker_ended(victim, -9)
+            self._kill_worker(random, victim)
         return victim is not None
+
+    def _kill_worker(self, random: Random, victim: SimWorker) -> None:
+        victim.host.worker_ended(victim, -9)
 
     def _crash_creating(self, random: Random) -> bool:
         victim = self._victim(random)
@@ -165,23 +178,28 @@ class Faults:
         return victim is not None
 
     def _crash_driver(self, random: Random) -> bool:
-        alive = [driver for driver in self.cluster.drivers if driver.alive and driver.finished_ns is None]
+        alive = self._running_drivers()
         if len(alive) < 2:  # one must be left to be judged
             return False
-        self.cluster.crash_driver(random.choice(alive))
+        self._kill_driver(random, random.choice(alive))
         return True
+
+    def _kill_driver(self, random: Random, victim: SimDriver) -> None:
+        self.cluster.crash_driver(victim)
 
     def _crash_shard(self, random: Random) -> bool:
         if self.cluster.chains:
             return self._crash_chain(random)
         shard = random.choice(self.cluster.shards)
-        return shard.alive and self._kill_shard(random, shard)
+        if not shard.alive:
+            return False
+        self._kill_shard(random, shard)
+        return True
 
-    def _kill_shard(self, random: Random, shard: SimShard) -> bool:
+    def _kill_shard(self, random: Random, shard: SimShard) -> None:
         shard.crash()
         back_ns = min(self.faulty_ns, self.cluster.kernel.now_ns + self._outage_ns(random))
         self.cluster.kernel.at(back_ns, lambda _: None if shard.alive else shard.restart())
-        return True
 
     def _crash_scheduler(self, random: Random) -> bool:
         """The process of a global scheduler, while nodes could go on with another."""
@@ -195,7 +213,10 @@ class Faults:
                 return True
             return False
         alive = [shard.number for shard in cluster.shards[:count] if shard.alive]
-        return victim in alive and len(alive) > 1 and self._kill_shard(random, cluster.shards[victim])
+        if victim not in alive or len(alive) < 2:
+            return False
+        self._kill_shard(random, cluster.shards[victim])
+        return True
 
     def _freeze_scheduler(self, random: Random) -> bool:
         """Stop such a process, often for longer than nodes wait for it. A replica is suspected sooner."""
@@ -254,10 +275,15 @@ class Faults:
         master = self.cluster.master
         if master is None or not all(chain.is_whole() for chain in self.cluster.chains):
             return False
+        self._kill_master(random)
+        return True
+
+    def _kill_master(self, random: Random) -> None:
+        master = self.cluster.master
+        assert master is not None
         master.crash()
         back_ns = self.cluster.kernel.now_ns + self._outage_ns(random)
         self.cluster.kernel.at(min(self.faulty_ns, back_ns), master.restart_if_down)
-        return True
 
     def _partition_replica(self, random: Random) -> bool:
         """A replica cannot speak with its master, with another replica, or with any of them."""
@@ -273,14 +299,43 @@ class Faults:
         self._cut(others, self._outage_ns(random))
         return True
 
+    def _deathblow(self, address: Address) -> Deathblow | None:
+        """How to kill the process at an address; ``None``: it must live, or is not there."""
+        cluster, home = self.cluster, address.removesuffix(DATA_SUFFIX).removesuffix(SERVER_SUFFIX)
+        for node in cluster.nodes:
+            if node.address == home:
+                return partial(self._kill_node, victim=node) if self._may_die(node) else None
+            if home in node.workers:
+                return partial(self._kill_worker, victim=node.workers[home])
+        running = self._running_drivers()
+        for driver in running:
+            if driver.address == home:
+                return partial(self._kill_driver, victim=driver) if len(running) > 1 else None
+        for shard in cluster.shards:
+            if shard.address == home and shard.alive:
+                return partial(self._kill_shard, shard=shard)
+        if all(chain.is_whole() for chain in cluster.chains):
+            for host in (host for chain in cluster.chains for host in chain.hosts):
+                if host.address == home:
+                    return partial(self._kill_replica, host=host)
+            if cluster.master is not None and home == MASTER:
+                return self._kill_master
+        return None
+
+    def _died_over(self, kind: str, fate: str) -> None:
+        self.cluster.tell(b"nemesis", f"{kind}: {fate}")
+        self.strikes[kind] = self.strikes.get(kind, 0) + 1
+
+    def _running_drivers(self) -> list[SimDriver]:
+        return [driver for driver in self.cluster.drivers if driver.alive and driver.finished_ns is None]
+
+    def _may_die(self, node: SimNode) -> bool:
+        """Whether the end of a node leaves a driver to be judged."""
+        return node.alive and any(driver.host is not node for driver in self._running_drivers())
+
     def _node_victim(self, random: Random) -> SimNode | None:
         """A node whose end leaves a driver to be judged."""
-        drivers = [driver for driver in self.cluster.drivers if driver.alive and driver.finished_ns is None]
-        nodes = [
-            node
-            for node in self.cluster.nodes
-            if node.alive and any(driver.host is not node for driver in drivers)
-        ]
+        nodes = [node for node in self.cluster.nodes if self._may_die(node)]
         return random.choice(nodes) if nodes else None
 
     def _crash_node(self, random: Random) -> bool:
@@ -298,8 +353,7 @@ class Faults:
         return bool(keepers)
 
     def _may_die_alone(self, node: SimNode) -> bool:
-        drivers = [driver for driver in self.cluster.drivers if driver.alive and driver.finished_ns is None]
-        is_home = any(driver.host is node for driver in drivers)
+        is_home = any(driver.host is node for driver in self._running_drivers())
         rested = self.cluster.kernel.now_ns - self.keeper_died_ns >= KEEPERS_PAUSE_NS
         return node.alive and rested and not is_home
 

@@ -87,6 +87,8 @@ class Network:
         self.frames = 0
         self.bytes = 0
         self.lost_frames = 0
+        self.watch: Callable[[Link, list[Any]], None] | None = None
+        """Told of every frame that leaves."""
 
     def attach(self, address: Address, receiver: Receiver) -> None:
         """A process is there."""
@@ -142,6 +144,8 @@ class Network:
         link.sent += 1
         link.flying.append((messages, encoded))
         self.kernel.at(link.last_ns, self._arrive, link)
+        if self.watch is not None:
+            self.watch(link, messages)
 
     def _arrive(self, link: Link) -> None:
         """The first frame of those in flight is there."""
@@ -211,6 +215,10 @@ class Network:
             self.disconnect(link, waits=True)
         for link in self.links_from.get(address, ()):
             self.disconnect(link, waits=False)
+
+    def lose_last(self, link: Link) -> None:
+        """What was sent last over a link does not arrive, as its sender dies."""
+        self._lose(link, link.sent)
 
     def _lose(self, link: Link, first: int) -> None:
         """The frames from ``first`` on that are in flight do not arrive."""

@@ -105,6 +105,8 @@ class FaultsPart(_Part, frozen=True):
     partition: Rate = 0.0
     clog: Rate = 0.0
     disk_slow: Rate = 0.0
+    message_death: Rate = 0.0
+    """Of the sender or the receiver of a message of a kind that is drawn; see ``message_faults.py``."""
     spill_failure: Share = 0.0
     flush_failure: Share = 0.0
     worker_start_failure: Share = 0.0

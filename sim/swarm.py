@@ -61,6 +61,8 @@ COPY_SEEDS = 1_500_000
 """All seeds from here on draw clusters of several nodes whose programs put values on several of them."""
 DETACHED_SEEDS = 1_600_000
 """All seeds from here on draw clusters whose nodes die, and programs with detached actors."""
+MESSAGE_SEEDS = 1_700_000
+"""All seeds from here on draw clusters whose processes die over single messages of every kind."""
 REPLICATED_SHARE = 1 / 3
 """Of the seeds below this share draws replicated shards."""
 CLUSTER_SHARE = 0.5
@@ -89,6 +91,8 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= MESSAGE_SEEDS:
+        return _over_messages(seed, plain)
     if seed >= DETACHED_SEEDS:
         return _with_detached(seed, _clustered(seed, plain))
     if seed >= COPY_SEEDS:
@@ -262,6 +266,33 @@ def _training(seed: int, impatient: Scenario) -> Scenario:
     kind: Any = stream(seed, "swarm/training").choice(TRAINING_KINDS)
     workload = msgspec.structs.replace(impatient.workload, kind=kind, retries=-1)
     return msgspec.structs.replace(impatient, workload=workload)
+
+
+def _over_messages(seed: int, plain: Scenario) -> Scenario:
+    """A cluster of any of the kinds above, without other faults than deaths over single messages."""
+    random = stream(seed, "swarm/messages")
+    clustered = _clustered(seed, plain)
+    drawn = random.choice((
+        lambda: clustered,
+        lambda: _with_actors(seed, clustered),
+        lambda: _grouped(clustered),
+        lambda: _with_schedulers(seed, clustered),
+        lambda: _impatient(seed, clustered),
+        lambda: _training(seed, _impatient(seed, clustered)),
+        lambda: _flushing(seed, plain),
+        lambda: _with_copies(seed, clustered),
+        lambda: _with_detached(seed, clustered),
+    ))()  # fmt: skip
+    if random.random() < 0.4 and drawn.cluster.replicas == 1:
+        drawn = _replicated(drawn, **_draw_replicas(seed))
+    rate = 10.0 ** random.uniform(1.0, 3.0)
+    drivers = max(3, drawn.cluster.drivers)  # of one nobody could kill the node
+    return msgspec.structs.replace(
+        drawn,
+        cluster=msgspec.structs.replace(drawn.cluster, drivers=drivers),
+        faults=FaultsPart(message_death=round(rate, 2), outage_ms=drawn.faults.outage_ms),
+        phases=msgspec.structs.replace(drawn.phases, faulty_s=round(random.uniform(0.05, 0.6), 3)),
+    )
 
 
 def _with_copies(seed: int, clustered: Scenario) -> Scenario:
