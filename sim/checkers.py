@@ -387,6 +387,7 @@ class Judge:
             "away tasks": [short(task_id) for task_id in cluster.away.tasks],
             "claims": [short(task_id) for task_id in cluster.guests.claims],
             "guests": [short(task_id) for task_id in cluster.guests.guests],
+            "untaken guests": [short(task_id) for task_id in cluster.guests.untaken],
             "transfers": [short(object_id) for object_id in cluster.transfers.active],
             "rebuilds": [short(task_id) for task_id in cluster.reconstruction.waiting],
             "hosted actors": [short(actor_id) for actor_id in cluster.actors.hosted.actors],

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from tests.core.test_admission import OTHER, PEER
-from tests.core.test_local_scheduler import DRIVER_ADDRESS
-from tests.core.test_offloading import GUEST, QuietBench, away, bench, host_one, through_the_gate
+from tests.core.test_local_scheduler import DRIVER_ADDRESS, GLOBAL
+from tests.core.test_offloading import GUEST, KIND, QuietBench, away, bench, host_one, through_the_gate
 from zray.core.cancellation import cancelled_value
 from zray.ids import first_return_id
-from zray.protocol.cluster import HOME, WANT, Ended, ShareUpdate, Taken
+from zray.protocol.cluster import HOME, WANT, Ended, Offload, ShareUpdate, Taken
 from zray.protocol.messages import AT_NODE, ObjectReady, Value
 from zray.protocol.user_messages import Cancel
 
@@ -34,7 +34,24 @@ def test_the_host_ends_a_guest_that_is_queued_for_its_origin_only(bench: QuietBe
     ((host, ended),) = through_the_gate(bench, Ended)
     assert (host, ended.failed, ended.values) == (PEER, True, (cancelled_value(GUEST.task_id),))
     bench.say(PEER, Cancel(GUEST.task_id), Taken(GUEST.task_id, 2), Cancel(GUEST.task_id))
-    assert GUEST.task_id not in bench.node.scheduler.guests
+    assert GUEST.task_id not in bench.node.cluster.guests.untaken
+
+
+def test_a_guest_whose_end_is_not_taken_yet_may_be_submitted_here_too(bench: QuietBench) -> None:
+    """Its parent runs again, on this node: its task is one of this node, of which no origin hears."""
+    host_one(bench)
+    bench.say(GLOBAL, Offload(2))
+    bench.forwards()
+    through_the_gate(bench, Ended)
+    bench.say(DRIVER_ADDRESS, KIND, GUEST)
+    assert GUEST.task_id in bench.node.scheduler.tasks
+    bench.effects.clear()
+    bench.say(DRIVER_ADDRESS, Cancel(GUEST.task_id))
+    ((_, ready),) = bench.take(ObjectReady)
+    assert ready.value == cancelled_value(GUEST.task_id)
+    assert through_the_gate(bench, Ended) == []
+    bench.say(PEER, Taken(GUEST.task_id, 2))
+    assert GUEST.task_id not in bench.node.cluster.guests.untaken
 
 
 def test_a_result_that_died_with_its_host_is_said_not_to_be_made_here(bench: QuietBench) -> None:

@@ -209,7 +209,7 @@ def test_a_guest_goes_back_to_its_origin_until_that_has_taken_it(bench: QuietBen
     assert bench.take(Ended) == [(PEER, ended)], "it is repeated"
     bench.effects.clear()
     bench.say(PEER, Taken(GUEST.task_id, 2))
-    assert GUEST.task_id not in bench.node.scheduler.guests
+    assert GUEST.task_id not in bench.node.cluster.guests.untaken
 
 
 def test_a_guest_that_was_placed_often_stays(bench: QuietBench) -> None:

@@ -54,10 +54,10 @@ def test_idle_nodes_get_what_waits_on_others() -> None:
 @pytest.mark.slow
 def test_a_host_that_forgets_to_say_what_it_gave_away_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     def offload(self: Guests, task: Any) -> None:
-        guest = self.guests[task.spec.task_id]
+        guest = self.guests.pop(task.spec.task_id)
         self._let_go(task)
         self._make_none(guest)
-        self._forget(task.spec.task_id)
+        self._unpin(guest)
 
     monkeypatch.setattr(Guests, "offload", offload)
     monkeypatch.setattr(LocalScheduler, "check", lambda self: None)

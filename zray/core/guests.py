@@ -32,7 +32,10 @@ SPILL_BACK_BACKLOGS = 4
 
 
 class Guest:
-    """One task of another node; found in ``Guests.guests`` from its grant until its end was taken."""
+    """One task of another node: in ``Guests.guests`` while it runs, then ``untaken`` until its end was taken.
+
+    Whose end is not taken yet may be submitted here, too, as its parent runs again: that is another task.
+    """
 
     __slots__ = ("ended", "number", "origin", "placed_again", "returns")
 
@@ -56,6 +59,7 @@ class Guests:
         self.sharing = sharing
         self.claims: dict[bytes, Address] = {}  # claimed and not granted -> origin
         self.guests: dict[bytes, Guest] = {}
+        self.untaken: dict[bytes, Guest] = {}
         self.descriptors: dict[Address, dict[bytes, Describe]] = {}
         self.over: dict[bytes, None] = {}  # jobs that are known to have ended, oldest first
         self.repeat_at_ns: int | None = None
@@ -72,8 +76,8 @@ class Guests:
             refusal = Infeasible(task_id, descriptor.name, descriptor.demand, (reason,))
             self.out.append((message.origin, refusal))
             return
-        guest = self.guests.get(task_id)
-        if guest is not None and guest.ended is not None:
+        guest = self.untaken.get(task_id)
+        if guest is not None:
             guest.placed_again = True  # its end may be on its way still: it is claimed once that was taken
             return
         if self._has(task_id) or task_id in self.claims:
@@ -109,7 +113,7 @@ class Guests:
         scheduler, hosted = self.scheduler, self.scheduler.lives.hosted
         if task_id in scheduler.actors.entries or (hosted is not None and task_id in hosted.actors):
             return True
-        return task_id in self.guests or task_id in scheduler.tasks
+        return task_id in scheduler.tasks or task_id in self.untaken
 
     def _is_full(self) -> bool:
         slots = max(1, len(self.scheduler.pool.workers))
@@ -144,7 +148,7 @@ class Guests:
         """The origin lets this node run an attempt."""
         spec = message.spec
         descriptor = self.descriptors.get(source, {}).get(spec.descriptor_id)
-        guest = self.guests.get(spec.task_id)
+        guest = self.guests.get(spec.task_id) or self.untaken.get(spec.task_id)
         if guest is not None and guest.origin == source:
             return  # a repeated one
         if self.claims.get(spec.task_id) != source or self._has(spec.task_id):
@@ -202,9 +206,9 @@ class Guests:
 
     def finished(self, task: TaskEntry, *, failed: bool) -> None:
         """All values of a guest are sealed: tell its origin, and keep them until it has them."""
-        guest = self.guests[task.spec.task_id]
+        guest = self.guests.pop(task.spec.task_id)
         if task.task_class.ended:
-            self._forget(task.spec.task_id)
+            self._unpin(guest)
             return
         objects = self.scheduler.store.objects
         values = tuple([as_sent(objects[object_id], self.sharing) for object_id in guest.returns])
@@ -214,25 +218,25 @@ class Guests:
     def decline(self, task: TaskEntry) -> None:
         """An actor for which there is no room any more goes back to its origin."""
         scheduler, spec = self.scheduler, task.spec
-        guest = self.guests[spec.task_id]
+        guest = self.guests.pop(spec.task_id)
         self._let_go(task)
         if scheduler.lives.hosted is not None:
             scheduler.lives.hosted.dropped(spec.task_id)
         self._make_none(guest)
-        self._forget(spec.task_id)
+        self._unpin(guest)
         if guest.origin:
             scheduler.lives.post(guest.origin, Declined(spec.task_id, guest.number))
 
     def on_cancel(self, source: Address, message: Cancel) -> None:
         """The origin of a guest takes it back."""
         guest = self.guests.get(message.task_id)
-        if guest is not None and guest.origin == source and guest.ended is None:
+        if guest is not None and guest.origin == source:
             self.scheduler.cancellation.cancel(source, message)
 
     def crashed(self, task: TaskEntry, exit_code: int) -> None:
         """The worker of a guest is lost: its origin decides what becomes of the task."""
         task_id = task.spec.task_id
-        guest = self.guests[task_id]
+        guest = self.guests.pop(task_id)
         self._let_go(task)
         self._make_none(guest)
         self._tell(guest, Ended(task_id, task.attempt, (), crashed=True, exit_code=exit_code))
@@ -240,7 +244,7 @@ class Guests:
     def offload(self, task: TaskEntry) -> None:
         """A queued guest goes back to its origin, which has it placed once more."""
         spec = task.spec
-        guest = self.guests[spec.task_id]
+        guest = self.guests.pop(spec.task_id)
         self._let_go(task)
         self._make_none(guest)
         self._tell(guest, Ended(spec.task_id, task.attempt, (), offloaded=True))
@@ -268,26 +272,28 @@ class Guests:
                 self.scheduler.store.watch_stranger(self.scheduler.now_ns, entry)
 
     def _tell(self, guest: Guest, ended: Ended) -> None:
-        guest.ended = ended
         if not guest.origin:
-            self._forget(ended.task_id)
+            self._unpin(guest)
             return
+        guest.ended = ended
+        self.untaken[ended.task_id] = guest
         self.sharing.depart(guest.origin, ended)
         self._repeat_later(self.scheduler.now_ns)
 
     def on_taken(self, now_ns: int, source: Address, message: Taken) -> None:
         """The origin holds all that came out of a guest: its values are the origin's business now."""
-        guest = self.guests.get(message.task_id)
+        guest = self.untaken.get(message.task_id)
         if guest is None or guest.origin != source or guest.ended is None:
             return
         if guest.ended.attempt == message.attempt:
-            self._forget(message.task_id)
+            del self.untaken[message.task_id]
+            self._unpin(guest)
             if guest.placed_again and not self._has(message.task_id):
                 self._claim(now_ns, message.task_id, source)
 
-    def _forget(self, task_id: bytes) -> None:
+    def _unpin(self, guest: Guest) -> None:
         store, references = self.scheduler.store, self.scheduler.references
-        for object_id in self.guests.pop(task_id).returns:
+        for object_id in guest.returns:
             references.unpin(store.objects[object_id])
 
     def on_tick(self, now_ns: int) -> None:
@@ -297,10 +303,9 @@ class Guests:
         self.repeat_at_ns = None
         for task_id, origin in self.claims.items():
             self.out.append((origin, Claim(task_id)))
-        untaken = [guest for guest in self.guests.values() if guest.ended is not None]
-        for guest in untaken:
+        for guest in self.untaken.values():
             self.sharing.depart(guest.origin, guest.ended)
-        if self.claims or untaken:
+        if self.claims or self.untaken:
             self._repeat_later(now_ns)
 
     # --- nodes and jobs ----------------------------------------------------------------------------
@@ -310,11 +315,13 @@ class Guests:
         self.descriptors.pop(node, None)
         for task_id in [task_id for task_id, origin in self.claims.items() if origin == node]:
             del self.claims[task_id]
-        for task_id, guest in list(self.guests.items()):
+        for guest in self.guests.values():
             if guest.origin == node:
                 guest.origin = b""
-                if guest.ended is not None:
-                    self._forget(task_id)
+        for task_id, guest in list(self.untaken.items()):
+            if guest.origin == node:
+                del self.untaken[task_id]
+                self._unpin(guest)
 
     def end_job(self, now_ns: int, job_id: bytes) -> None:
         """End the guests of a job, for good: a grant that is still on its way finds it over."""
@@ -324,10 +331,11 @@ class Guests:
         self.scheduler.end_job(now_ns, job_id)
 
     def check(self) -> None:
-        """A guest runs here, or has ended; its values are pinned."""
-        for task_id, guest in self.guests.items():
-            running = task_id in self.scheduler.tasks
-            invariant(running == (guest.ended is None), "guest", short(task_id), "runs:", running)
+        """Guests run here until they have ended; their values are pinned until those were taken."""
+        for task_id in self.guests:
+            invariant(task_id in self.scheduler.tasks, "guest", short(task_id), "does not run")
+            invariant(task_id not in self.untaken, "guest", short(task_id), "runs and has ended")
+        for guest in (*self.guests.values(), *self.untaken.values()):
             for object_id in guest.returns:
                 entry = self.scheduler.store.objects.get(object_id)
                 invariant(entry is not None and entry.pins > 0, "value of a guest is gone:", short(object_id))
