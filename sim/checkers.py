@@ -20,6 +20,7 @@ from zray.core.actor_names import PREFIX
 from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import Address
 from zray.core.object_directory import ObjectDirectory
+from zray.core.reconstruction import HEIRS_MAX
 from zray.ids import ID_BYTES, short
 from zray.protocol.messages import (
     ACTOR_ALIVE,
@@ -357,6 +358,14 @@ class Judge:
             if isinstance(machine, GlobalScheduler) and machine.parked:
                 parked = [short(task_id) for task_id in machine.parked]
                 self.fail(f"I14: {host.address.decode()} has parked tasks of nobody: {parked[:20]}")
+
+    def check_jobs(self, host: SimNode) -> None:
+        """Every driver has left: a node knows no job but heirs, for those who may ask for lost objects yet."""
+        heirs = host.node.cluster.reconstruction.heirs
+        left = host.node.scheduler.jobs.keys() - heirs.values()
+        if left or len(heirs) > HEIRS_MAX:
+            jobs = [short(job_id) for job_id in sorted(left)]
+            self.fail(f"I14: node {host.number} remembers jobs that are over: {jobs}, and {len(heirs)} heirs")
 
     def check_at_rest(self, host: SimNode) -> None:
         """All programs let go of everything: nothing of it may be left on a node."""

@@ -93,6 +93,7 @@ class Reconstruction:
         entry = self.scheduler.store.entry(message.object_id)
         if entry.state == SEALED:
             self.sharing.expose((message.object_id,))  # here it is
+            self.scheduler.references.free_if_unneeded(entry)  # who asked may have let go of it meanwhile
             return
         self._expect(entry)
         if record.task_id == record.job_id:  # the handle of a detached actor
