@@ -360,7 +360,7 @@ class Judge:
                 self.fail(f"I14: {host.address.decode()} has parked tasks of nobody: {parked[:20]}")
 
     def check_jobs(self, host: SimNode) -> None:
-        """Every driver has left: a node knows no job but heirs, for those who may ask for lost objects yet."""
+        """Every driver has left: a node knows no job but heirs, for who may ask for lost objects yet."""
         heirs = host.node.cluster.reconstruction.heirs
         left = host.node.scheduler.jobs.keys() - heirs.values()
         if left or len(heirs) > HEIRS_MAX:
