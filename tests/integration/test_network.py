@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,21 @@ def test_a_cluster_over_tcp_of_one_machine(here: Place) -> None:
     assert finish(other.driver(PROGRAM)).stdout.split() == ["True", "2"]
     here.zray("stop")
     os.unlink(key_file[1])
+
+
+def test_a_port_that_is_taken_or_an_address_of_nobody_is_refused(here: Place) -> None:
+    """And no second control store that gives up, whose node would be in the first one's cluster."""
+    port = free_ports("127.0.0.1")
+    arguments = ("start", "--head", "--num-cpus", "1", "--port", str(port))
+    with socket.create_server(("127.0.0.1", port)):
+        taken = here.zray(*arguments)
+        assert f"zray start --address tcp://127.0.0.1:{port}; or give another --port" in taken.stderr
+        own = here.zray(*arguments[:-1], str(port + 2), "--node-port", str(port))
+    assert f"tcp://127.0.0.1:{port}: Address already in use; give another --node-port" in own.stderr
+    elsewhere = here.zray(*arguments, "--node-ip-address", "192.0.2.1")
+    assert "--node-ip-address is an address of this machine" in elsewhere.stderr
+    assert [each.returncode for each in (taken, own, elsewhere)] == [1, 1, 1]
+    assert "no cluster" in here.zray("stop").stdout
 
 
 def test_replicated_shards_listen_for_other_machines_and_come_back(here: Place) -> None:

@@ -48,9 +48,13 @@ def load(path: str) -> ClusterKey:
         OSError: if it cannot be read.
         ValueError: if it is no key.
     """
-    with open(path, "rb") as file:
-        found = os.fstat(file.fileno())
-        lines = file.read(4 * _Z85_BYTES).splitlines()
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno())
+            lines = file.read(4 * _Z85_BYTES).splitlines()
+    except OSError as error:
+        remedy = "the key of the cluster is a copy of the file that zray start --head wrote"
+        raise OSError(error.errno, f"{error.strerror}; {remedy}", path) from None
     mode = stat.S_IMODE(found.st_mode)
     if found.st_uid != os.getuid() or mode & 0o077:
         raise PermissionError(

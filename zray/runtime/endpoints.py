@@ -6,6 +6,7 @@ use them before it forks.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from contextlib import suppress
@@ -140,6 +141,7 @@ def free_ports(host: str) -> int:
     """
     import socket
 
+    require_free(f"{_TCP}{host}:0", "")
     for _ in range(PORT_TRIES_MAX):
         with socket.socket() as first, socket.socket() as second, suppress(OSError, OverflowError):
             first.bind((host, 0))
@@ -147,6 +149,27 @@ def free_ports(host: str) -> int:
             second.bind((host, port + 1))
             return port
     raise OSError(f"{host} has no two free ports side by side; choose them with --node-port")
+
+
+def require_free(endpoint: str, remedy: str) -> None:
+    """Refuse a tcp endpoint where nobody can begin to listen just now.
+
+    Raises:
+        OSError: why not, and the ``remedy`` if another process listens there.
+    """
+    import socket
+
+    host, _, port = endpoint.removeprefix(_TCP).rpartition(":")
+    family, kind, _, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, kind) as probe:
+        # As ZeroMQ does: connections of who listened there before are no obstacle.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                remedy = "--node-ip-address is an address of this machine"
+            raise OSError(f"nobody can listen at {endpoint}: {why(error)}; {remedy}") from None
 
 
 def knock(endpoint: str, timeout_s: float = CONNECT_TIMEOUT_S) -> int:

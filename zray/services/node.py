@@ -535,7 +535,7 @@ def _await_shard(endpoints: str, timeout_s: float, early_signals: EarlySignals) 
             except OSError as error:
                 reason = why(error)
         if time.monotonic() > deadline:
-            what = f"no control store listens at {endpoints}: {reason}"
+            what = f"no control store listens at {endpoints}: {reason}; is its head up, the address right?"
             raise ClusterUnavailableError(what, timeout_s) from None
         time.sleep(RETRY_INTERVAL_S)
 

@@ -8,7 +8,14 @@ import os
 import re
 
 from zray.runtime import session_dir
-from zray.runtime.endpoints import endpoint_of, free_ports, own_host_towards, ports_from
+from zray.runtime.endpoints import (
+    beside,
+    endpoint_of,
+    free_ports,
+    own_host_towards,
+    ports_from,
+    require_free,
+)
 from zray.runtime.node_options import CLUSTER_NAME, NodeOptions
 
 
@@ -94,24 +101,29 @@ def with_network(given: argparse.Namespace, options: NodeOptions) -> NodeOptions
     """Add where the node listens for nodes of other machines, if it does; sets ``ZRAY_KEY_FILE`` for it.
 
     Raises:
-        OSError, ValueError: if there is no way to the control store, not enough ports for it, or the key is
-            of no use.
+        OSError, ValueError: if there is no way to the control store, a port is taken or beyond all ports, or
+            the key is of no use.
     """
+    key_file = given.key_file or os.environ.get("ZRAY_KEY_FILE")
     if given.head:
         if given.port is None:
             return options
         host = given.node_ip_address or "127.0.0.1"
         options.gcs_listen = f"tcp://{host}:{given.port}"
-        ports_from(options.gcs_listen, options.gcs_shards, options.gcs_replicas)
-        _use_key(given.key_file or os.environ.get("ZRAY_KEY_FILE") or _default_key_file(), may_make=True)
+        for chain in ports_from(options.gcs_listen, options.gcs_shards, options.gcs_replicas):
+            for endpoint in chain.split(","):
+                join = f"if that is the control store you mean, join it: zray start --address {endpoint}"
+                require_free(endpoint, f"{join}; or give another --port")
+        key_file = key_file or _default_key_file()
     elif options.gcs and options.gcs[0].startswith("tcp://"):
         host = given.node_ip_address or own_host_towards(options.gcs[0].split(",")[0])
-        key_file = given.key_file or os.environ.get("ZRAY_KEY_FILE")
-        if key_file:
-            _use_key(key_file, may_make=False)
     else:
         return options
     options.listen = f"tcp://{host}:{given.node_port or free_ports(host.strip('[]'))}"
+    for endpoint in (options.listen, beside(options.listen)):
+        require_free(endpoint, "give another --node-port, or none")
+    if key_file:
+        _use_key(key_file, may_make=given.head)
     return options
 
 
