@@ -32,19 +32,8 @@ POLL_INTERVAL_S = 0.02
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console command; the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments[:1] == ["sim"]:
-        from sim.command import main as simulate
-
-        return simulate(arguments[1:])
-    if arguments[:1] == ["paper"]:
-        return _paper(arguments[1:])
-    arguments, script_arguments = _split_run(arguments)
-    parser = _parser(wants_start=arguments[:1] == ["start"])
-    given = parser.parse_args(arguments)
-    if given.command == "run":
-        return _run(given.script, script_arguments, given.address)
     try:
-        code: int = given.function(given, parser)
+        code = _perform(arguments)
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -54,15 +43,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         if _is_expected(error):
-            print(f"zray: {error}", file=sys.stderr)
+            print(f"zray: {_text_of(error)}", file=sys.stderr)
             return 1
         raise
+
+
+def _perform(arguments: list[str]) -> int:
+    """Do what a command line says; the exit code."""
+    if arguments[:1] == ["sim"]:
+        from sim.command import main as simulate
+
+        return simulate(arguments[1:])
+    if arguments[:1] == ["paper"]:
+        return _paper(arguments[1:])
+    arguments, script_arguments = _split_run(arguments)
+    parser = _parser(wants_start=arguments[:1] == ["start"])
+    given, unknown = parser.parse_known_args(arguments)
+    if unknown:  # argparse would show the usage of all commands, and not the options of this one
+        given.subparser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if given.command == "run":
+        return _run(given.script, script_arguments, given.address)
+    code: int = given.function(given, parser)
+    return code
 
 
 def _is_expected(error: Exception) -> bool:
     from zray.errors import ZrayError
 
     return isinstance(error, ZrayError | OSError | ValueError)
+
+
+def _text_of(error: Exception) -> str:
+    """Of a file that cannot be used: its name and the reason, without the number."""
+    if isinstance(error, OSError) and isinstance(error.filename, str):
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
@@ -96,6 +111,8 @@ def _parser(*, wants_start: bool) -> argparse.ArgumentParser:
     commands.add_parser("paper", help="run the paper's experiments (in a clone)", add_help=False)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(function=_version)
+    for command in commands.choices.values():
+        command.set_defaults(subparser=command)
     return parser
 
 
@@ -151,7 +168,6 @@ def _add_start_arguments(parser: argparse.ArgumentParser) -> None:
     add_node_arguments(parser)
     add_network_arguments(parser)
     add_launch_arguments(parser)
-    parser.set_defaults(subparser=parser)
 
 
 def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:

@@ -113,20 +113,25 @@ def _summary(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 def _get(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     with _joined(given) as state:
-        row = _one(getattr(state, f"list_{given.kind.replace('-', '_')}")(limit=10_000), given.id)
+        rows = getattr(state, f"list_{given.kind.replace('-', '_')}")(limit=10_000)
+        row = _one(rows, given.id, (given.kind,))
     print("\n".join(_yaml_lines([row])))
     return 0
 
 
-def _one(rows: list[dict[str, Any]], an_id: str) -> dict[str, Any]:
+def _one(rows: list[dict[str, Any]], an_id: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     """The row whose id begins like that.
 
     Raises:
         ValueError: if there is none, or more than one.
     """
     found = [row for row in rows if str(next(iter(row.values()))).startswith(an_id)]
-    if len(found) != 1:
-        raise ValueError(f"{len(found)} of {len(rows)} have an id that begins with {an_id}")
+    what = " and ".join(kinds)
+    if not found:
+        listed = " and ".join(f"`zray list {kind}`" for kind in kinds)
+        raise ValueError(f"no id of {len(rows)} {what} begins with {an_id}; {listed} show them")
+    if len(found) > 1:
+        raise ValueError(f"{len(found)} {what} have an id that begins with {an_id!r}; say more of it")
     return found[0]
 
 
@@ -148,7 +153,8 @@ def _why(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
         )
     names = {row["task_id"]: row["name"] for row in tasks}
     names |= {row["actor_id"]: row["class_name"] for row in actors}
-    print("\n".join(reasons(_one(tasks + actors, given.id), nodes, workers, names)))
+    row = _one(tasks + actors, given.id, ("tasks", "actors"))
+    print("\n".join(reasons(row, nodes, workers, names)))
     return 0
 
 

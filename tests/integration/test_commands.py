@@ -61,6 +61,23 @@ def test_help_loads_nothing_that_costs(here: Place) -> None:
         assert f"\n    {command} " in done.stdout
 
 
+def test_an_unknown_option_is_answered_with_those_of_its_command(here: Place) -> None:
+    done = here.zray("status", "--adress", "x")
+    assert done.returncode == 2
+    assert "usage: zray status [-h] [--address ADDRESS]" in done.stderr
+    assert "unrecognized arguments: --adress x" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_traceback(here: Place) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = here.zray("sim", "list", stdout=writer)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_version(here: Place) -> None:
     for arguments in (["version"], ["--version"]):
         assert here.zray(*arguments).stdout == f"zray {__version__}\n"

@@ -98,19 +98,23 @@ class TestCommands:
         assert any("holding" in said(here, "logs", name) for name in files if name.endswith(".out"))
 
     @pytest.mark.parametrize(
-        "arguments",
+        ("arguments", "next_step"),
         [
-            ("list", "tasks", "--filter", "state"),
-            ("list", "tasks", "--filter", "nonsense=1"),
-            ("get", "tasks", "zz"),
-            ("why", "zz"),
-            ("logs", "no-such.log"),
+            (("list", "tasks", "--filter", "state"), "a filter is KEY=VALUE or KEY!=VALUE"),
+            (("list", "tasks", "--filter", "nonsense=1"), "there is no key 'nonsense'; there are task_id, "),
+            (("get", "nodes", "zz"), "no id of 1 nodes begins with zz; `zray list nodes` show"),
+            (("get", "tasks", ""), "tasks have an id that begins with ''; say more of it"),
+            (("why", "zz"), "`zray list tasks` and `zray list actors` show"),
+            (("logs", "no-such.log"), "`zray logs` name what there is"),
+            (("logs", "--task-id", "zz"), "no living worker runs task zz; list_logs() and `zray logs` name"),
+            (("timeline", "/no/such/folder/x"), "/no/such/folder/x: No such file or directory"),
         ],
     )
-    def test_mistakes(self, here: clusters.Place, arguments: tuple[str, ...]) -> None:
+    def test_mistakes(self, here: clusters.Place, arguments: tuple[str, ...], next_step: str) -> None:
         done = here.zray(*arguments)
         assert done.returncode == 1
         assert done.stderr.startswith("zray: ")
+        assert next_step in done.stderr
 
 
 def node(node_id: str, total: int, free: int) -> dict[str, Any]:

@@ -127,8 +127,10 @@ def _file_of_worker(
         runs = task_id is not None and task_id in row["tasks"][:1]
         if runs or (actor_id and row["actor_id"] == actor_id) or (pid and row["pid"] == pid):
             return row["node_id"], f"worker-{int(row['worker_id'][-8:], 16)}.{suffix}"
-    asked = actor_id or task_id or f"process {pid}"
-    raise ValueError(f"no living worker is {asked}; the files of former ones are in list_logs()")
+    asked = f"is actor {actor_id}" if actor_id else f"runs task {task_id}" if task_id else f"is process {pid}"
+    raise ValueError(
+        f"no living worker {asked}; list_logs() and `zray logs` name the files of all, former ones too"
+    )
 
 
 # --- bytes ---------------------------------------------------------------------------------------
