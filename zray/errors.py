@@ -125,7 +125,10 @@ class GetTimeoutError(ZrayError, TimeoutError):
     """``get`` did not have every value within its timeout."""
 
     def __init__(self, missing: int, asked: int, timeout_s: float) -> None:
-        super().__init__(f"{missing} of {asked} objects were not ready within {timeout_s} s")
+        super().__init__(
+            f"{missing} of {asked} objects were not ready within {timeout_s} s; "
+            "`zray list tasks`, `zray why TASK` and `zray stack` say what they wait for"
+        )
         self.missing, self.asked, self.timeout_s = missing, asked, timeout_s
 
 

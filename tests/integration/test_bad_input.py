@@ -16,7 +16,9 @@ import zray
 from tests.integration.programs import run_script
 from zray.exceptions import (
     ActorDiedError,
+    ActorHandleNotFoundError,
     ClusterUnavailableError,
+    GetTimeoutError,
     ObjectLostError,
     SerializationError,
     TaskError,
@@ -232,6 +234,17 @@ class TestOptions:
         with pytest.raises(TypeError, match="takes a function or a class"):
             zray.remote(num_cpus=1)(5)
 
+    def test_async_functions(self) -> None:
+        async def comes_back() -> int:
+            return 1
+
+        async def yields() -> Any:
+            yield 1
+
+        for function in (comes_back, yields):
+            with pytest.raises(ValueError, match=r"method of an actor, or call asyncio\.run"):
+                zray.remote(function)
+
     def test_none_means_the_default(self) -> None:
         assert zray.get(zray.remote(resources=None, name=None)(function).remote(1)) == 1
 
@@ -264,6 +277,19 @@ class TestCalls:
     def test_get_of_a_nested_list(self) -> None:
         with pytest.raises(TypeError, match=r"zray\.get"):
             zray.get([[zray.put(1)]])
+
+    def test_get_of_a_generator_of_refs(self) -> None:
+        @zray.remote
+        def yields() -> Any:
+            yield 1
+
+        with pytest.raises(TypeError, match="iterate over it"):
+            zray.get(yields.remote())
+
+    def test_get_that_takes_too_long(self, echo: Any) -> None:
+        with pytest.raises(GetTimeoutError, match=r"`zray why TASK` and `zray stack` say") as caught:
+            zray.get(echo.options(num_cpus=0, resources={"no such": 1}).remote(), timeout=0)
+        assert (caught.value.missing, caught.value.asked, caught.value.timeout_s) == (1, 1, 0)
 
     def test_get_of_an_actor_or_function(self, actor: Any, echo: Any) -> None:
         for thing in (actor, echo, actor.method):
@@ -329,6 +355,15 @@ class TestCalls:
             zray.ObjectRef()  # type: ignore[call-arg]
         with pytest.raises(TypeError):
             zray.ActorHandle()  # type: ignore[call-arg]
+
+    def test_no_actor_of_that_name(self) -> None:
+        with pytest.raises(ActorHandleNotFoundError, match=r"list_named_actors\(all_namespaces=True\)"):
+            zray.get_actor("nobody")
+
+    def test_options_of_init(self) -> None:
+        with pytest.raises(TypeError, match=r"no option 'num_cpu'; there are: address, .*num_cpus") as caught:
+            zray.init(num_cpu=1)
+        assert "refused" not in str(caught.value)
 
     def test_init_twice(self) -> None:
         with pytest.raises(RuntimeError, match="twice"):

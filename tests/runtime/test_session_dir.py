@@ -51,6 +51,14 @@ def age(path: str, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
+def test_a_base_that_cannot_be_made_is_answered_with_the_variable(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZRAY_TMPDIR", str(parent / "missing"))
+    with pytest.raises(FileNotFoundError, match="set ZRAY_TMPDIR to a directory"):
+        session_dir.ensure_base_dir()
+
+
 def test_a_session_is_private_and_holds_its_places(parent: Path) -> None:
     session = session_dir.create("node")
     assert Path(session.path).parent == parent / f"zray-{os.getuid()}"

@@ -316,7 +316,10 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
     if found is None:
         from zray.exceptions import ActorHandleNotFoundError
 
-        raise ActorHandleNotFoundError(f"no actor of namespace {namespace!r} is called {name!r}")
+        raise ActorHandleNotFoundError(
+            f"no actor of namespace {namespace!r} is called {name!r}; "
+            "zray.util.list_named_actors(all_namespaces=True) says which there are"
+        )
     return found
 
 

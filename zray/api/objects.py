@@ -43,7 +43,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         _check_refs((refs,), client, "zray.get")
         return get_many(client, (refs,), timeout)[0]
     if isinstance(refs, str | bytes) or not isinstance(refs, Sequence):
-        raise TypeError(f"zray.get takes an ObjectRef or a list of them, not {refs!r}")
+        remedy = "; iterate over it for its refs" if isinstance(refs, ObjectRefGenerator) else ""
+        raise TypeError(f"zray.get takes an ObjectRef or a list of them, not {refs!r}{remedy}")
     _check_refs(refs, client, "zray.get")
     return get_many(client, refs, timeout)
 

@@ -154,7 +154,7 @@ def remote(*args: Any, **options: Any) -> Any:
 
     Raises:
         TypeError: if it is used on something that cannot be called, or with positional options.
-        ValueError: for an unknown option.
+        ValueError: for an unknown option, or an async function.
     """
     if len(args) == 1 and not options and callable(args[0]):
         return _make_remote(args[0], {})
@@ -180,4 +180,9 @@ def _make_remote(target: Any, options: dict[str, Any]) -> Any:
     if not callable(target):
         raise TypeError(f"zray.remote takes a function or a class, not {target!r}")
     name = getattr(target, "__qualname__", repr(target))
+    if inspect.iscoroutinefunction(target) or inspect.isasyncgenfunction(target):
+        raise ValueError(
+            f"{name} is an async function, and a task has no event loop: make it a method of an actor, "
+            "or call asyncio.run() in a plain function"
+        )
     return RemoteFunction(target, option_rules.merged(option_rules.TASK_DEFAULTS, options, f"task {name}"))

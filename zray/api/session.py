@@ -225,7 +225,9 @@ _REFUSED = {
 def _refuse(refused: Mapping[str, Any], include_dashboard: bool | None) -> None:
     for name in refused:
         if name not in _REFUSED:
-            raise TypeError(f"zray.init() has no option {name!r}")
+            code = init.__code__  # looked at without inspect, which costs an import
+            named = ", ".join(sorted(code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]))
+            raise TypeError(f"zray.init() has no option {name!r}; there are: {named}")
         raise ValueError(f"zray.init() refuses {name!r}: {_REFUSED[name]}")
     if include_dashboard:
         raise ValueError(
@@ -384,9 +386,8 @@ def _join(address: str, job: tuple[str, str, bool]) -> Context:
     if address == "auto":
         session = session_dir.latest()
         if session is None:
-            raise ClusterUnavailableError(
-                "no cluster of this user runs on this machine (address='auto')", 0.0
-            )
+            what = "no cluster of this user runs on this machine (address='auto')"
+            raise ClusterUnavailableError(f"{what}; `zray start --head` begins one", 0.0)
         return _connect(session.info.address, "", None, session.info.processes[0].pid, config, job)
     from zray.runtime.endpoints import endpoint_of, knock, local_part, why
 
@@ -396,7 +397,10 @@ def _join(address: str, job: tuple[str, str, bool]) -> Context:
         pid = knock(endpoint)
     except OSError as error:
         waited_s = time.monotonic() - started
-        raise ClusterUnavailableError(f"nothing listens at {endpoint}: {why(error)}", waited_s) from None
+        what = (
+            f"nothing listens at {endpoint}: {why(error)}; `zray start` says where a cluster is to be joined"
+        )
+        raise ClusterUnavailableError(what, waited_s) from None
     for session in session_dir.list_live():
         if session.info.address == endpoint:
             return _connect(endpoint, "", None, session.info.processes[0].pid, config, job)

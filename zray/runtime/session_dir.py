@@ -308,8 +308,13 @@ def _boot() -> str:
 
 def _ensure_private(base: str) -> None:
     """Make ``base``, or verify that it is a directory that nobody else could have written to."""
-    with contextlib.suppress(FileExistsError):
+    try:
         os.mkdir(base, 0o700)
+    except FileExistsError:
+        pass
+    except OSError as error:
+        remedy = "set ZRAY_TMPDIR to a directory where you may make others"
+        raise OSError(error.errno, f"{error.strerror}; {remedy}", base) from None
     found = os.lstat(base)
     mode = stat.S_IMODE(found.st_mode) & 0o777
     if stat.S_ISLNK(found.st_mode):
