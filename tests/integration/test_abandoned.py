@@ -14,7 +14,7 @@ from tests import clusters
 from zray.api.abandoned import sentence
 
 BEGIN = """
-    import os, signal, sys, time, zray
+    import os, signal, sys, time, zray, zray.util.state
     zray.init(num_cpus=1)
 
     @zray.remote
@@ -25,6 +25,10 @@ BEGIN = """
     class Slow:
         def work(self, seconds=60):
             time.sleep(seconds)
+
+    def await_running():
+        while not any(task.state == "RUNNING" for task in zray.util.state.list_tasks()):
+            time.sleep(0.01)
 """
 
 
@@ -62,7 +66,7 @@ def test_work_that_nobody_waited_for(here: clusters.Place, rest: str, expected: 
         "zray.get([slow.remote(0) for _ in range(3)])",
         "actor = Slow.remote(); zray.get(actor.work.remote(0))",
         "ref = slow.remote(); zray.cancel(ref)",
-        "ref = slow.remote(); time.sleep(0.2); zray.cancel(ref)",
+        "ref = slow.remote(); await_running(); zray.cancel(ref)",
         "zray.shutdown(); zray.shutdown()",
         "ref = slow.remote(); os.kill(zray.nodes()[0]['pid'], signal.SIGKILL)",
     ],

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import zmq
 
+from tests.support import eventually
 from zray.config import Config
 from zray.ids import task_id
 from zray.protocol.cluster import FromScheduler, Members
@@ -370,9 +371,7 @@ def test_the_log_of_a_replica_is_refused_without_its_chain(start: Any, tmp_path:
     cluster = ["--cluster-id", "ab" * 16]
     master = ["--master", f"ipc://{tmp_path}/nobody"]
     replica = start("--replica", "0", *master, *cluster)
-    while "listens on" not in replica.log():
-        assert replica.process.poll() is None, replica.log()
-        time.sleep(0.01)
+    eventually(lambda: "listens on" in replica.log(), PATIENCE_S, "the replica listens")
     assert replica.end(signal.SIGKILL) == -signal.SIGKILL
     replica.socket_file.unlink()
     alone = start(*cluster)

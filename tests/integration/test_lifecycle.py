@@ -440,7 +440,7 @@ def test_death_of_the_node_is_an_error_at_once_and_a_new_one_can_be_made(here: P
         import threading
         def kill():
             global killed
-            time.sleep(0.3)
+            time.sleep(0.3)  # in the midst of the first get; at any other moment the answers are the same
             killed = time.monotonic()
             os.kill({victim}, signal.SIGKILL)
         threading.Thread(target=kill).start()
@@ -537,7 +537,7 @@ def test_workers_that_cannot_start_are_tried_again_and_not_for_ever(here: Place)
     """
     mended = here.run(begin + """
         refs = [nap.remote(0.3) for _ in range(4)]  # for more workers than there are
-        time.sleep(0.2)
+        time.sleep(0.2)  # while they cannot start
         resource.prlimit(zygote, resource.RLIMIT_NOFILE, limits)
         print(zray.get(refs))
     """)  # fmt: skip

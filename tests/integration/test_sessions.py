@@ -107,7 +107,7 @@ def test_threads_that_wait_while_it_ends() -> None:
         threads = [threading.Thread(target=wait) for _ in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)
+        time.sleep(0.3)  # for all of them to wait, which nothing tells
         started = time.monotonic()
         zray.shutdown()
         for thread in threads:

@@ -491,7 +491,7 @@ class TestInterrupts:
             late = block.remote()
             def in_line_behind_another_thread():
                 threading.Thread(target=lambda: zray.get(late), daemon=True).start()
-                time.sleep(0.02)
+                time.sleep(0.02)  # it is to be first in line, which nothing tells
                 zray.get(late)
 
             waits = (
