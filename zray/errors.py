@@ -323,7 +323,3 @@ class VersionMismatchError(RemoteProtocolError):
 
 class InvariantError(AssertionError):
     """zray broke a rule of its own: a bug. The process that notices it ends with this story."""
-
-
-class InvalidTransitionError(InvariantError):
-    """A state machine was asked for a transition that its table does not have."""

@@ -6,7 +6,6 @@ import ctypes
 import gc
 import os
 import pickle
-import select
 import sys
 import threading
 from collections import deque
@@ -19,18 +18,17 @@ import numpy as np
 import pytest
 
 from zray.errors import OutOfDiskError
-from zray.store.arena import Arena, ArenaView, Prefault
+from zray.store.arena import Arena, ArenaView
 
 # Newer Pythons warn of a fork beside threads, such as those of numpy; these children only read and exit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 MIB = 1 << 20
-linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs memfd")
 
 
-@pytest.fixture(params=["memory", "file"])
-def arena(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Arena]:
-    arena = Arena(16 * MIB, str(tmp_path) if request.param == "file" else None)
+@pytest.fixture
+def arena() -> Iterator[Arena]:
+    arena = Arena(16 * MIB)
     yield arena
     arena.close()
 
@@ -276,48 +274,17 @@ def test_an_arena_without_bytes_is_refused() -> None:
 
 
 @pytest.mark.parametrize("capacity", [1, 64, 4097])
-def test_small_arenas_work_to_the_last_byte(capacity: int, tmp_path: Path) -> None:
-    for directory in (None, str(tmp_path)):
-        arena = Arena(capacity, directory)
-        view = ArenaView(arena.path, capacity)
-        view.copy_in(0, b"z" * capacity)
-        assert bytes(view.read(0, capacity, nothing)) == b"z" * capacity
-        view.close()
-        arena.close()
-
-
-def test_a_file_arena_is_private_sparse_reserved_as_asked_and_unlinked(tmp_path: Path) -> None:
-    arena = Arena(256 * MIB, str(tmp_path))
-    status = os.stat(arena.path)
-    assert status.st_mode & 0o777 == 0o600
-    assert status.st_blocks * 512 < MIB
-    arena.reserve(MIB)
-    reserved = os.stat(arena.path).st_blocks
-    assert MIB <= reserved * 512 < 64 * MIB
-    arena.reserve(2 * MIB)
-    assert os.stat(arena.path).st_blocks == reserved
-    arena.reserve(100 * MIB)
-    assert os.stat(arena.path).st_blocks * 512 >= 100 * MIB
-    assert arena.prefault(MIB) is None
-    arena.close()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_reserving_keeps_what_was_written(tmp_path: Path) -> None:
-    arena = Arena(64 * MIB, str(tmp_path))
-    view = ArenaView(arena.path, arena.capacity_bytes)
-    arena.reserve(MIB)
-    view.copy_in(0, b"a" * MIB)
-    arena.reserve(64 * MIB)
-    assert bytes(view.read(0, MIB, nothing)) == b"a" * MIB
+def test_small_arenas_work_to_the_last_byte(capacity: int) -> None:
+    arena = Arena(capacity)
+    view = ArenaView(arena.path, capacity)
+    view.copy_in(0, b"z" * capacity)
+    assert bytes(view.read(0, capacity, nothing)) == b"z" * capacity
     view.close()
     arena.close()
 
 
-@linux_only
-def test_a_memory_arena_takes_memory_only_as_it_is_used() -> None:
+def test_an_arena_takes_memory_only_as_it_is_used() -> None:
     arena = Arena(1 << 40)
-    arena.reserve(1 << 40)
     view = ArenaView(arena.path, arena.capacity_bytes)
     view.copy_in((1 << 40) - 4096, b"end" + bytes(4093))
     assert os.stat(arena.path).st_blocks * 512 <= 4 * MIB
@@ -325,8 +292,7 @@ def test_a_memory_arena_takes_memory_only_as_it_is_used() -> None:
     arena.close()
 
 
-@linux_only
-def test_a_memory_arena_cannot_be_cut_short() -> None:
+def test_an_arena_cannot_be_cut_short() -> None:
     arena = Arena(MIB)
     for size in (0, 2 * MIB):
         with pytest.raises(PermissionError):
@@ -334,78 +300,16 @@ def test_a_memory_arena_cannot_be_cut_short() -> None:
     arena.close()
 
 
-@linux_only
-def test_prefault_takes_the_pages_and_keeps_the_bytes() -> None:
-    arena = Arena(32 * MIB)
-    view = ArenaView(arena.path, arena.capacity_bytes)
-    view.copy_in(MIB, b"kept" * 1000)
-    helper = arena.prefault(8 * MIB)
-    assert helper is not None
-    assert helper.wait(20)
-    assert helper.wait(0)
-    assert helper.stop()
-    assert 8 * MIB <= os.stat(arena.path).st_blocks * 512 < 12 * MIB
-    assert bytes(view.read(MIB, 4000, nothing)) == b"kept" * 1000
-    view.close()
-    arena.close()
-
-
-@linux_only
-def test_prefault_stops_when_it_is_told_to() -> None:
-    arena = Arena(1 << 40)
-    helper = Prefault(arena.path, 1 << 33)
-    pid = helper._pid
-    assert os.sched_getscheduler(pid) == os.SCHED_IDLE
-    assert not helper.wait(0)
-    assert helper.stop(10)
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-    assert os.stat(arena.path).st_blocks * 512 < 1 << 33
-    arena.close()
-
-
-@linux_only
-def test_prefault_does_not_outlive_the_node() -> None:
-    arena = Arena(1 << 40)
-    reading, writing = os.pipe()
-
-    def node() -> None:
-        helper = Prefault(arena.path, 1 << 33)
-        os.write(writing, str(helper._pid).encode())
-
-    assert in_child(node) == 0
-    pid = int(os.read(reading, 20))
-    os.close(reading)
-    os.close(writing)
-    # Killed with its parent, or it ended by itself on seeing that the parent was gone.
-    wait_until_gone(pid)
-    arena.close()
-
-
-def wait_until_gone(pid: int) -> None:
-    """Block until a process that is not ours to reap has ended."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
-    ended = bool(poller.poll(10_000))
-    os.close(pidfd)
-    assert ended
-
-
-@linux_only
-def test_a_full_disk_is_a_typed_error_before_the_bytes_are_used(small_disk: Path) -> None:
-    arena = Arena(64 * MIB, str(small_disk))
-    view = ArenaView(arena.path, arena.capacity_bytes)
+def test_no_room_for_fresh_pages_is_a_typed_error(small_disk: Path) -> None:
+    """A file stands for the memory, which only a limit of the whole machine could make short."""
+    path = small_disk / "arena"
+    with path.open("wb") as file:
+        file.truncate(64 * MIB)
+    view = ArenaView(str(path), 64 * MIB)
     with pytest.raises(OutOfDiskError) as caught:
-        arena.reserve(64 * MIB)
-    assert caught.value.need_bytes == 64 * MIB
-    with pytest.raises(OutOfDiskError):
         view.copy_in(0, bytes(32 * MIB))
+    assert caught.value.need_bytes == 32 * MIB
     view.close()
-    arena.close()
 
 
 def test_windows_do_not_leak_classes(view: ArenaView) -> None:

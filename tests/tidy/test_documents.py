@@ -49,8 +49,8 @@ PROSE = re.compile(r'"""[\s\S]*?"""|#.*')
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 VARIABLE = re.compile(r"\bZRAY_[A-Z_]+\b")
 FOREIGN = {
-    "--randomly-seed", "Class", "Makefile", "NAME", "SIGBUS", "SIZE", "WORD", "_async", "kubectl", "pyplot",
-    "shared_memory", "sun_path",
+    "--randomly-seed", "Class", "Makefile", "NAME", "SIGBUS", "SIZE", "WORD", "_async", "kubectl", "memfd",
+    "pyplot", "shared_memory", "sun_path",
 }  # fmt: skip
 """Of other programs, parts of names, or to be replaced by the reader."""
 COMPARED = "compatibility.md"

@@ -2,7 +2,7 @@
 
 ``spawn`` starts a program in a session of its own, so that a Ctrl-C meant for the driver does not reach it,
 and waits for the one line of JSON that the program writes with ``announce`` once it can be used. It uses
-``posix_spawn``: that copies no page tables, is safe in a driver with threads, and saves the 6 ms of
+``posix_spawnp``: that copies no page tables, is safe in a driver with threads, and saves the 6 ms of
 importing ``subprocess``.
 
 A driver imports this module alone before it starts its node, and the rest while that starts, on another core:

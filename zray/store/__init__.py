@@ -1,4 +1,5 @@
-"""Bytes of objects: the shared arena in memory (``arena``) and the files on disk (``spill``).
+"""Bytes of objects: the shared arena in memory (``arena``), the files on disk (``spill``), and how
+both are written (``writing``).
 
 Who may use which bytes is decided in ``core``; this package only moves them.
 """

@@ -3,12 +3,10 @@
 The node creates an :class:`Arena` and tells its path; each process opens it as an :class:`ArenaView`.
 Which extent belongs to which object is decided by ``core.extents``.
 
-The invariant of the memory: nobody dies of ``SIGBUS``. On Linux the arena is a memfd: no mount limits
-its size, and seals forbid to shrink it, so every offset below the capacity stays backed; when memory
-itself runs out, ``pwrite`` fails with a typed error and the kernel's out-of-memory rules decide the rest,
-as for any memory. A memfd has no name either: nothing is left behind, however its processes end.
-Elsewhere the arena is a sparse file, which a full disk could leave without blocks, so ``Arena.reserve``
-allocates them before an extent is handed out.
+The invariant of the memory: nobody dies of ``SIGBUS``. The arena is a memfd: no mount limits its size,
+and seals forbid to shrink it, so every offset below the capacity stays backed; when memory itself runs
+out, ``pwrite`` fails with a typed error and the kernel's out-of-memory rules decide the rest, as for any
+memory. A memfd has no name either: nothing is left behind, however its processes end.
 
 Cost of 100 MiB where a warm memcpy takes 6 ms (``benchmarks/bench_store.py`` measures it anew). Recycled
 pages: 6 ms through a mapping that touched them before, 20 by ``pwrite``, 26 to 32 through a mapping that
@@ -20,29 +18,19 @@ because pages are cleared at their first use. See :meth:`ArenaView.copy_in`.
 
 from __future__ import annotations
 
-import errno
+import fcntl
 import mmap
 import os
-import select
-import signal
-import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from zray.errors import OutOfDiskError
-
-if sys.platform == "linux":
-    import fcntl
-
-MIB = 1 << 20
+from zray.store.writing import flat, pwrite_all
 
 _CHUNK_SHIFT = 18  # what this process touched is remembered per 256 KiB
 _MAPPED_COPY_MAX = 1 << _CHUNK_SHIFT
 _UNSEEN, _SEEN, _TOUCHED = 0, 1, 2
 _MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module of Python 3.11 has no name for it
-_RESERVE_STEP = 16 * MIB
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
 
 class Arena:
@@ -53,135 +41,28 @@ class Arena:
         capacity_bytes: int.
     """
 
-    def __init__(self, capacity_bytes: int, directory: str | None = None) -> None:
+    def __init__(self, capacity_bytes: int) -> None:
         """
         Args:
             capacity_bytes: int > 0. The memory is sparse: it is taken as it is used.
-            directory: str, where the file goes on systems without memfd; giving it on Linux asks for a
-                file there too.
-        Raises:
-            OutOfDiskError: if the file system cannot hold a file of that size.
         """
         if capacity_bytes <= 0:
             raise ValueError(f"an arena of {capacity_bytes} bytes")
         self.capacity_bytes = capacity_bytes
-        self._reserved_bytes = 0
-        self._unlink_path = ""
-        if directory is None and hasattr(os, "memfd_create"):
-            self._fd = os.memfd_create("zray-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-            self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
-        else:
-            import tempfile
-
-            self._fd, self.path = tempfile.mkstemp(prefix="zray-arena-", dir=directory)  # mode 0600
-            self._unlink_path = self.path
+        self._fd = os.memfd_create("zray-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
         try:
             os.ftruncate(self._fd, capacity_bytes)
-            if self._unlink_path == "":
-                fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        except OSError as error:
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+        except OSError:
             self.close()
-            raise _typed(error, capacity_bytes) from error
-
-    def reserve(self, high_water_bytes: int) -> None:
-        """Make sure that the bytes below ``Extents.high_water_bytes`` are there before they are used.
-
-        Raises:
-            OutOfDiskError: if the disk has no room for them; what was reserved before stays so.
-        Cost: nothing for a memfd, nor while the mark stays below what was reserved.
-        """
-        if high_water_bytes <= self._reserved_bytes or not self._unlink_path:
-            return
-        start = self._reserved_bytes
-        end = min(-(-high_water_bytes // _RESERVE_STEP) * _RESERVE_STEP, self.capacity_bytes)
-        try:
-            _allocate_blocks(self._fd, start, end - start)
-        except OSError as error:
-            raise _typed(error, high_water_bytes - start) from error
-        self._reserved_bytes = end
-
-    def prefault(self, budget_bytes: int) -> Prefault | None:
-        """Take the first ``budget_bytes`` from the system in the background (see :class:`Prefault`).
-
-        Args:
-            budget_bytes: int, at most half of the memory that is free now is really taken.
-        Returns:
-            the helper, or ``None`` if the arena is a file or there is nothing to do.
-        """
-        if self._unlink_path:
-            return None
-        free_bytes = os.sysconf("SC_AVPHYS_PAGES") * mmap.PAGESIZE
-        budget_bytes = min(budget_bytes, self.capacity_bytes, free_bytes // 2)
-        budget_bytes -= budget_bytes % mmap.PAGESIZE
-        return Prefault(self.path, budget_bytes) if budget_bytes > 0 else None
+            raise
 
     def close(self) -> None:
         """End the arena. Processes that still map it keep their bytes until they let go."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        if self._unlink_path:
-            with suppress(FileNotFoundError):
-                os.unlink(self._unlink_path)
-
-
-# A process of its own, because a thread at idle priority would stop the node while it holds the
-# interpreter's lock or the kernel's lock of the address space and is not given a CPU to go on.
-_PREFAULT_PROGRAM = """
-import ctypes, mmap, os, signal, sys
-path, size, step, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
-ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: never outlive the node
-if os.getppid() == parent:
-    with open(path, "r+b") as file:
-        memory = mmap.mmap(file.fileno(), size)
-    for start in range(0, size, step):
-        memory.madvise(23, start, min(step, size - start))  # MADV_POPULATE_WRITE
-"""
-
-
-class Prefault:
-    """A helper process of idle priority that touches the first bytes of an arena in small steps.
-
-    A page that was never touched costs about 3 us more to write than a warm one, be it by whichever
-    process first. Touching keeps the contents, so it may run while objects are written. The helper ends
-    when it is done, when it is stopped, or with the thread that started it.
-    """
-
-    def __init__(self, path: str, size: int) -> None:
-        """
-        Args:
-            path: str, of the arena; size: int, bytes, a multiple of the page size.
-        """
-        arguments = [sys.executable, "-I", "-S", "-c", _PREFAULT_PROGRAM]
-        arguments += [path, str(size), str(2 * MIB), str(os.getpid())]
-        self._pid = os.posix_spawn(sys.executable, arguments, os.environ)
-        os.sched_setscheduler(self._pid, os.SCHED_IDLE, os.sched_param(0))
-        self._pidfd = os.pidfd_open(self._pid)
-
-    def wait(self, timeout_s: float) -> bool:
-        """Whether the helper ended within ``timeout_s``; it is reaped then."""
-        if self._pidfd < 0:
-            return True
-        poller = select.poll()
-        poller.register(self._pidfd, select.POLLIN)
-        if not poller.poll(timeout_s * 1000):
-            return False
-        with suppress(ChildProcessError):  # reaped by someone who waits for every child
-            os.waitpid(self._pid, 0)
-        os.close(self._pidfd)
-        self._pidfd = -1
-        return True
-
-    def stop(self, timeout_s: float = 1.0) -> bool:
-        """End the helper now, done or not; whether it was gone within ``timeout_s``."""
-        if self._pidfd < 0:
-            return True
-        with suppress(OSError):
-            # At idle priority it might not get the CPU it needs to die.
-            os.sched_setscheduler(self._pid, os.SCHED_OTHER, os.sched_param(0))
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-        return self.wait(timeout_s)
 
 
 class ArenaView:
@@ -242,11 +123,11 @@ class ArenaView:
         Returns:
             int, the bytes written.
         Raises:
-            OutOfDiskError: if the system has no memory, or the disk no room, for fresh pages.
+            OutOfDiskError: if the system has no memory for fresh pages.
             ValueError: if the bytes are not all inside the arena.
             BufferError: if ``data`` is not contiguous.
         """
-        source = _flat(data)
+        source = flat(data)
         size = source.nbytes
         self._check_bounds(offset, size)
         if size <= _MAPPED_COPY_MAX:
@@ -257,7 +138,7 @@ class ArenaView:
         first, end = offset >> _CHUNK_SHIFT, ((offset + size - 1) >> _CHUNK_SHIFT) + 1
         known = min(self._touched[first:end])
         if known == _UNSEEN:
-            _pwrite_all(self._fd, source, offset)
+            pwrite_all(self._fd, source, offset)
             seen = self._touched[first:end].replace(bytes([_UNSEEN]), bytes([_SEEN]))
             self._touched[first:end] = seen
             return size
@@ -312,45 +193,3 @@ def _window_class(capacity_bytes: int) -> Any:
 
     fields = {"_type_": ctypes.c_ubyte, "_length_": capacity_bytes, "__del__": __del__}
     return type("_Window", (ctypes.Array,), fields)
-
-
-def _flat(data: Any) -> memoryview:
-    """The bytes of a C- or Fortran-contiguous buffer, in memory order, without a copy."""
-    view = memoryview(data)
-    if not view.contiguous:
-        raise BufferError("the buffer is not contiguous")
-    if view.nbytes == 0:
-        return memoryview(b"")
-    if view.ndim == 1 and view.format == "B":
-        return view
-    if view.c_contiguous:
-        return view.cast("B")
-    # memoryview does not flatten Fortran order itself; PickleBuffer does.
-    from pickle import PickleBuffer
-
-    return PickleBuffer(view).raw()
-
-
-def _pwrite_all(fd: int, source: memoryview, offset: int) -> None:
-    """Raises: OutOfDiskError if there is no room."""
-    position = 0
-    try:
-        while position < source.nbytes:  # one call writes less than 2 GiB
-            position += os.pwrite(fd, source[position:], offset + position)
-    except OSError as error:
-        raise _typed(error, source.nbytes) from error
-
-
-def _allocate_blocks(fd: int, start: int, size: int) -> None:
-    """Give real blocks to a part of a sparse file that was not written yet."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(fd, start, size)
-        return
-    zeros = bytes(MIB)
-    for position in range(start, start + size, MIB):
-        os.pwrite(fd, zeros[: start + size - position], position)
-
-
-def _typed(error: OSError, need_bytes: int) -> Exception:
-    """``OutOfDiskError`` for an error that says that there is no room, else the error itself."""
-    return OutOfDiskError(need_bytes, str(error)) if error.errno in _NO_ROOM else error

@@ -14,7 +14,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from zray.store.arena import _allocate_blocks, _flat, _pwrite_all, _typed
+from zray.store.writing import flat, pwrite_all, typed
 
 _PART = ".part"
 
@@ -45,7 +45,7 @@ class SpillDirectory:
         Raises:
             OutOfDiskError: if the disk is full.
         """
-        source = _flat(data)
+        source = flat(data)
         file = self.create(object_id, source.nbytes)
         try:
             file.copy_in(0, source)
@@ -123,13 +123,13 @@ class SpillFile:
         try:
             self._fd = os.open(path + _PART, flags, 0o600)
         except OSError as error:
-            raise _typed(error, size) from error
+            raise typed(error, size) from error
         try:
             if size:
-                _allocate_blocks(self._fd, 0, size)
+                os.posix_fallocate(self._fd, 0, size)
         except OSError as error:
             self.abort()
-            raise _typed(error, size) from error
+            raise typed(error, size) from error
 
     def copy_in(self, offset: int, data: Any) -> int:
         """Copy a contiguous buffer to ``offset``; the bytes written. As ``ArenaView.copy_in``.
@@ -138,10 +138,10 @@ class SpillFile:
             OutOfDiskError: if the disk is full in spite of the allocation (copy-on-write file systems).
             ValueError: if the bytes are not all inside the file.
         """
-        source = _flat(data)
+        source = flat(data)
         if offset < 0 or offset + source.nbytes > self.size:
             raise ValueError(f"bytes {offset}..{offset + source.nbytes} of a file of {self.size}")
-        _pwrite_all(self._fd, source, offset)
+        pwrite_all(self._fd, source, offset)
         return source.nbytes
 
     def seal(self) -> None:

@@ -1,0 +1,50 @@
+"""Bytes written into the arena and into files, with one error for want of room."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pickle import PickleBuffer
+from typing import Any
+
+from zray.errors import OutOfDiskError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
+
+
+def flat(data: Any) -> memoryview:
+    """The bytes of a C- or Fortran-contiguous buffer, in memory order, without a copy.
+
+    Raises:
+        BufferError: if it is neither.
+    """
+    view = memoryview(data)
+    if not view.contiguous:
+        raise BufferError("the buffer is not contiguous")
+    if view.nbytes == 0:
+        return memoryview(b"")
+    if view.ndim == 1 and view.format == "B":
+        return view
+    if view.c_contiguous:
+        return view.cast("B")
+    # memoryview does not flatten Fortran order itself; PickleBuffer does.
+    return PickleBuffer(view).raw()
+
+
+def pwrite_all(fd: int, source: memoryview, offset: int) -> None:
+    """Write all of ``source`` at ``offset`` of a file.
+
+    Raises:
+        OutOfDiskError: if there is no room.
+    """
+    position = 0
+    try:
+        while position < source.nbytes:  # one call writes less than 2 GiB
+            position += os.pwrite(fd, source[position:], offset + position)
+    except OSError as error:
+        raise typed(error, source.nbytes) from error
+
+
+def typed(error: OSError, need_bytes: int) -> Exception:
+    """``OutOfDiskError`` for an error that says that there is no room, else the error itself."""
+    return OutOfDiskError(need_bytes, str(error)) if error.errno in _NO_ROOM else error
