@@ -99,7 +99,6 @@ class Cluster:
         self.tasks_run = 0
         self.forwards = 0
         self.spillbacks = 0  # forwards of tasks that had been placed before
-        self.offloads = 0  # queued tasks that nodes were asked to give away
         self.ending = False
         self.incarnations = 0  # of nodes that began anew
         self.unfinished = 0

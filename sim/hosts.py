@@ -430,7 +430,6 @@ class SimShard(MachineHost):
         self.compact_messages = compact_messages
         self.log: list[bytes] = []
         self.logged = 0
-        self.truncations = 0
         self._recover()
         self.log.append(encode_batch(list(self.shard.snapshot())))
         cluster.network.attach(self.address, self.deliver)

@@ -226,7 +226,7 @@ SHAPES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_memory_and_file_hold_the_same_layout(name: str, tmp_path: Path) -> None:
+def test_a_value_takes_the_bytes_that_it_says_and_no_others(name: str) -> None:
     serialized = dump(SHAPES[name])
     expected = serialized.to_bytes()
     assert len(expected) == serialized.total_bytes
@@ -235,23 +235,6 @@ def test_memory_and_file_hold_the_same_layout(name: str, tmp_path: Path) -> None
     assert serialized.write_into(memoryview(arena)) == serialized.total_bytes
     assert arena[: serialized.total_bytes] == expected
     assert arena[serialized.total_bytes :] == b"\xff" * 100
-
-    path = tmp_path / "arena"
-    path.write_bytes(b"before")
-    with open(path, "r+b") as file:
-        assert serialized.write_to_fd(file.fileno(), 4096) == serialized.total_bytes
-    assert path.read_bytes()[4096:] == expected
-
-
-def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_little(fd: int, segments: Any, offset: int, real: Any = os.pwritev) -> int:
-        return real(fd, [memoryview(segments[0])[:999], *(b"" for _ in segments[1:])], offset)
-
-    monkeypatch.setattr(os, "pwritev", write_little)
-    serialized = dump([np.arange(1000), b"x" * 70_000, np.arange(999)])
-    with open(tmp_path / "file", "wb") as file:
-        serialized.write_to_fd(file.fileno(), 0)
-    assert (tmp_path / "file").read_bytes() == serialized.to_bytes()
 
 
 def test_too_small_a_target_is_refused_untouched() -> None:
@@ -359,7 +342,7 @@ def helper(x):
 
 value = [Config(1.5), {"color": Color.RED}, helper, lambda: Config(4.0).doubled()]
 with open(sys.argv[1], "wb") as file:
-    dump(value).write_to_fd(file.fileno(), 0)
+    file.write(dump(value).to_bytes())
 """
     path = tmp_path / "value"
     run(script, str(path))

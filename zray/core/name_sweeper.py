@@ -78,7 +78,6 @@ class NameSweeper:
         self.shards = shards
         self.asked: dict[int, _Asked] = {}
         self.tokens = FIRST_TOKEN
-        self.swept = 0  # names given back
 
     def node_dead(self, alive: dict[Address, str]) -> None:
         """A node died: begin, if that is for this node to do."""
@@ -165,7 +164,6 @@ class NameSweeper:
         self._ask(self._shard(row.actor_id), cas, asked.key, asked.handle, asked.row)
 
     def _give_back(self, asked: _Asked) -> None:
-        self.swept += 1
         self._ask(self._shard(asked.key), TableDelete(0, TABLE_KV, asked.key, asked.handle), asked.key)
 
     def shard_is_back(self, shard: Address) -> None:

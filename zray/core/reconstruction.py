@@ -80,7 +80,6 @@ class Reconstruction:
         self.asked: dict[int, tuple[int, bytes]] = {}  # token -> table and key
         self.descriptors: dict[bytes, Describe] = {}
         self.tokens = FIRST_TOKEN
-        self.rebuilt = 0
 
     def on_rebuild(self, now_ns: int, source: Address, message: Rebuild) -> None:
         """This node was chosen to make a lost object again."""
@@ -221,7 +220,6 @@ class Reconstruction:
         if not task_class.descriptor.max_retries:
             self._refuse(task_class, record)
             return
-        self.rebuilt += 1
         for object_id in return_ids(record.task_id, task_class.descriptor.num_returns):
             lost = store.objects.get(object_id)
             if lost is not None and lost.state == REMOTE:

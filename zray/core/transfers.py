@@ -59,8 +59,6 @@ class Transfers:
         self.sharing = sharing
         self.queued: dict[bytes, ObjectEntry] = {}  # wanted, and not begun
         self.active: dict[bytes, Transfer] = {}
-        self.copied = 0  # objects that came
-        self.copied_bytes = 0
         self.bandwidth = 0  # exponential average, bytes per second; 0: nothing came yet
         self.now_ns = 0
 
@@ -143,8 +141,6 @@ class Transfers:
     def _complete(self, now_ns: int, transfer: Transfer) -> None:
         entry = transfer.entry
         self._end(entry.object_id)
-        self.copied += 1
-        self.copied_bytes += entry.size
         self._learn_bandwidth(now_ns, transfer)
         contained = self.sharing.shared[entry.object_id].contained
         self.references.contain(now_ns, contained)

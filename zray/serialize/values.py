@@ -52,7 +52,6 @@ _MAGIC = b"ZRV\x01"
 _HEADER = Struct("<4sIQ")
 _SIZE_BYTES = 8
 _PADDING = bytes(ALIGN_BYTES)
-_WRITEV_SEGMENTS_MAX = 1024  # IOV_MAX of Linux
 
 PLAIN_ATOMS = frozenset({type(None), bool, int, float})
 """Types that plain pickle is always right for, and whose values are small."""
@@ -116,24 +115,6 @@ class Serialized:
             _copy(target[start:end], segment)
             start = end
         return start
-
-    def write_to_fd(self, fd: int, offset: int = 0) -> int:
-        """Write the flat layout at ``offset`` of a file, without mapping its pages; returns its size.
-
-        Raises:
-            OSError: as the system reports it; the file may be partly written.
-        """
-        segments = [segment for segment in self.segments() if len(segment)]
-        position, first = offset, 0
-        while first < len(segments):
-            written = os.pwritev(fd, segments[first : first + _WRITEV_SEGMENTS_MAX], position)
-            position += written
-            while first < len(segments) and written >= len(segments[first]):
-                written -= len(segments[first])
-                first += 1
-            if written:
-                segments[first] = memoryview(segments[first])[written:]
-        return position - offset
 
     def segments(self) -> list[BytesLike]:
         """What the flat layout is made of, in order."""
