@@ -118,6 +118,7 @@ def train(server: Any, workers: list[Any], updates: int, report_every: int) -> N
             report: Report = zray.get(server.report.remote())
             print(f"  {report.updates:>6} updates   loss {report.loss:10.5f}   "
                   f"staleness {report.staleness:4.1f}", flush=True)  # fmt: skip
+    zray.wait(list(busy), num_returns=len(busy))  # of no use any more, but not left behind
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
