@@ -233,7 +233,7 @@ class Judge:
         """A program ends an actor."""
         self.killed[actor_id] = None
 
-    def worker_gone(self, address: Address, actor_id: bytes, exit_code: int) -> None:
+    def worker_gone(self, address: Address, actor_id: bytes) -> None:
         """A worker process is no more."""
         self.gone[address] = None
         if actor_id:

@@ -357,7 +357,7 @@ class SimNode(MachineHost):
         self.starting[worker.address] = worker.slot
         self.cluster.network.detach(worker.address)
         self.cluster.network.detach(worker.address + SERVER_SUFFIX)
-        self.cluster.judge.worker_gone(worker.address, worker.actor_id, exit_code)
+        self.cluster.judge.worker_gone(worker.address, worker.actor_id)
         delay_ns = int(self.random.expovariate(1.0) * self.cluster.costs.exit_notice_ns)
         self.kernel.after(delay_ns, lambda _: self._exited(worker.address, exit_code))
 
@@ -391,7 +391,7 @@ class SimNode(MachineHost):
                 continue
             if chunk.start == 0:
                 packed = Packed(chunk.data, room.size, ())
-                self.memory.write(self.address, Created(chunk.object_id, room.kind, room.offset), packed)
+                self.memory.write(Created(chunk.object_id, room.kind, room.offset), packed)
             size = min(self.cluster.config.chunk_bytes, room.size - chunk.start)
             self.post(ChunkArrived(chunk.object_id, chunk.start, size))
 

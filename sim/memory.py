@@ -30,7 +30,7 @@ class SimMemory:
         self.files: dict[bytes, bytes] = {}
         self.views: dict[Address, list[_View]] = {}
 
-    def write(self, writer: Address, room: Created, packed: Packed) -> None:
+    def write(self, room: Created, packed: Packed) -> None:
         """A process writes where the node made room."""
         if room.kind == FILE:
             self.files[room.object_id] = packed.data

@@ -431,7 +431,7 @@ class Process(ABC):
             raise ProgramError("store_full" if verdict == TOO_LARGE else "out_of_disk", answer.detail)
         if self.crashes_when_creating():
             yield _never
-        self.host.memory.write(self.address, answer, packed)
+        self.host.memory.write(answer, packed)
         return True
 
     def crashes_when_creating(self) -> bool:

@@ -63,7 +63,7 @@ def _perform(arguments: list[str]) -> int:
         given.subparser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if given.command == "run":
         return _run(given.script, script_arguments, given.address)
-    code: int = given.function(given, parser)
+    code: int = given.function(given)
     return code
 
 
@@ -170,7 +170,7 @@ def _add_start_arguments(parser: argparse.ArgumentParser) -> None:
     add_launch_arguments(parser)
 
 
-def _start(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _start(given: argparse.Namespace) -> int:
     import msgspec
 
     from zray.config import Config
@@ -250,7 +250,7 @@ def _look_at_control_store(endpoints: str) -> None:
 # --- stop ----------------------------------------------------------------------------------------
 
 
-def _stop(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _stop(given: argparse.Namespace) -> int:
     from zray.config import Config
     from zray.runtime import session_dir
 
@@ -319,7 +319,7 @@ def _is_over(session: Session, timeout_s: float) -> bool:
 # --- status --------------------------------------------------------------------------------------
 
 
-def _status(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _status(given: argparse.Namespace) -> int:
     import zray
     from zray.api.cluster import report
 
@@ -429,7 +429,7 @@ def _version_text() -> str:
     return f"zray {__version__}"
 
 
-def _version(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _version(given: argparse.Namespace) -> int:
     print(_version_text())
     return 0
 

@@ -25,14 +25,14 @@ def add_command(commands: Any) -> None:
     doctor.add_argument("--key-file", type=os.path.abspath, metavar="FILE", help="key of the cluster")
 
 
-def _doctor(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _doctor(given: argparse.Namespace) -> int:
     """1 if anything is wrong."""
     from zray.config import Config
     from zray.runtime.doctor import examine
     from zray.runtime.endpoints import endpoint_of
 
     if given.node_port is not None and not 0 < given.node_port < 65_535:
-        parser.error(f"--node-port is between 1 and 65534, not {given.node_port}")
+        given.subparser.error(f"--node-port is between 1 and 65534, not {given.node_port}")
     config = Config.from_environment()
     if given.key_file:
         config = config._replace(key_file=given.key_file)

@@ -77,7 +77,7 @@ def _joined(given: argparse.Namespace) -> Iterator[Any]:
         yield state
 
 
-def _list(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _list(given: argparse.Namespace) -> int:
     filters = [_filter_of(text) for text in given.filter]
     with _joined(given) as state:
         rows = getattr(state, f"list_{given.kind.replace('-', '_')}")(filters=filters, limit=given.limit)
@@ -101,7 +101,7 @@ def _filter_of(text: str) -> tuple[str, str, str]:
     return (key[:-1], "!=", value) if key.endswith("!") else (key, "=", value)
 
 
-def _summary(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _summary(given: argparse.Namespace) -> int:
     with _joined(given) as state:
         found = getattr(state, f"summarize_{given.kind}")()
     for name, counts in found.items():
@@ -111,7 +111,7 @@ def _summary(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _get(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _get(given: argparse.Namespace) -> int:
     with _joined(given) as state:
         rows = getattr(state, f"list_{given.kind.replace('-', '_')}")(limit=10_000)
         row = _one(rows, given.id, (given.kind,))
@@ -135,7 +135,7 @@ def _one(rows: list[dict[str, Any]], an_id: str, kinds: tuple[str, ...]) -> dict
     return found[0]
 
 
-def _memory(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _memory(given: argparse.Namespace) -> int:
     with _joined(given) as state:
         rows = state.list_objects(limit=10_000)
     rows.sort(key=lambda row: -row["size_bytes"])
@@ -144,7 +144,7 @@ def _memory(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _why(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _why(given: argparse.Namespace) -> int:
     with _joined(given) as state:
         tasks, actors = state.list_tasks(limit=10_000), state.list_actors(limit=10_000)
         workers, nodes = (
@@ -217,7 +217,7 @@ def _holder(worker: dict[str, Any], name: str, names: dict[str, str]) -> str:
     )
 
 
-def _timeline(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _timeline(given: argparse.Namespace) -> int:
     import zray
 
     with _joined(given):
@@ -226,13 +226,13 @@ def _timeline(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     return 0
 
 
-def _metrics(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _metrics(given: argparse.Namespace) -> int:
     with _joined(given) as state:
         print(state.metrics_text(), end="")
     return 0
 
 
-def _stack(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _stack(given: argparse.Namespace) -> int:
     """Where all workers are. On this machine py-spy, if it is there, also sees those that cannot answer."""
     import shutil
 
@@ -271,7 +271,7 @@ def _spy(py_spy: str, pids: list[int]) -> int:
     return max(codes, default=0)
 
 
-def _logs(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _logs(given: argparse.Namespace) -> int:
     """Names of files, or the text of one: of any node, through the nodes."""
     of_worker = {"actor_id": given.actor_id, "task_id": given.task_id, "pid": given.pid}
     with _joined(given) as state:

@@ -261,7 +261,7 @@ class ActorLives:
         self._pin(task)
         return task
 
-    def kill(self, now_ns: int, actor_id: bytes, no_restart: bool) -> None:
+    def kill(self, actor_id: bytes, no_restart: bool) -> None:
         """End an actor at once, whether or not it was created already."""
         entry = self.actors.entries.get(actor_id)
         if entry is None or entry.state.state == ACTOR_DEAD:

@@ -167,7 +167,7 @@ class ActorSide:
             self.output.on_output_away(message)
 
     def _on_kill(self, now_ns: int, source: Address, message: KillActor) -> None:
-        self.lives.kill(now_ns, message.actor_id, message.no_restart)
+        self.lives.kill(message.actor_id, message.no_restart)
 
     # --- the actors of this node, as others see them -----------------------------------------------
 
@@ -274,7 +274,7 @@ class ActorSide:
     def _say_unsaid(self) -> None:
         unsaid, self._unsaid = self._unsaid, []
         for message in unsaid:
-            self.lives.kill(self.views.now_ns, message.actor_id, message.no_restart)
+            self.lives.kill(message.actor_id, message.no_restart)
 
     # --- the control store -------------------------------------------------------------------------
 

@@ -262,7 +262,7 @@ def on_kill_actor(node: Node, now_ns: int, source: Address, message: KillActor) 
     if node.known(source) is not None:
         node.now_ns = node.scheduler.now_ns = now_ns
         if message.actor_id in node.actors.entries or not node.cluster.sharing.active:
-            node.scheduler.lives.kill(now_ns, message.actor_id, message.no_restart)
+            node.scheduler.lives.kill(message.actor_id, message.no_restart)
         else:
             node.cluster.actors.views.kill(message)
 

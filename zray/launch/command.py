@@ -36,7 +36,7 @@ def add_commands(commands: Any) -> None:
     manifests.set_defaults(function=_kubernetes)
 
 
-def _up(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _up(given: argparse.Namespace) -> int:
     from zray.launch.cluster_file import load
     from zray.launch.up import up
 
@@ -54,7 +54,7 @@ def _up(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
     return 0
 
 
-def _down(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _down(given: argparse.Namespace) -> int:
     from zray.launch.cluster_file import load
     from zray.launch.up import down
 
@@ -66,7 +66,7 @@ def _down(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 # --- wait-for-nodes ------------------------------------------------------------------------------
 
 
-def _wait_for_nodes(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _wait_for_nodes(given: argparse.Namespace) -> int:
     from zray.launch.attendance import use_key, wait_for_nodes
     from zray.runtime.endpoints import endpoint_of
 
@@ -97,7 +97,7 @@ def _add_slurm_arguments(parser: argparse.ArgumentParser) -> None:
     add("script", nargs="+", metavar="SCRIPT", help="the program, and its arguments")
 
 
-def _slurm(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _slurm(given: argparse.Namespace) -> int:
     from zray.launch.slurm import SlurmJob, batch_script
 
     fields = {name: getattr(given, name) for name in SlurmJob._fields}
@@ -131,7 +131,7 @@ def _add_kubernetes_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-secret", action="store_true", help="leave the secret NAME-key out; it needs cluster.key")
 
 
-def _kubernetes(given: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+def _kubernetes(given: argparse.Namespace) -> int:
     import json
     import os
 

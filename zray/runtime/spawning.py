@@ -99,7 +99,7 @@ class Spawning:
                 and the end of ``log_path`` is in the message.
         """
         try:
-            ready = _await_ready(self._ready_end, self.pid, self._started + timeout_s)
+            ready = _await_ready(self._ready_end, self._started + timeout_s)
             self._files.close()
             return Spawned(self.pid, ready)
         except NotReadyError as problem:
@@ -232,7 +232,7 @@ def _is_open(descriptor: int) -> bool:
     return True
 
 
-def _await_ready(ready_end: int, pid: int, deadline: float) -> dict[str, Any]:
+def _await_ready(ready_end: int, deadline: float) -> dict[str, Any]:
     """The one line that the program announces.
 
     Raises:
