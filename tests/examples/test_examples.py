@@ -43,6 +43,7 @@ def test_example_finds_its_result_correct(example: str, verdict: str) -> None:
     done = run(f"examples/{example}.py", "--quick", "--num-cpus", "2")
     assert done.returncode == 0
     assert verdict in done.stdout
+    assert "abandoned" not in done.stderr
 
 
 def test_wordcount_uses_as_many_shards_of_files_and_of_the_control_store_as_told() -> None:
