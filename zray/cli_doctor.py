@@ -41,5 +41,5 @@ def _doctor(given: argparse.Namespace) -> int:
     for finding in examine(address, config, host=given.node_ip_address, port=given.node_port):
         problems += bool(finding.problem)
         print(f"WRONG {finding.what}: {finding.problem}" if finding.problem else f"ok    {finding.what}")
-    print(f"{problems} problems" if problems else "nothing is wrong")
+    print(f"{problems} {'problem' if problems == 1 else 'problems'}" if problems else "nothing is wrong")
     return 1 if problems else 0
