@@ -93,15 +93,23 @@ class ExperimentRun:
         self.progress.clear()
 
     @contextmanager
-    def peers(self, systems: Sequence[str], cpus: int) -> Iterator[dict[str, Peer]]:
+    def peers(
+        self, systems: Sequence[str], cpus: int, *, store_bytes: int = peers.STORE_BYTES, nodes: int = 0
+    ) -> Iterator[dict[str, Peer]]:
         """Those of the systems that can be started here; the report says why others are missing.
+
+        Args:
+            cpus, store_bytes, nodes: see :class:`Peer`.
 
         Raises:
             PeerError: if zray itself does not start.
         """
-        with peers.started(systems, self.pythons, cpus) as (running, missing):
+        with peers.started(systems, self.pythons, cpus, store_bytes=store_bytes, nodes=nodes) as (
+            running,
+            missing,
+        ):
             for system, reason in missing.items():
-                self.note(f"Without {peers.SYSTEMS[system]}: {reason}")
+                self.note_once(f"Without {peers.SYSTEMS[system]}: {reason}")
             yield running
 
     def point(self, chart: str, series: str, x: float, samples: float | Iterable[float]) -> float:
@@ -130,6 +138,11 @@ class ExperimentRun:
     def note(self, text: str) -> None:
         """A sentence for the report."""
         self.notes.append(text)
+
+    def note_once(self, text: str) -> None:
+        """A sentence for the report that may come up again."""
+        if text not in self.notes:
+            self.note(text)
 
     def result(self, folder: Path, took_s: float, provenance: dict[str, str | int | float]) -> Result:
         """Everything that was found."""
