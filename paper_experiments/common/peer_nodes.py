@@ -13,7 +13,8 @@ from typing import Any
 
 SEATS = 1_000_000
 """Of the resource that names a node: never what is scarce."""
-_clusters: list[Any] = []
+_clusters: list[tuple[Any, list[Any]]] = []
+"""The cluster and its nodes in their order, the driver's not among them."""
 
 
 def on_node(number: int) -> dict[str, float]:
@@ -30,10 +31,11 @@ def started(system: str, count: int, of_node: dict[str, Any]) -> Iterator[str]:
         initialize_head=True, head_node_args={**of_node, **quiet, "resources": {"node0": SEATS}}
     )
     try:
-        for number in range(1, count):
-            cluster.add_node(**of_node, resources={f"node{number}": SEATS})
+        others = [
+            cluster.add_node(**of_node, resources={f"node{number}": SEATS}) for number in range(1, count)
+        ]
         cluster.wait_for_nodes()
-        _clusters.append(cluster)
+        _clusters.append((cluster, others))
         yield cluster.address
     finally:
         _clusters.clear()
@@ -41,6 +43,6 @@ def started(system: str, count: int, of_node: dict[str, Any]) -> Iterator[str]:
 
 
 def kill(number: int) -> None:
-    """Kill one of the nodes, counted from 1, with all that is on it."""
-    [cluster] = _clusters
-    cluster.remove_node(cluster.worker_nodes[number - 1], allow_graceful=False)
+    """Kill one of the nodes, but not the first, with all that is on it."""
+    [(cluster, others)] = _clusters
+    cluster.remove_node(others[number - 1], allow_graceful=False)

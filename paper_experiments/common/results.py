@@ -113,3 +113,9 @@ def load(path: Path) -> Result:
 def load_all(folder: Path) -> list[Result]:
     """The stored results of an experiment, live ones first; raises like :func:`load`."""
     return [load(path) for path in sorted((folder / FOLDER_NAME).glob("*.json"))]
+
+
+def load_if_stored(folder: Path, mode: str, scale: str) -> Result | None:
+    """The stored result of an experiment in one mode and scale, if there is one; raises like :func:`load`."""
+    path = path_of(folder, mode, scale)
+    return load(path) if path.exists() else None

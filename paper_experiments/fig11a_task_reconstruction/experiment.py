@@ -8,27 +8,22 @@ if its last object counts its length.
 from __future__ import annotations
 
 import os
-import signal
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import zray
-from paper_experiments.common.local import joined
+from paper_experiments.common.local import environment
+from paper_experiments.common.peers import SYSTEMS
 from paper_experiments.common.run import ExperimentRun
+from paper_experiments.fig11a_task_reconstruction.workload import OBJECT_BYTES, TASK_S
 from sim.cluster import Cluster, Span
 from sim.kernel import S
 from sim.programs import Blob, Compute, Fetch, Forget, Program, Ref, Spawn
-from sim.real.clusters import RealCluster, real_cluster
 from sim.scenario import ClusterPart, NetworkPart, PhasesPart, Scenario
 from zray.config import Config
 from zray.errors import ZrayError
 
-TASK_S = 0.1
 CPUS = 4
-OBJECT_BYTES = 40_000
-"""Above the size that travels inside messages: such an object dies with the node that made it."""
 CHAINS_PER_SLOT = 4
 DEATH_S = 1.0
 """How long a node may be silent; the paper does not give it."""
@@ -68,31 +63,42 @@ PAPER = Plan(50, ((25.0, 49), (50.0, 25), (100.0, 10), (210.0, 50)), 240.0)
 
 LIVE = Plan(3, ((5.0, 2),), 12.0)
 LIVE_CPUS = 2
+LIVE_STORE_BYTES = 256 << 20
+WORKLOAD = "paper_experiments.fig11a_task_reconstruction.workload:run_chains"
 LIVE_SETTINGS = {"ZRAY_NODE_DEATH_NS": str(round(DEATH_S * S))}
 
 
 # --- live ----------------------------------------------------------------------------------------
 
 
-def link(before: dict[str, Any]) -> dict[str, Any]:
-    """One link of a chain: sleeps, counts, and notes when it ended."""
-    time.sleep(TASK_S)
-    ended_s = [*before["ended_s"], time.monotonic()]
-    return {"count": before["count"] + 1, "ended_s": ended_s, "bytes": bytes(OBJECT_BYTES)}
-
-
 def live(run: ExperimentRun) -> None:
     """Three nodes of two CPUs on this machine, of which one is killed; tasks sleep and so share its cores."""
     plan = run.pick("live_plan", tiny=Plan(3, ((3.0, 2),), 7.0), small=LIVE, paper=LIVE)
+    systems = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
     run.parameter("node_death_s", DEATH_S)
-    count = CHAINS_PER_SLOT * plan.nodes * LIVE_CPUS
+    slots = plan.nodes * LIVE_CPUS
+    count = CHAINS_PER_SLOT * slots
     node_seconds = sum(plan.nodes_at(second) for second in range(int(plan.ends_s) + 2))
     length = round(node_seconds * LIVE_CPUS / TASK_S / count)
-    with real_cluster(nodes=plan.nodes, cpus=LIVE_CPUS, settings=LIVE_SETTINGS) as cluster, joined(cluster):
-        ends, began_s = _run_live(run, cluster, plan, count, length)
-    ended_s = np.array([moment - began_s for end in ends for moment in end["ended_s"]])
+    found = {}
+    for system in run.steps(systems, "system"):  # one after the other: the nodes of both are too many
+        with (
+            environment(LIVE_SETTINGS),
+            run.peers([system], LIVE_CPUS, nodes=plan.nodes, store_bytes=LIVE_STORE_BYTES) as running,
+        ):
+            for peer in running.values():
+                found[system] = peer.ask(
+                    WORKLOAD, count=count, length=length, slots=slots, nodes=plan.nodes, changes=plan.changes
+                )
+    _conclude_live(run, plan, found, count, length)
+
+
+def _conclude_live(
+    run: ExperimentRun, plan: Plan, found: dict[str, dict[str, Any]], count: int, length: int
+) -> None:
+    ended_s = np.array(found["zray"]["ended_s"])
     _draw_times(run, "live", plan, LIVE_CPUS, ended_s)
-    run.quantity("wrong_chains", sum(end["count"] != length for end in ends))
+    run.quantity("wrong_chains", sum(one != length for one in found["zray"]["lengths"]))
     run.quantity("tasks", count * length)
     killed_s = plan.changes[0][0]
     allowed = plan.nodes * LIVE_CPUS / TASK_S * (killed_s - SETTLE_S)
@@ -101,26 +107,13 @@ def live(run: ExperimentRun) -> None:
     if share < 0.99:
         reason = f"on {os.cpu_count()} shared CPUs it is {share:.3f} even before a node is lost"
         run.beyond("least_share_after_loss", reason)
-
-
-def _run_live(
-    run: ExperimentRun, cluster: RealCluster, plan: Plan, count: int, length: int
-) -> tuple[list[dict[str, Any]], float]:
-    """The last object of every chain, and when the first was submitted."""
-    function: Any = zray.remote(max_retries=-1)(link)
-    first = {"count": 0, "ended_s": [], "bytes": b""}
-    zray.get(
-        [function.remote(first) for _ in range(4 * plan.nodes * LIVE_CPUS)]
-    )  # every node has its workers
-    began_s = time.monotonic()
-    ends = [function.remote(first) for _ in range(count)]
-    for _ in range(length - 1):
-        ends = [function.remote(end) for end in ends]
-    for at_s, nodes in run.steps(plan.changes, "change"):
-        zray.wait(ends, num_returns=count, timeout=max(0.0, began_s + at_s - time.monotonic()))
-        for node in cluster.nodes[nodes:]:
-            os.kill(node.pid, signal.SIGKILL)
-    return zray.get(ends), began_s
+    if "ray" not in found:
+        run.beyond("over_ray", f"{SYSTEMS['ray']} was not run beside it")
+        return
+    of_ray_s = np.array(found["ray"]["ended_s"])
+    for second in range(int(plan.ends_s)):
+        run.point("live", SYSTEMS["ray"], second, _within(of_ray_s, second, second + 1))
+    run.quantity("over_ray", float(of_ray_s.max() / ended_s.max()))
 
 
 # --- simulated -----------------------------------------------------------------------------------
