@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import sys
 from hashlib import blake2b
 from pathlib import Path
@@ -52,11 +53,24 @@ class Result(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def code_digest_of(folder: Path) -> str:
-    """A digest of an experiment's own code, in 16 hex digits: a result of other code is told as such."""
+    """A digest of an experiment's code, in 16 hex digits: a result of other code is told as such.
+
+    Also of what it takes from other experiments; not of what all have in common.
+    """
     digest = blake2b(digest_size=8)
-    for path in sorted(folder.glob("*.py")):
+    for path in _code_of(folder):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _code_of(folder: Path) -> list[Path]:
+    own = sorted(folder.glob("*.py"))
+    named = [found for path in own for found in _NAMED.findall(path.read_text(encoding="utf-8"))]
+    others = [folder.parent / of / f"{module}.py" for of, module in dict.fromkeys(named) if of != folder.name]
+    return own + [path for path in others if path.parent.name != "common" and path.exists()]
+
+
+_NAMED = re.compile(r"\bpaper_experiments\.(\w+)\.(\w+)")
 
 
 def provenance_of(folder: Path) -> dict[str, str | int | float]:

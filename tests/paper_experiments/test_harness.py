@@ -125,6 +125,31 @@ def test_runs_of_the_papers_scale_are_judged_beside_those_of_the_usual_one(
     assert "(sim, paper)" in report.html([section], "small")
 
 
+def test_one_that_fails_does_not_keep_the_others_from_running(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(_: ExperimentRun) -> None:
+        raise BrokenPipeError("its peer is gone")
+
+    broken = experiment._replace(name="fig01_broken", runners={"sim": break_down})
+    monkeypatch.setattr(catalogue, "get", lambda name: broken if name == "fig01" else experiment)
+    assert command.main(["run", "fig01", "fig00", "--sim"]) == 1
+    printed = capsys.readouterr()
+    assert "fig01_broken, sim: BrokenPipeError: its peer is gone" in printed.err
+    assert "stored in" in printed.out
+
+
+def test_the_code_of_an_experiment_is_also_what_it_takes_from_others(experiment: Experiment) -> None:
+    other = experiment.folder.parent / "fig99_other"
+    other.mkdir()
+    (experiment.folder / "experiment.py").write_text("from paper_experiments.fig99_other.workload import x")
+    digests = [results.code_digest_of(experiment.folder)]
+    for text in ("x = 1", "x = 2"):
+        (other / "workload.py").write_text(text)
+        digests.append(results.code_digest_of(experiment.folder))
+    assert len(set(digests)) == 3
+
+
 def test_a_check_fails_for_what_is_no_longer_reproduced_and_stores_nothing(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
