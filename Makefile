@@ -58,8 +58,8 @@ wordcount: install  ## Run the example job on this machine.
 bench: install  ## Measure zray beside whichever of its peers can be imported; writes docs/benchmarks.md.
 	$(BIN)/python -m benchmarks.compare
 
-paper: install  ## Run the paper's experiments at the small scale; writes docs/paper-report/.
-	-$(BIN)/python -m paper_experiments run all
+paper: install  ## Run the paper's experiments at the small scale; writes docs/paper-report/. PEERS='--python ray=PATH'.
+	-$(BIN)/python -m paper_experiments run all $(PEERS)
 	$(BIN)/python -m paper_experiments report
 
 paper-check: install  ## Run the simulated experiments at the small scale: what the stored runs reproduced is reproduced.

@@ -47,7 +47,7 @@ class Result(msgspec.Struct, forbid_unknown_fields=True):
     beyond: dict[str, str]
     """Quantity -> why this machine cannot show what is claimed of it."""
     absent: dict[str, str]
-    """Quantity -> why zray does not have what is claimed."""
+    """Quantity -> why what is claimed of it is not so, if it is not."""
     notes: list[str]
     took_s: float
 

@@ -127,12 +127,21 @@ class ExperimentRun:
         """A number that claims are about."""
         self.quantities[name] = float(value)
 
+    def compare(self, quantity: str, upper: Sequence[float], lower: Sequence[float]) -> None:
+        """A ratio of samples that were taken in turn; should a claim of it fail, why is how they scatter."""
+        ratios = sorted(one / other for one, other in zip(upper, lower, strict=True))
+        self.quantity(quantity, median(ratios))
+        spread = f"median {median(ratios):.2f} of {len(ratios)} pairs, {ratios[0]:.2f} to {ratios[-1]:.2f}"
+        if ratios[0] < 1 < ratios[-1]:
+            spread += ": which of both is faster changes from pair to pair"
+        self.absent(quantity, spread)
+
     def beyond(self, quantity: str, reason: str) -> None:
         """This machine cannot show what is claimed of a quantity, and why."""
         self.reasons[quantity] = reason
 
     def absent(self, quantity: str, reason: str) -> None:
-        """zray does not have what is claimed of a quantity, and why."""
+        """Why what is claimed of a quantity is not so here; counts only if it is not."""
         self.missing[quantity] = reason
 
     def note(self, text: str) -> None:

@@ -164,7 +164,7 @@ def live(run: ExperimentRun) -> None:
         f"{os.cpu_count()} CPUs where the paper's costs 0.1 ms; see the simulation",
     )
     if ("ray", AWARE) in samples:
-        run.quantity("ray_over_ours", paired_ratio(samples["ray", AWARE], samples["zray", AWARE]))
+        run.compare("ray_over_ours", samples["ray", AWARE], samples["zray", AWARE])
     else:
         run.beyond("ray_over_ours", f"{SYSTEMS['ray']} was not run beside it")
 

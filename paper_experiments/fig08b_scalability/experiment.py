@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from paper_experiments.common.peers import SYSTEMS
-from paper_experiments.common.run import ExperimentRun, paired_ratio
+from paper_experiments.common.run import ExperimentRun
 from paper_experiments.fig08b_scalability.measured_costs import PerTask, listening, per_task
 from sim.cluster import Cluster
 from sim.costs import Costs
@@ -212,7 +212,7 @@ def live(run: ExperimentRun) -> None:
         nested = _nested(run, systems, count, nested_tasks, repetitions)
     run.quantity("growth_1_to_2", medians[2] / medians[1])
     if "ray" in nested:
-        run.quantity("over_ray", paired_ratio(nested["zray"], nested["ray"]))
+        run.compare("over_ray", nested["zray"], nested["ray"])
     else:
         run.beyond("over_ray", f"{SYSTEMS['ray']} was not run beside it")
     cores = os.cpu_count() or 1

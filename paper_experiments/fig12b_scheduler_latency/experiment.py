@@ -11,7 +11,7 @@ import numpy as np
 
 import zray
 from paper_experiments.common.peers import SYSTEMS
-from paper_experiments.common.run import ExperimentRun, paired_ratio
+from paper_experiments.common.run import ExperimentRun
 from paper_experiments.fig12a_allreduce.workload import RING, allreduce, start
 
 ADDED_MS = (0, 1, 5, 10)
@@ -63,7 +63,7 @@ def live(run: ExperimentRun) -> None:
 def _compare(run: ExperimentRun, taken: dict[str, dict[int, list[float]]]) -> None:
     """Without added latency: the time of Ray over that of zray."""
     if "ray" in taken:
-        run.quantity("ray_over_ours", paired_ratio(taken["ray"][0], taken["zray"][0]))
+        run.compare("ray_over_ours", taken["ray"][0], taken["zray"][0])
     else:
         run.beyond("ray_over_ours", f"{SYSTEMS['ray']} was not run beside it")
 

@@ -16,7 +16,7 @@ from typing import Any
 import zray
 from paper_experiments.common.peer_child import OPENMPI
 from paper_experiments.common.peers import SYSTEMS, Peer
-from paper_experiments.common.run import ExperimentRun, paired_ratio
+from paper_experiments.common.run import ExperimentRun
 from paper_experiments.table4_simulation.workload import BARRIERS, ROUNDS, TASKS, WAYS
 
 MODULE = "paper_experiments.table4_simulation.workload"
@@ -61,10 +61,10 @@ def live(run: ExperimentRun) -> None:
                     rates.setdefault(key, []).append(rate)
         for (system, way), samples in rates.items():
             run.point("rates", f"{SYSTEMS[system]}, {way}", cpus, samples)
-        ratio = paired_ratio(rates["zray", TASKS], rates["zray", BARRIERS])
-        run.quantity("ratio_at_1" if cpus == 1 else "ratio_at_all", ratio)
+        both = rates["zray", TASKS], rates["zray", BARRIERS]
+        run.compare("ratio_at_1" if cpus == 1 else "ratio_at_all", *both)
         if cpus in CPUS[1:]:
-            run.quantity(f"ratio_at_{cpus}", ratio)
+            run.compare(f"ratio_at_{cpus}", *both)
     _compare(run, rates)
     for cpus in CPUS[1:]:
         if cores < cpus:
@@ -102,7 +102,7 @@ def _compare(run: ExperimentRun, rates: Mapping[tuple[str, str], list[float]]) -
     """On all CPUs: tasks of zray against rounds of OpenMPI, and against the same tasks on Ray."""
     for system, way, quantity in ((OPENMPI, BARRIERS, "over_openmpi"), ("ray", TASKS, "over_ray")):
         if (system, way) in rates:
-            run.quantity(quantity, paired_ratio(rates["zray", TASKS], rates[system, way]))
+            run.compare(quantity, rates["zray", TASKS], rates[system, way])
         else:
             run.beyond(quantity, f"{SYSTEMS[system]} was not run beside it")
 
