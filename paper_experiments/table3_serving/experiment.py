@@ -36,6 +36,8 @@ class Load(NamedTuple):
     evaluation_s: float
 
 
+WARM_UP_BATCHES = 20
+"""To an actor: until its store uses pages of memory again that it has used."""
 LOADS = (Load("small", 4_000, 0.010), Load("large", 100_000, 0.005))
 Ask = Callable[[Load], float]
 """Seconds of one batch."""
@@ -89,7 +91,7 @@ def ask_actor(peer: Peer, load: Load) -> float:
 
 def live(run: ExperimentRun) -> None:
     """Batches one after the other, as a client of a policy asks; systems take turns."""
-    repetitions = run.pick("repetitions", tiny=1, small=5, paper=30)
+    repetitions = run.pick("repetitions", tiny=1, small=15, paper=30)
     actors = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
     run.parameter("batch", BATCH)
     with run.peers(actors, 2) as running, http_server(run) as connection:
@@ -108,11 +110,12 @@ def live(run: ExperimentRun) -> None:
 
 def _measure(run: ExperimentRun, load: Load, systems: Mapping[str, Ask], repetitions: int) -> None:
     rates: dict[str, list[float]] = {system: [] for system in systems}
-    for number in range(repetitions + 1):
+    for system, ask in systems.items():
+        for _ in range(WARM_UP_BATCHES if system.endswith("actor") else 1):
+            ask(load)
+    for _ in range(repetitions):
         for system, ask in systems.items():
-            taken_s = ask(load)
-            if number:  # the first warms it up
-                rates[system].append(BATCH / taken_s)
+            rates[system].append(BATCH / ask(load))
     medians = {s: run.point("rates", s, load.state_bytes, samples) for s, samples in rates.items()}
     ours = rates["zray actor"]
     run.quantity(f"ratio_{load.name}", paired_ratio(ours, rates[JSON]))
