@@ -202,15 +202,14 @@ def live(run: ExperimentRun) -> None:
     systems = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
     nested_tasks = run.pick("nested_tasks_per_node", tiny=200, small=1_000, paper=5_000)
     medians = {}
-    nested: dict[str, list[float]] = {}
     for count in run.steps(counts, "nodes"):
         with real_cluster(nodes=count, cpus=1) as cluster:
             cluster.run("burst", tasks)
             taken_ns = [cluster.run("burst", tasks).makespan_ns for _ in range(repetitions)]
         rates = [1e9 * count * tasks / ns for ns in taken_ns]
         medians[count] = run.point("live", "zray, a driver on each node", count, rates)
-        nested = _nested(run, systems, count, nested_tasks, repetitions)
     run.quantity("growth_1_to_2", medians[2] / medians[1])
+    nested = _nested(run, systems, max(counts), nested_tasks, repetitions)
     if "ray" in nested:
         run.compare("over_ray", nested["zray"], nested["ray"])
     else:

@@ -92,6 +92,7 @@ def ask_actor(peer: Peer, load: Load) -> float:
 def live(run: ExperimentRun) -> None:
     """Batches one after the other, as a client of a policy asks; systems take turns."""
     repetitions = run.pick("repetitions", tiny=1, small=15, paper=30)
+    warm_up = run.pick("warm_up_batches", tiny=1, small=WARM_UP_BATCHES, paper=WARM_UP_BATCHES)
     actors = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
     run.parameter("batch", BATCH)
     with run.peers(actors, 2) as running, http_server(run) as connection:
@@ -102,16 +103,18 @@ def live(run: ExperimentRun) -> None:
         systems[JSON] = lambda load: ask_http(connection, load, as_base64=False)
         systems[BASE64] = lambda load: ask_http(connection, load, as_base64=True)
         for load in run.steps(LOADS, "load"):
-            _measure(run, load, systems, repetitions)
+            _measure(run, load, systems, repetitions, warm_up)
     run.quantity(
         "overhead_growth_ms", run.quantities["overhead_ms large"] - run.quantities["overhead_ms small"]
     )
 
 
-def _measure(run: ExperimentRun, load: Load, systems: Mapping[str, Ask], repetitions: int) -> None:
+def _measure(
+    run: ExperimentRun, load: Load, systems: Mapping[str, Ask], repetitions: int, warm_up: int
+) -> None:
     rates: dict[str, list[float]] = {system: [] for system in systems}
     for system, ask in systems.items():
-        for _ in range(WARM_UP_BATCHES if system.endswith("actor") else 1):
+        for _ in range(warm_up if system.endswith("actor") else 1):
             ask(load)
     for _ in range(repetitions):
         for system, ask in systems.items():
