@@ -21,6 +21,7 @@ from sim.kernel import S
 from sim.programs import Blob, Compute, Fetch, Forget, Program, Ref, Spawn
 from sim.scenario import ClusterPart, NetworkPart, PhasesPart, Scenario
 from zray.config import Config
+from zray.core.node_store import SEALED
 from zray.errors import ZrayError
 
 CPUS = 4
@@ -129,13 +130,19 @@ def _count_of(value: Blob | int) -> int:
     return value.tag if isinstance(value, Blob) else value
 
 
-def chains(count: int, length: int) -> Program:
+Places = dict[bytes, tuple[int, int]]
+"""Object -> (chain, place in it)."""
+
+
+def chains(count: int, length: int, places: Places) -> Program:
     """All chains at once; the result is where each of them ends."""
     ends: list[Ref] = []
-    for _ in range(count):
+    for chain in range(count):
         ref = yield Spawn("step", (0,))
-        for _ in range(length - 1):
+        places[ref.object_id] = chain, 1
+        for place in range(1, length):
             following = yield Spawn("step", (ref,))
+            places[following.object_id] = chain, place + 1
             yield Forget((ref,))
             ref = following
         ends += (ref,)
@@ -151,11 +158,12 @@ def sim(run: ExperimentRun) -> None:
         plan.nodes_at(second) * CPUS / TASK_S for second in range(int(plan.ends_s))
     )  # tasks, if no slot is ever idle
     length = round(capacity / count)
-    cluster = _start(plan, count, length)
+    places: Places = {}
+    cluster = _start(plan, count, length, places)
     alive, lost = plan.nodes, 0
     for at_s, nodes in run.steps(plan.changes, "change"):
         cluster.kernel.run_until(round(at_s * S), lambda: not cluster.unfinished)
-        lost += _change(cluster, alive, nodes)
+        lost += _change(cluster, places, alive, nodes)
         alive = nodes
     cluster.kernel.run_until(LIMIT_S * S, lambda: not cluster.unfinished)
     if cluster.unfinished:
@@ -163,11 +171,11 @@ def sim(run: ExperimentRun) -> None:
     _draw(run, plan, cluster.spans or [])
     run.quantity("wrong_chains", sum(end != length for end in cluster.drivers[0].result))
     run.quantity("tasks", count * length)
-    run.quantity("lost", lost)
+    run.quantity("to_run_again", lost)
     run.quantity("reexecuted_per_lost", run.quantities["reexecuted"] / lost)
 
 
-def _start(plan: Plan, count: int, length: int) -> Cluster:
+def _start(plan: Plan, count: int, length: int, places: Places) -> Cluster:
     scenario = Scenario(
         "fig11a", strict=False, check_every=10_000_000,
         cluster=ClusterPart(nodes=plan.nodes, cpus=CPUS, arena_kib=1 << 19),
@@ -175,37 +183,67 @@ def _start(plan: Plan, count: int, length: int) -> Cluster:
     )  # fmt: skip
     config = Config(node_death_ns=round(DEATH_S * S))
     cluster = Cluster(
-        scenario, 0, [lambda: chains(count, length)], config=config, functions={"step": step}, keep_spans=True
+        scenario,
+        0,
+        [lambda: chains(count, length, places)],
+        config=config,
+        functions={"step": step},
+        keep_spans=True,
     )
     cluster.boot()
     return cluster
 
 
-def _change(cluster: Cluster, before: int, after: int) -> int:
+def _change(cluster: Cluster, places: Places, before: int, after: int) -> int:
     """Kill nodes from the last one on, or let new ones take the places of dead ones.
 
     Returns:
-        How many unfinished tasks and objects were on the nodes that died.
+        How much has to run again: unfinished tasks of the nodes that died, and for each chain the links
+        between the newest that there was and the newest that there still is.
     """
-    lost = 0
+    had, unfinished = _newest(cluster, places, max(before, after)), 0
     for number in range(after, before):
-        machine = cluster.nodes[number].node
-        lost += len(machine.scheduler.tasks) + len(machine.store.objects)
+        unfinished += len(cluster.nodes[number].node.scheduler.tasks)
         cluster.crash_node(cluster.nodes[number])
     for number in range(before, after):
         cluster.restart_node(cluster.nodes[number])
-    return lost
+    if after > before:
+        return 0
+    left = _newest(cluster, places, after)
+    return unfinished + sum(place - left.get(chain, 0) for chain, place in had.items())
+
+
+def _newest(cluster: Cluster, places: Places, nodes: int) -> dict[int, int]:
+    """Chain -> the last of its places whose object is in the store of one of the first so many nodes."""
+    newest: dict[int, int] = {}
+    for host in cluster.nodes[:nodes]:
+        for object_id, entry in host.node.store.objects.items():
+            chain, place = places.get(object_id, (-1, 0))
+            if entry.state == SEALED and place > newest.get(chain, 0):
+                newest[chain] = place
+    return newest
 
 
 def _draw(run: ExperimentRun, plan: Plan, spans: list[Span]) -> None:
     """Tasks that ended in each second, and those among them that ran again."""
     ended_s = np.array([span.end_ns / S for span in spans])
-    again_s = np.array([span.end_ns / S for span in spans if span.attempt > 0])
+    again_s = np.array(_repeats_s(spans))
     shares = _draw_times(run, "throughput", plan, CPUS, ended_s)
     for second in range(int(plan.ends_s)):
         run.point("throughput", "re-executed", second, _within(again_s, second, second + 1))
     run.quantity("share_after_return", shares[-1])
     run.quantity("reexecuted", len(again_s))
+
+
+def _repeats_s(spans: list[Span]) -> list[float]:
+    """When tasks ended that had run before. A second attempt of one that never began is none of them."""
+    ran: dict[bytes, None] = {}
+    found = []
+    for span in sorted(spans, key=lambda span: span.end_ns):
+        if span.task_id in ran:
+            found.append(span.end_ns / S)
+        ran[span.task_id] = None
+    return found
 
 
 def _draw_times(
