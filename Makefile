@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types check test test-machines test-processes chaos wordcount bench paper clean
+.PHONY: help install lint types check test test-machines test-processes chaos wordcount bench paper paper-check clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,9 +58,12 @@ wordcount: install  ## Run the example job on this machine.
 bench: install  ## Measure zray beside whichever of its peers can be imported; writes docs/benchmarks.md.
 	$(BIN)/python -m benchmarks.compare
 
-paper: install  ## Run the paper's experiments at the small scale; writes docs/paper-report/.
-	-$(BIN)/python -m paper_experiments run all
+paper: install  ## Run the paper's experiments at the small scale; writes docs/paper-report/. PEERS='--python ray=PATH'.
+	-$(BIN)/python -m paper_experiments run all $(PEERS)
 	$(BIN)/python -m paper_experiments report
+
+paper-check: install  ## Run the simulated experiments at the small scale: what the stored runs reproduced is reproduced.
+	$(BIN)/python -m paper_experiments run all --sim --check
 
 clean:  ## Remove the virtual environment, caches and build products.
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

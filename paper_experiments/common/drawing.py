@@ -26,8 +26,11 @@ def draw(chart: Chart, expected: Expected, results: list[Result]) -> bytes:
         marker = MARKERS[number % len(MARKERS)]
         axes.plot(series.x, series.y, color=PAPER_COLOUR, linestyle="--", marker=marker, markersize=4,
                   linewidth=1, label=series.name)  # fmt: skip
+    scales = dict.fromkeys(result.scale for result in results)
     for result in results:
-        _draw_result(axes, chart, result)
+        _draw_result(
+            axes, chart, result, result.mode if len(scales) == 1 else f"{result.mode}, {result.scale}"
+        )
     axes.set_title(chart.title, fontsize=10)
     axes.set_xlabel(chart.x)
     axes.set_ylabel(chart.y)
@@ -43,12 +46,12 @@ def draw(chart: Chart, expected: Expected, results: list[Result]) -> bytes:
     return _svg(figure)
 
 
-def _draw_result(axes: Any, chart: Chart, result: Result) -> None:
+def _draw_result(axes: Any, chart: Chart, result: Result, which: str) -> None:
     style = "-" if result.mode == "live" else ":"
     for series in (one for one in result.series if one.chart == chart.name):
         points = sorted(zip(series.x, series.y, series.low, series.high, strict=True))
         x, y, low, high = zip(*points, strict=True)
-        label = f"{series.name} ({result.mode})"
+        label = f"{series.name} ({which})"
         (line,) = axes.plot(
             x, y, linestyle=style, marker="." if len(x) < 60 else "", linewidth=1.3, label=label
         )

@@ -10,7 +10,6 @@ from typing import Any
 import psutil
 
 import zray
-from sim.real.clusters import RealCluster
 
 
 @contextmanager
@@ -21,7 +20,7 @@ def local_cluster(settings: Mapping[str, str] | None = None, **options: Any) -> 
         settings: ``ZRAY_...`` variables of all its processes.
         options: of :func:`zray.init`.
     """
-    with _environment(settings or {}):
+    with environment(settings or {}):
         zray.init(address="local", **options)
         try:
             yield
@@ -30,18 +29,8 @@ def local_cluster(settings: Mapping[str, str] | None = None, **options: Any) -> 
 
 
 @contextmanager
-def joined(cluster: RealCluster) -> Iterator[None]:
-    """Connect to the first node of a cluster, as its driver, for as long as the block lasts."""
-    with _environment(cluster.environment):
-        zray.init(address=cluster.nodes[0].address)
-        try:
-            yield
-        finally:
-            zray.shutdown()
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """These variables, for this process and those that it starts, as long as the block lasts."""
     before = dict(os.environ)
     os.environ.update(variables)
     try:

@@ -1,4 +1,4 @@
-"""One system in a process of its own: ``python -m paper_experiments.common.peer_child SYSTEM CPUS``.
+"""One system in a process of its own: ``python -m paper_experiments.common.peer_child SYSTEM``, and numbers.
 
 Starts the system, then answers one line of JSON with one line of JSON: ``{"call": "module:function", "with":
 {...}}`` calls the function with the system's API and these arguments, and ``{"value": ...}`` or ``{"error":
@@ -18,23 +18,44 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
 
+from paper_experiments.common import peer_nodes
+
 OPENMPI = "openmpi"
 
 
 @contextlib.contextmanager
-def zray_like(system: str, cpus: int) -> Iterator[Any]:
-    """zray or Ray, started on this machine; its module."""
+def zray_like(system: str, cpus: int, store_bytes: int, nodes: int) -> Iterator[Any]:
+    """zray or Ray, started on this machine; its module.
+
+    Args:
+        cpus, store_bytes: of each node.
+        nodes: of a cluster that :mod:`paper_experiments.common.peer_nodes` knows; 0: one that is no cluster.
+    """
     api: Any = importlib.import_module(system)
     if system == "ray":
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        options = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        api.init(num_cpus=cpus, object_store_memory=1 << 30, **options)
-    else:
-        api.init(address="local", num_cpus=cpus, object_store_memory=1 << 30)
+    of_node = {"num_cpus": cpus, "object_store_memory": store_bytes}
+    if nodes:
+        with peer_nodes.started(system, nodes, of_node) as address:
+            api.init(address=address, **_QUIET[system])
+            try:
+                yield api
+            finally:
+                api.shutdown()
+        return
+    local = {} if system == "ray" else {"address": "local"}
+    dashboard = {"include_dashboard": False} if system == "ray" else {}
+    api.init(**local, **of_node, **dashboard, **_QUIET[system])
     try:
         yield api
     finally:
         api.shutdown()
+
+
+_QUIET: dict[str, dict[str, Any]] = {
+    "zray": {},
+    "ray": {"log_to_driver": False, "logging_level": logging.ERROR},
+}
 
 
 @contextlib.contextmanager
@@ -76,14 +97,14 @@ def serve_together(api: Any, requests: TextIO, answers: TextIO) -> None:
 
 def main() -> None:
     """Answers go where the output went; what the system itself prints goes to the errors."""
-    system, cpus = sys.argv[1], int(sys.argv[2])
+    system, (cpus, store_bytes, nodes) = sys.argv[1], map(int, sys.argv[2:])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     if system == OPENMPI:
         with openmpi() as api:
             serve_together(api, sys.stdin, answers)
         return
-    with zray_like(system, cpus) as api:
+    with zray_like(system, cpus, store_bytes, nodes) as api:
         serve(api, sys.stdin, answers)
 
 

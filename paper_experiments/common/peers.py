@@ -27,6 +27,7 @@ SYSTEMS = {"zray": "zray", "ray": "Ray", OPENMPI: "OpenMPI", HTTP: "Starlette an
 """Name on the command line: name in charts."""
 MODULES = {"zray": "zray", "ray": "ray", OPENMPI: "mpi4py", HTTP: "starlette, uvicorn"}
 START_S = 90.0
+STORE_BYTES = 1 << 30
 ANSWER_S = 300.0
 END_S = 30.0
 PROBE_S = 60.0
@@ -42,13 +43,23 @@ class Peer:
     Args:
         system: a key of :data:`SYSTEMS`.
         python: its interpreter.
-        cpus: how many CPUs it may use; for OpenMPI, how many processes there are.
+        cpus: how many CPUs a node may use; for OpenMPI, how many processes there are.
+        store_bytes: of a node's object store.
+        nodes: of a cluster; 0: a system of one node that is no cluster.
     """
 
-    def __init__(self, system: str, python: str, cpus: int) -> None:
+    def __init__(
+        self, system: str, python: str, cpus: int, *, store_bytes: int = STORE_BYTES, nodes: int = 0
+    ) -> None:
         self.system = system
         self._said: IO[bytes] = TemporaryFile()  # noqa: SIM115 - end() closes it
-        child = [python, "-m", "paper_experiments.common.peer_child", system, str(cpus)]
+        child = [
+            python,
+            "-m",
+            "paper_experiments.common.peer_child",
+            system,
+            *map(str, (cpus, store_bytes, nodes)),
+        ]
         command = [*_mpirun(cpus), *child] if system == OPENMPI else child
         environment = {**os.environ, "PYTHONPATH": str(ROOT), **SETTINGS}
         self._process = subprocess.Popen(
@@ -139,8 +150,9 @@ def missing_reason(system: str, python: str) -> str:
 
 @contextmanager
 def started(
-    systems: Sequence[str], pythons: Mapping[str, str], cpus: int
-) -> Iterator[tuple[dict[str, Peer], dict[str, str]]]:
+    systems: Sequence[str], pythons: Mapping[str, str], cpus: int, *, store_bytes: int = STORE_BYTES,
+    nodes: int = 0,
+) -> Iterator[tuple[dict[str, Peer], dict[str, str]]]:  # fmt: skip
     """Start those systems that can be started.
 
     Returns:
@@ -156,7 +168,7 @@ def started(
             reason = missing_reason(system, python)
             if not reason:
                 try:
-                    running[system] = Peer(system, python, cpus)
+                    running[system] = Peer(system, python, cpus, store_bytes=store_bytes, nodes=nodes)
                     stack.callback(running[system].end)
                 except PeerError as error:
                     reason = str(error)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from paper_experiments.common import catalogue, drawing, expected, results, verdicts
 from paper_experiments.common.expected import Expected, Mode
 from paper_experiments.common.results import Result
+from paper_experiments.common.run import SCALES
 from paper_experiments.common.verdicts import ClaimVerdict
 
 STYLE = """
@@ -32,7 +33,8 @@ PAGE = """<!doctype html>
 <style>{style}</style></head><body>
 <h1>The paper's evaluation, run again</h1>
 <p>Moritz et al., <i>Ray: A Distributed Framework for Emerging AI Applications</i>, OSDI 2018, section 5,
-at the <b>{scale}</b> scale. <i>Live</i>: real processes on the machine named below each figure.
+at the <b>{scale}</b> scale, and of the paper's scale what is stored.
+<i>Live</i>: real processes on the machine named below each figure.
 <i>Sim</i>: the same state machines in virtual time, with costs measured on real processes.
 Grey and dashed: the paper, digitised.</p>
 <p><b>{totals}</b></p>
@@ -42,6 +44,9 @@ Grey and dashed: the paper, digitised.</p>
 """
 
 
+LARGEST = SCALES[-1]
+
+
 class Section(NamedTuple):
     """One experiment with what is stored of it."""
 
@@ -49,12 +54,12 @@ class Section(NamedTuple):
     expected: Expected
     results: list[Result]
     verdicts: list[ClaimVerdict]
-    is_stale: Mapping[Mode, bool]
-    """Mode -> the experiment's code has changed since."""
+    is_stale: Mapping[tuple[Mode, str], bool]
+    """(mode, scale) -> the experiment's code has changed since."""
 
 
 def sections(scale: str) -> list[Section]:
-    """Every experiment, with its results of one scale.
+    """Every experiment, with its results of one scale, and what is stored of the paper's scale.
 
     Raises:
         ExpectedError, StoredResultError: if a file is wrong.
@@ -65,10 +70,15 @@ def sections(scale: str) -> list[Section]:
 def _section(name: str, scale: str) -> Section:
     folder = catalogue.ROOT / name
     about = expected.load(folder)
-    found = [result for result in results.load_all(folder) if result.scale == scale]
+    stored = results.load_all(folder)
+    usual = [result for result in stored if result.scale == scale]
+    large = [result for result in stored if result.scale == LARGEST != scale]
+    judged = verdicts.judge_all(about, usual)
+    judged += [verdict for result in large for verdict in verdicts.judge_one(about, result)]
     digest = results.code_digest_of(folder)
-    is_stale = {result.mode: result.provenance.get("experiment_code") != digest for result in found}
-    return Section(name, about, found, verdicts.judge_all(about, found), is_stale)
+    found = [*usual, *large]
+    is_stale = {(one.mode, one.scale): one.provenance.get("experiment_code") != digest for one in found}
+    return Section(name, about, found, judged, is_stale)
 
 
 def write(folder: Path, scale: str) -> Path:
@@ -127,7 +137,9 @@ def _section_html(section: Section) -> str:
         f'<h2 id="{section.name}">{escape(about.title)}</h2>\n<p>{escape(about.question)}</p>\n'
         f'<p class="meta">{escape(about.place)}. In the paper: {escape(about.setup)}</p>\n'
         f"{_claims_html(section.verdicts)}\n{pictures}\n"
-        + "\n".join(_result_html(result, section.is_stale[result.mode]) for result in section.results)
+        + "\n".join(
+            _result_html(result, section.is_stale[result.mode, result.scale]) for result in section.results
+        )
     )
 
 
@@ -147,7 +159,7 @@ def _claim_html(verdict: ClaimVerdict) -> str:
         f'<tr class="{verdict.kind.replace(" ", "-")}"><td>{escape(claim.text)} '
         f'<span class="meta">({escape(claim.source)})</span></td><td>{escape(claim.bounds)}</td>'
         f"<td>{escape(paper)}</td><td>{escape(here)}</td>"
-        f"<td><b>{verdict.kind}</b> ({verdict.mode}){escape(why)}</td></tr>"
+        f"<td><b>{verdict.kind}</b> ({verdict.mode}, {verdict.scale}){escape(why)}</td></tr>"
     )
 
 
@@ -158,6 +170,7 @@ def _result_html(result: Result, is_stale: bool) -> str:
     warning = " <b>The experiment's code has changed since.</b>" if is_stale else ""
     return (
         f"<ul>{notes}</ul>\n"
-        f'<p class="meta"><b>{result.mode}</b>, {result.took_s:g} s. {escape(with_what)}.<br>{escape(where)}.'
+        f'<p class="meta"><b>{result.mode}, {result.scale}</b>, {result.took_s:g} s. '
+        f"{escape(with_what)}.<br>{escape(where)}."
         f"{warning}</p>"
     )

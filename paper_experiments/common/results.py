@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import platform
+import re
 import sys
 from hashlib import blake2b
 from pathlib import Path
@@ -46,17 +47,30 @@ class Result(msgspec.Struct, forbid_unknown_fields=True):
     beyond: dict[str, str]
     """Quantity -> why this machine cannot show what is claimed of it."""
     absent: dict[str, str]
-    """Quantity -> why zray does not have what is claimed."""
+    """Quantity -> why what is claimed of it is not so, if it is not."""
     notes: list[str]
     took_s: float
 
 
 def code_digest_of(folder: Path) -> str:
-    """A digest of an experiment's own code, in 16 hex digits: a result of other code is told as such."""
+    """A digest of an experiment's code, in 16 hex digits: a result of other code is told as such.
+
+    Also of what it takes from other experiments; not of what all have in common.
+    """
     digest = blake2b(digest_size=8)
-    for path in sorted(folder.glob("*.py")):
+    for path in _code_of(folder):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
+
+
+def _code_of(folder: Path) -> list[Path]:
+    own = sorted(folder.glob("*.py"))
+    named = [found for path in own for found in _NAMED.findall(path.read_text(encoding="utf-8"))]
+    others = [folder.parent / of / f"{module}.py" for of, module in dict.fromkeys(named) if of != folder.name]
+    return own + [path for path in others if path.parent.name != "common" and path.exists()]
+
+
+_NAMED = re.compile(r"\bpaper_experiments\.(\w+)\.(\w+)")
 
 
 def provenance_of(folder: Path) -> dict[str, str | int | float]:
@@ -113,3 +127,9 @@ def load(path: Path) -> Result:
 def load_all(folder: Path) -> list[Result]:
     """The stored results of an experiment, live ones first; raises like :func:`load`."""
     return [load(path) for path in sorted((folder / FOLDER_NAME).glob("*.json"))]
+
+
+def load_if_stored(folder: Path, mode: str, scale: str) -> Result | None:
+    """The stored result of an experiment in one mode and scale, if there is one; raises like :func:`load`."""
+    path = path_of(folder, mode, scale)
+    return load(path) if path.exists() else None

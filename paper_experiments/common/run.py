@@ -93,15 +93,23 @@ class ExperimentRun:
         self.progress.clear()
 
     @contextmanager
-    def peers(self, systems: Sequence[str], cpus: int) -> Iterator[dict[str, Peer]]:
+    def peers(
+        self, systems: Sequence[str], cpus: int, *, store_bytes: int = peers.STORE_BYTES, nodes: int = 0
+    ) -> Iterator[dict[str, Peer]]:
         """Those of the systems that can be started here; the report says why others are missing.
+
+        Args:
+            cpus, store_bytes, nodes: see :class:`Peer`.
 
         Raises:
             PeerError: if zray itself does not start.
         """
-        with peers.started(systems, self.pythons, cpus) as (running, missing):
+        with peers.started(systems, self.pythons, cpus, store_bytes=store_bytes, nodes=nodes) as (
+            running,
+            missing,
+        ):
             for system, reason in missing.items():
-                self.note(f"Without {peers.SYSTEMS[system]}: {reason}")
+                self.note_once(f"Without {peers.SYSTEMS[system]}: {reason}")
             yield running
 
     def point(self, chart: str, series: str, x: float, samples: float | Iterable[float]) -> float:
@@ -119,17 +127,31 @@ class ExperimentRun:
         """A number that claims are about."""
         self.quantities[name] = float(value)
 
+    def compare(self, quantity: str, upper: Sequence[float], lower: Sequence[float]) -> None:
+        """A ratio of samples that were taken in turn; should a claim of it fail, why is how they scatter."""
+        ratios = sorted(one / other for one, other in zip(upper, lower, strict=True))
+        self.quantity(quantity, median(ratios))
+        spread = f"median {median(ratios):.2f} of {len(ratios)} pairs, {ratios[0]:.2f} to {ratios[-1]:.2f}"
+        if ratios[0] < 1 < ratios[-1]:
+            spread += ": which of both is faster changes from pair to pair"
+        self.absent(quantity, spread)
+
     def beyond(self, quantity: str, reason: str) -> None:
         """This machine cannot show what is claimed of a quantity, and why."""
         self.reasons[quantity] = reason
 
     def absent(self, quantity: str, reason: str) -> None:
-        """zray does not have what is claimed of a quantity, and why."""
+        """Why what is claimed of a quantity is not so here; counts only if it is not."""
         self.missing[quantity] = reason
 
     def note(self, text: str) -> None:
         """A sentence for the report."""
         self.notes.append(text)
+
+    def note_once(self, text: str) -> None:
+        """A sentence for the report that may come up again."""
+        if text not in self.notes:
+            self.note(text)
 
     def result(self, folder: Path, took_s: float, provenance: dict[str, str | int | float]) -> Result:
         """Everything that was found."""

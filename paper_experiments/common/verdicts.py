@@ -21,10 +21,20 @@ class ClaimVerdict(NamedTuple):
     kind: str
     value: float | None
     reason: str
+    scale: str = ""
 
 
 def judge(claim: PaperClaim, result: Result) -> ClaimVerdict:
     """What a run says of a claim. A bound that is met counts, whatever machine it was met on."""
+    return _judge(claim, result)._replace(scale=result.scale)
+
+
+def judge_one(expected: Expected, result: Result) -> list[ClaimVerdict]:
+    """Every claim that is made for the mode of a result."""
+    return [judge(claim, result) for claim in expected.claims if result.mode in claim.modes]
+
+
+def _judge(claim: PaperClaim, result: Result) -> ClaimVerdict:
     value = result.quantities.get(claim.quantity)
     if value is not None and claim.holds_for(value):
         return ClaimVerdict(claim, result.mode, REPRODUCED, value, "")

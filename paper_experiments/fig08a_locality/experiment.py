@@ -10,13 +10,16 @@ The empty task has run a few times before: what the estimate of the queueing tim
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import Literal, NamedTuple
 
 import numpy as np
 
-from paper_experiments.common.run import ExperimentRun
+from paper_experiments.common.peers import SYSTEMS
+from paper_experiments.common.run import ExperimentRun, paired_ratio
+from paper_experiments.fig08a_locality.workload import AWARE, BLIND
 from sim.cluster import Cluster
 from sim.kernel import MS, S
 from sim.programs import Await, Blob, Compute, Fetch, Program, Ref, Spawn
@@ -35,6 +38,10 @@ KNOWN_TASKS = 20
 QUIET_NS = 2 * S
 LIMIT_NS = 100_000 * S
 ARENA_KIB = 10_000_000
+LIVE_SIZES = (100_000, 1_000_000, 10_000_000)
+LIVE_CPUS = 1
+LIVE_STORE_BYTES = 1 << 30
+WORKLOAD = "paper_experiments.fig08a_locality.workload:measure"
 Policy = Literal["paper", "locality_blind"]
 
 
@@ -119,6 +126,50 @@ def simulate(size: int, count: int, seed: int, policy: Policy, drivers: int) -> 
     made = [span for span in cluster.spans or () if span.name == "make"]
     elsewhere = sum(span.worker.startswith(second[:12]) for span in made) / len(made)
     return LocalityOutcome(max(marks) / count / S, elsewhere)
+
+
+# --- live ----------------------------------------------------------------------------------------
+
+
+def live(run: ExperimentRun) -> None:
+    """Two real nodes on this machine, whose stores copy through a socket; systems take turns."""
+    sizes = run.pick("sizes", tiny=LIVE_SIZES[:1], small=LIVE_SIZES, paper=LIVE_SIZES)
+    repetitions = run.pick("repetitions", tiny=1, small=5, paper=9)
+    count = run.pick("tasks", tiny=8, small=40, paper=100)
+    systems = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
+    medians: dict[str, list[float]] = {}
+    samples: dict[tuple[str, str], list[float]] = {}
+    with run.peers(systems, LIVE_CPUS, nodes=2, store_bytes=LIVE_STORE_BYTES) as running:
+        for size in run.steps(sizes, "object of bytes"):
+            samples = {}
+            for seed in range(repetitions):
+                for system, peer in running.items():
+                    for way, taken_s in peer.ask(WORKLOAD, size=size, count=count, seed=seed).items():
+                        samples.setdefault((system, way), []).append(1000 * taken_s)
+            for (system, way), taken_ms in samples.items():
+                middle = run.point("live", f"{SYSTEMS[system]}, {way}", size, taken_ms)
+                if system == "zray":
+                    medians.setdefault(way, []).append(middle)
+    aware = medians[AWARE]
+    run.quantity("live_aware_spread", max(aware) / min(aware))
+    run.quantity("live_blind_over_aware", paired_ratio(samples["zray", BLIND], samples["zray", AWARE]))
+    run.beyond(
+        "live_aware_spread",
+        f"two nodes, their workers and the driver share {os.cpu_count()} CPUs: what a task costs also "
+        "depends on who else is busy",
+    )
+    run.beyond(
+        "live_blind_over_aware",
+        f"a copy between two nodes of one machine costs no network, and a task costs {aware[-1]:.1f} ms on "
+        f"{os.cpu_count()} CPUs where the paper's costs 0.1 ms; see the simulation",
+    )
+    if ("ray", AWARE) in samples:
+        run.compare("ray_over_ours", samples["ray", AWARE], samples["zray", AWARE])
+    else:
+        run.beyond("ray_over_ours", f"{SYSTEMS['ray']} was not run beside it")
+
+
+# --- simulated -----------------------------------------------------------------------------------
 
 
 def sim(run: ExperimentRun) -> None:

@@ -8,11 +8,12 @@ of zero, windows above the threshold, one driver for all nodes, and one shard fo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 
+from paper_experiments.common.peers import SYSTEMS
 from paper_experiments.common.run import ExperimentRun
 from paper_experiments.fig08b_scalability.measured_costs import PerTask, listening, per_task
 from sim.cluster import Cluster
@@ -34,6 +35,8 @@ BEGIN_NS = 600 * MS
 """All workers are there by then, and nodes know each other."""
 LIMIT_NS = 1_000 * S
 NETWORK_US = 100
+STORE_BYTES = 128 << 20
+WORKLOAD = "paper_experiments.fig08b_scalability.workload:measure"
 AS_IT_IS = "as it is"
 Policy = Literal["paper", "centralised", "threshold_zero"]
 
@@ -192,18 +195,25 @@ def _conclude(run: ExperimentRun, rates: dict[int, float]) -> None:
 
 
 def live(run: ExperimentRun) -> None:
-    """Nodes of one CPU each on this machine, a driver for every one of them."""
+    """Nodes of one CPU on this machine: a driver for each; then an actor that submits, beside Ray."""
     counts = run.pick("nodes", small=(1, 2), paper=(1, 2, 4))
     tasks = run.pick("tasks_per_node", tiny=500, small=5_000, paper=20_000)
     repetitions = run.pick("repetitions", tiny=1, small=3, paper=7)
+    systems = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
+    nested_tasks = run.pick("nested_tasks_per_node", tiny=200, small=1_000, paper=5_000)
     medians = {}
     for count in run.steps(counts, "nodes"):
         with real_cluster(nodes=count, cpus=1) as cluster:
             cluster.run("burst", tasks)
             taken_ns = [cluster.run("burst", tasks).makespan_ns for _ in range(repetitions)]
         rates = [1e9 * count * tasks / ns for ns in taken_ns]
-        medians[count] = run.point("live", "nodes of 1 CPU", count, rates)
+        medians[count] = run.point("live", "zray, a driver on each node", count, rates)
     run.quantity("growth_1_to_2", medians[2] / medians[1])
+    nested = _nested(run, systems, max(counts), nested_tasks, repetitions)
+    if "ray" in nested:
+        run.compare("over_ray", nested["zray"], nested["ray"])
+    else:
+        run.beyond("over_ray", f"{SYSTEMS['ray']} was not run beside it")
     cores = os.cpu_count() or 1
     if cores < 6:
         run.beyond(
@@ -211,3 +221,17 @@ def live(run: ExperimentRun) -> None:
             f"a node with its driver and its worker are three busy processes, and on {cores} CPUs one node "
             "alone uses them all",
         )
+
+
+def _nested(
+    run: ExperimentRun, systems: Sequence[str], nodes: int, tasks: int, repetitions: int
+) -> dict[str, list[float]]:
+    """Tasks per second by system, submitted by an actor on each node; systems take turns."""
+    rates: dict[str, list[float]] = {}
+    with run.peers(systems, 1, nodes=nodes, store_bytes=STORE_BYTES) as running:
+        for _ in range(repetitions):
+            for system, peer in running.items():
+                rates.setdefault(system, []).append(peer.ask(WORKLOAD, nodes=nodes, tasks=tasks))
+    for system, samples in rates.items():
+        run.point("live", f"{SYSTEMS[system]}, an actor that submits on each node", nodes, samples)
+    return rates

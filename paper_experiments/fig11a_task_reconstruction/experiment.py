@@ -8,27 +8,23 @@ if its last object counts its length.
 from __future__ import annotations
 
 import os
-import signal
-import time
 from typing import Any, NamedTuple
 
 import numpy as np
 
-import zray
-from paper_experiments.common.local import joined
+from paper_experiments.common.local import environment
+from paper_experiments.common.peers import SYSTEMS
 from paper_experiments.common.run import ExperimentRun
+from paper_experiments.fig11a_task_reconstruction.workload import OBJECT_BYTES, TASK_S
 from sim.cluster import Cluster, Span
 from sim.kernel import S
 from sim.programs import Blob, Compute, Fetch, Forget, Program, Ref, Spawn
-from sim.real.clusters import RealCluster, real_cluster
 from sim.scenario import ClusterPart, NetworkPart, PhasesPart, Scenario
 from zray.config import Config
+from zray.core.node_store import SEALED
 from zray.errors import ZrayError
 
-TASK_S = 0.1
 CPUS = 4
-OBJECT_BYTES = 40_000
-"""Above the size that travels inside messages: such an object dies with the node that made it."""
 CHAINS_PER_SLOT = 4
 DEATH_S = 1.0
 """How long a node may be silent; the paper does not give it."""
@@ -68,31 +64,42 @@ PAPER = Plan(50, ((25.0, 49), (50.0, 25), (100.0, 10), (210.0, 50)), 240.0)
 
 LIVE = Plan(3, ((5.0, 2),), 12.0)
 LIVE_CPUS = 2
+LIVE_STORE_BYTES = 256 << 20
+WORKLOAD = "paper_experiments.fig11a_task_reconstruction.workload:run_chains"
 LIVE_SETTINGS = {"ZRAY_NODE_DEATH_NS": str(round(DEATH_S * S))}
 
 
 # --- live ----------------------------------------------------------------------------------------
 
 
-def link(before: dict[str, Any]) -> dict[str, Any]:
-    """One link of a chain: sleeps, counts, and notes when it ended."""
-    time.sleep(TASK_S)
-    ended_s = [*before["ended_s"], time.monotonic()]
-    return {"count": before["count"] + 1, "ended_s": ended_s, "bytes": bytes(OBJECT_BYTES)}
-
-
 def live(run: ExperimentRun) -> None:
     """Three nodes of two CPUs on this machine, of which one is killed; tasks sleep and so share its cores."""
     plan = run.pick("live_plan", tiny=Plan(3, ((3.0, 2),), 7.0), small=LIVE, paper=LIVE)
+    systems = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
     run.parameter("node_death_s", DEATH_S)
-    count = CHAINS_PER_SLOT * plan.nodes * LIVE_CPUS
+    slots = plan.nodes * LIVE_CPUS
+    count = CHAINS_PER_SLOT * slots
     node_seconds = sum(plan.nodes_at(second) for second in range(int(plan.ends_s) + 2))
     length = round(node_seconds * LIVE_CPUS / TASK_S / count)
-    with real_cluster(nodes=plan.nodes, cpus=LIVE_CPUS, settings=LIVE_SETTINGS) as cluster, joined(cluster):
-        ends, began_s = _run_live(run, cluster, plan, count, length)
-    ended_s = np.array([moment - began_s for end in ends for moment in end["ended_s"]])
+    found = {}
+    for system in run.steps(systems, "system"):  # one after the other: the nodes of both are too many
+        with (
+            environment(LIVE_SETTINGS),
+            run.peers([system], LIVE_CPUS, nodes=plan.nodes, store_bytes=LIVE_STORE_BYTES) as running,
+        ):
+            for peer in running.values():
+                found[system] = peer.ask(
+                    WORKLOAD, count=count, length=length, slots=slots, nodes=plan.nodes, changes=plan.changes
+                )
+    _conclude_live(run, plan, found, count, length)
+
+
+def _conclude_live(
+    run: ExperimentRun, plan: Plan, found: dict[str, dict[str, Any]], count: int, length: int
+) -> None:
+    ended_s = np.array(found["zray"]["ended_s"])
     _draw_times(run, "live", plan, LIVE_CPUS, ended_s)
-    run.quantity("wrong_chains", sum(end["count"] != length for end in ends))
+    run.quantity("wrong_chains", sum(one != length for one in found["zray"]["lengths"]))
     run.quantity("tasks", count * length)
     killed_s = plan.changes[0][0]
     allowed = plan.nodes * LIVE_CPUS / TASK_S * (killed_s - SETTLE_S)
@@ -101,26 +108,13 @@ def live(run: ExperimentRun) -> None:
     if share < 0.99:
         reason = f"on {os.cpu_count()} shared CPUs it is {share:.3f} even before a node is lost"
         run.beyond("least_share_after_loss", reason)
-
-
-def _run_live(
-    run: ExperimentRun, cluster: RealCluster, plan: Plan, count: int, length: int
-) -> tuple[list[dict[str, Any]], float]:
-    """The last object of every chain, and when the first was submitted."""
-    function: Any = zray.remote(max_retries=-1)(link)
-    first = {"count": 0, "ended_s": [], "bytes": b""}
-    zray.get(
-        [function.remote(first) for _ in range(4 * plan.nodes * LIVE_CPUS)]
-    )  # every node has its workers
-    began_s = time.monotonic()
-    ends = [function.remote(first) for _ in range(count)]
-    for _ in range(length - 1):
-        ends = [function.remote(end) for end in ends]
-    for at_s, nodes in run.steps(plan.changes, "change"):
-        zray.wait(ends, num_returns=count, timeout=max(0.0, began_s + at_s - time.monotonic()))
-        for node in cluster.nodes[nodes:]:
-            os.kill(node.pid, signal.SIGKILL)
-    return zray.get(ends), began_s
+    if "ray" not in found:
+        run.beyond("over_ray", f"{SYSTEMS['ray']} was not run beside it")
+        return
+    of_ray_s = np.array(found["ray"]["ended_s"])
+    for second in range(int(plan.ends_s)):
+        run.point("live", SYSTEMS["ray"], second, _within(of_ray_s, second, second + 1))
+    run.quantity("over_ray", float(of_ray_s.max() / ended_s.max()))
 
 
 # --- simulated -----------------------------------------------------------------------------------
@@ -136,13 +130,19 @@ def _count_of(value: Blob | int) -> int:
     return value.tag if isinstance(value, Blob) else value
 
 
-def chains(count: int, length: int) -> Program:
+Places = dict[bytes, tuple[int, int]]
+"""Object -> (chain, place in it)."""
+
+
+def chains(count: int, length: int, places: Places) -> Program:
     """All chains at once; the result is where each of them ends."""
     ends: list[Ref] = []
-    for _ in range(count):
+    for chain in range(count):
         ref = yield Spawn("step", (0,))
-        for _ in range(length - 1):
+        places[ref.object_id] = chain, 1
+        for place in range(1, length):
             following = yield Spawn("step", (ref,))
+            places[following.object_id] = chain, place + 1
             yield Forget((ref,))
             ref = following
         ends += (ref,)
@@ -158,11 +158,12 @@ def sim(run: ExperimentRun) -> None:
         plan.nodes_at(second) * CPUS / TASK_S for second in range(int(plan.ends_s))
     )  # tasks, if no slot is ever idle
     length = round(capacity / count)
-    cluster = _start(plan, count, length)
+    places: Places = {}
+    cluster = _start(plan, count, length, places)
     alive, lost = plan.nodes, 0
     for at_s, nodes in run.steps(plan.changes, "change"):
         cluster.kernel.run_until(round(at_s * S), lambda: not cluster.unfinished)
-        lost += _change(cluster, alive, nodes)
+        lost += _change(cluster, places, alive, nodes)
         alive = nodes
     cluster.kernel.run_until(LIMIT_S * S, lambda: not cluster.unfinished)
     if cluster.unfinished:
@@ -170,11 +171,11 @@ def sim(run: ExperimentRun) -> None:
     _draw(run, plan, cluster.spans or [])
     run.quantity("wrong_chains", sum(end != length for end in cluster.drivers[0].result))
     run.quantity("tasks", count * length)
-    run.quantity("lost", lost)
+    run.quantity("to_run_again", lost)
     run.quantity("reexecuted_per_lost", run.quantities["reexecuted"] / lost)
 
 
-def _start(plan: Plan, count: int, length: int) -> Cluster:
+def _start(plan: Plan, count: int, length: int, places: Places) -> Cluster:
     scenario = Scenario(
         "fig11a", strict=False, check_every=10_000_000,
         cluster=ClusterPart(nodes=plan.nodes, cpus=CPUS, arena_kib=1 << 19),
@@ -182,37 +183,67 @@ def _start(plan: Plan, count: int, length: int) -> Cluster:
     )  # fmt: skip
     config = Config(node_death_ns=round(DEATH_S * S))
     cluster = Cluster(
-        scenario, 0, [lambda: chains(count, length)], config=config, functions={"step": step}, keep_spans=True
+        scenario,
+        0,
+        [lambda: chains(count, length, places)],
+        config=config,
+        functions={"step": step},
+        keep_spans=True,
     )
     cluster.boot()
     return cluster
 
 
-def _change(cluster: Cluster, before: int, after: int) -> int:
+def _change(cluster: Cluster, places: Places, before: int, after: int) -> int:
     """Kill nodes from the last one on, or let new ones take the places of dead ones.
 
     Returns:
-        How many unfinished tasks and objects were on the nodes that died.
+        How much has to run again: unfinished tasks of the nodes that died, and for each chain the links
+        between the newest that there was and the newest that there still is.
     """
-    lost = 0
+    had, unfinished = _newest(cluster, places, max(before, after)), 0
     for number in range(after, before):
-        machine = cluster.nodes[number].node
-        lost += len(machine.scheduler.tasks) + len(machine.store.objects)
+        unfinished += len(cluster.nodes[number].node.scheduler.tasks)
         cluster.crash_node(cluster.nodes[number])
     for number in range(before, after):
         cluster.restart_node(cluster.nodes[number])
-    return lost
+    if after > before:
+        return 0
+    left = _newest(cluster, places, after)
+    return unfinished + sum(place - left.get(chain, 0) for chain, place in had.items())
+
+
+def _newest(cluster: Cluster, places: Places, nodes: int) -> dict[int, int]:
+    """Chain -> the last of its places whose object is in the store of one of the first so many nodes."""
+    newest: dict[int, int] = {}
+    for host in cluster.nodes[:nodes]:
+        for object_id, entry in host.node.store.objects.items():
+            chain, place = places.get(object_id, (-1, 0))
+            if entry.state == SEALED and place > newest.get(chain, 0):
+                newest[chain] = place
+    return newest
 
 
 def _draw(run: ExperimentRun, plan: Plan, spans: list[Span]) -> None:
     """Tasks that ended in each second, and those among them that ran again."""
     ended_s = np.array([span.end_ns / S for span in spans])
-    again_s = np.array([span.end_ns / S for span in spans if span.attempt > 0])
+    again_s = np.array(_repeats_s(spans))
     shares = _draw_times(run, "throughput", plan, CPUS, ended_s)
     for second in range(int(plan.ends_s)):
         run.point("throughput", "re-executed", second, _within(again_s, second, second + 1))
     run.quantity("share_after_return", shares[-1])
     run.quantity("reexecuted", len(again_s))
+
+
+def _repeats_s(spans: list[Span]) -> list[float]:
+    """When tasks ended that had run before. A second attempt of one that never began is none of them."""
+    ran: dict[bytes, None] = {}
+    found = []
+    for span in sorted(spans, key=lambda span: span.end_ns):
+        if span.task_id in ran:
+            found.append(span.end_ns / S)
+        ran[span.task_id] = None
+    return found
 
 
 def _draw_times(

@@ -40,7 +40,7 @@ def live(run: ExperimentRun) -> None:
     systems = run.pick("systems", tiny=("zray",), small=("zray", "ray", OPENMPI),
                        paper=("zray", "ray", OPENMPI))  # fmt: skip
     run.parameter("participants", LIVE_PARTICIPANTS)
-    best: dict[tuple[str, int], float] = {}
+    best: dict[tuple[str, int], list[float]] = {}
     with run.peers(systems, LIVE_PARTICIPANTS) as running:
         for size in run.steps(sizes, "object of bytes"):
             samples: Samples = {}
@@ -50,8 +50,8 @@ def live(run: ExperimentRun) -> None:
                         samples.setdefault((system, algorithm), []).extend(taken_s)
             for (system, algorithm), taken_s in samples.items():
                 name = f"{SYSTEMS[system]}, {algorithm}"
-                middle_ms = run.point("live", name, size, [1000 * taken for taken in taken_s])
-                best[system, size] = min(middle_ms, best.get((system, size), middle_ms))
+                run.point("live", name, size, [1000 * taken for taken in taken_s])
+                best[system, size] = min(taken_s, best.get((system, size), taken_s), key=median)
             _compare_algorithms(run, size, sizes[0], samples)
     _conclude_live(run, best, max(sizes))
 
@@ -71,10 +71,10 @@ def _compare_algorithms(run: ExperimentRun, size: int, smallest: int, samples: S
         run.quantity("small_gain", gain)
 
 
-def _conclude_live(run: ExperimentRun, best: dict[tuple[str, int], float], largest: int) -> None:
+def _conclude_live(run: ExperimentRun, best: dict[tuple[str, int], list[float]], largest: int) -> None:
     for system, quantity in ((OPENMPI, "openmpi_over_ours_live"), ("ray", "ray_over_ours_live")):
         if (system, largest) in best:
-            run.quantity(quantity, best[system, largest] / best["zray", largest])
+            run.compare(quantity, best[system, largest], best["zray", largest])
         else:
             run.beyond(quantity, f"{SYSTEMS[system]} was not run beside it")
     run.beyond(

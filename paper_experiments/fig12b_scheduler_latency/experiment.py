@@ -10,7 +10,7 @@ import os
 import numpy as np
 
 import zray
-from paper_experiments.common.local import local_cluster
+from paper_experiments.common.peers import SYSTEMS
 from paper_experiments.common.run import ExperimentRun
 from paper_experiments.fig12a_allreduce.workload import RING, allreduce, start
 
@@ -19,6 +19,7 @@ OBJECT_BYTES = 100_000_000
 LINK_BYTES_PER_S = 1.4e9
 """Effective transfer between two nodes of the paper, from figure 8a and not from the figure predicted."""
 PAPER_PARTICIPANTS = 16
+WORKLOAD = "paper_experiments.fig12b_scheduler_latency.workload:measure"
 
 
 # --- live ----------------------------------------------------------------------------------------
@@ -29,19 +30,25 @@ def live(run: ExperimentRun) -> None:
     count = run.pick("participants", small=4, paper=PAPER_PARTICIPANTS)
     object_bytes = run.pick("object_bytes", small=OBJECT_BYTES // 100, paper=OBJECT_BYTES)
     repetitions = run.pick("repetitions", tiny=2, small=15, paper=15)
-    length = max(1, object_bytes // count // 8)
-    taken: dict[int, list[float]] = {added: [] for added in ADDED_MS}
-    with local_cluster(object_store_memory=max(256 << 20, 8 * object_bytes)):
-        participants = start(zray, count)
-        allreduce(zray, participants, length)
+    systems = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
+    taken: dict[str, dict[int, list[float]]] = {}
+    with run.peers(systems, count, store_bytes=max(256 << 20, 8 * object_bytes)) as running:
         for _ in run.steps(range(repetitions), "repetition"):
-            for added in ADDED_MS:
-                taken[added].append(1000 * allreduce(zray, participants, length, RING, added / 1000))
+            for system, peer in running.items():
+                found = peer.ask(WORKLOAD, count=count, size_bytes=object_bytes, added_ms=ADDED_MS)
+                for added, taken_s in zip(ADDED_MS, found, strict=True):
+                    taken.setdefault(system, {}).setdefault(added, []).append(1000 * taken_s)
     medians = {
-        added: run.point("latency", f"{count} participants on one node", added, samples)
-        for added, samples in taken.items()
+        system: {
+            added: run.point(
+                "latency", f"{SYSTEMS[system]}, {count} participants on one node", added, samples
+            )
+            for added, samples in by_added.items()
+        }
+        for system, by_added in taken.items()
     }
-    _conclude(run, medians, count)
+    _conclude(run, medians["zray"], count)
+    _compare(run, taken)
     run.note("All participants are on one machine, so chunks go through shared memory, not 25 Gbps.")
     cores = os.cpu_count() or 1
     if count > cores:
@@ -51,6 +58,14 @@ def live(run: ExperimentRun) -> None:
         )
         for quantity in ("r_squared", "slope_per_round", "slowdown_at_5_ms"):
             run.beyond(quantity, reason)
+
+
+def _compare(run: ExperimentRun, taken: dict[str, dict[int, list[float]]]) -> None:
+    """Without added latency: the time of Ray over that of zray."""
+    if "ray" in taken:
+        run.compare("ray_over_ours", taken["ray"][0], taken["zray"][0])
+    else:
+        run.beyond("ray_over_ours", f"{SYSTEMS['ray']} was not run beside it")
 
 
 # --- simulated -----------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def _explain(run: ExperimentRun, rates: dict[tuple[str, int], list[float]]) -> N
             "less than one of them idle",
         )
     if ("ray", 2) in rates:
-        run.quantity("ours_over_ray", paired_ratio(rates["zray", 2], rates["ray", 2]))
+        run.compare("ours_over_ray", rates["zray", 2], rates["ray", 2])
     else:
         run.beyond("ours_over_ray", "Ray was not run beside it")
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from paper_experiments.common.peers import SYSTEMS
-from paper_experiments.common.run import ExperimentRun, paired_ratio
+from paper_experiments.common.run import ExperimentRun
 from paper_experiments.fig14a_es.aggregation import Iteration, iteration_s
 from paper_experiments.fig14a_es.workload import AGGREGATIONS, FLAT, TREE
 
@@ -66,7 +66,7 @@ def _conclude_live(
     for (system, aggregation), samples in taken_s.items():
         run.quantity(f"iteration_ms {SYSTEMS[system]}, {aggregation}", 1000 * median(samples))
     if ("ray", TREE) in taken_s:
-        run.quantity("ray_over_ours", paired_ratio(taken_s["ray", TREE], taken_s["zray", TREE]))
+        run.compare("ray_over_ours", taken_s["ray", TREE], taken_s["zray", TREE])
     else:
         run.beyond("ray_over_ours", "Ray was not run beside it")
     run.beyond("minutes_to_6000", "Humanoid needs MuJoCo and thousands of CPUs; here it is a pendulum")

@@ -12,7 +12,7 @@ import numpy as np
 
 import zray
 from paper_experiments.common.peers import SYSTEMS
-from paper_experiments.common.run import ExperimentRun, paired_ratio
+from paper_experiments.common.run import ExperimentRun
 from paper_experiments.fig14b_ppo.collection import (
     CollectionPlan,
     asynchronous_s,
@@ -57,7 +57,7 @@ def live(run: ExperimentRun) -> None:
     for system, samples in taken_s.items():
         run.quantity(f"iteration_ms {SYSTEMS[system]}", 1000 * float(np.median(samples)))
     if "ray" in taken_s:
-        run.quantity("ray_over_ours", paired_ratio(taken_s["ray"], taken_s["zray"]))
+        run.compare("ray_over_ours", taken_s["ray"], taken_s["zray"])
     else:
         run.beyond("ray_over_ours", "Ray was not run beside it")
 

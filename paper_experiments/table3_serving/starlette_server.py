@@ -16,6 +16,9 @@ from starlette.routing import Route
 
 from paper_experiments.table3_serving.workload import evaluate, states_in
 
+KEEP_ALIVE_S = 600
+"""Longer than it takes until all other systems have had their turns."""
+
 
 async def act(request: Request) -> JSONResponse:
     """Evaluate a batch."""
@@ -28,7 +31,8 @@ def main() -> None:
     listening = socket.create_server(("127.0.0.1", 0))
     print(listening.getsockname()[1], flush=True)
     app = Starlette(routes=[Route("/act", act, methods=["POST"])])
-    uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[listening])
+    config = uvicorn.Config(app, log_level="error", timeout_keep_alive=KEEP_ALIVE_S)
+    uvicorn.Server(config).run(sockets=[listening])
 
 
 if __name__ == "__main__":

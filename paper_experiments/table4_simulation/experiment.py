@@ -16,11 +16,13 @@ from typing import Any
 import zray
 from paper_experiments.common.peer_child import OPENMPI
 from paper_experiments.common.peers import SYSTEMS, Peer
-from paper_experiments.common.run import ExperimentRun, paired_ratio
+from paper_experiments.common.run import ExperimentRun
 from paper_experiments.table4_simulation.workload import BARRIERS, ROUNDS, TASKS, WAYS
 
-WORKLOAD = "paper_experiments.table4_simulation.workload:measure"
-MPI_WORKLOAD = "paper_experiments.table4_simulation.workload:measure_mpi"
+MODULE = "paper_experiments.table4_simulation.workload"
+WORKLOAD, MPI_WORKLOAD = f"{MODULE}:measure", f"{MODULE}:measure_mpi"
+SLOWER = 100
+"""Runs in gymnasium have so many times fewer steps: each step takes hundreds of times as long there."""
 SIGMA = 0.35
 """Of the lognormal lengths: the paper does not give their distribution, and this one explains its ratios."""
 SIGMAS = (0.0, 0.2, 0.35, 0.6)
@@ -40,10 +42,10 @@ def lengths(count: int, sigma: float, seed: int) -> list[int]:
 
 
 def live(run: ExperimentRun) -> None:
-    """A pendulum in plain Python, on as many CPUs as there are; systems take turns."""
+    """A pendulum, gymnasium's if all have it, on as many CPUs as there are; systems take turns."""
     cores = len(os.sched_getaffinity(0))
     repetitions = run.pick("repetitions", tiny=2, small=7, paper=15)
-    scale = run.pick("steps_per_length", tiny=3, small=20, paper=50)
+    scale = run.pick("steps_per_length", tiny=3, small=100, paper=200)
     systems = run.pick("systems", tiny=("zray",), small=("zray", "ray", OPENMPI),
                        paper=("zray", "ray", OPENMPI))  # fmt: skip
     run.parameter("sigma", SIGMA)
@@ -51,16 +53,18 @@ def live(run: ExperimentRun) -> None:
     for cpus in dict.fromkeys((1, cores)):
         rates: dict[tuple[str, str], list[float]] = {}
         with run.peers(systems, cpus) as running:
+            simulator = _simulator_of(run, running)
             for seed in run.steps(range(repetitions), f"{cpus} CPUs, repetition"):
-                runs = [scale * steps for steps in lengths(ROUNDS * cpus, SIGMA, seed)]
-                for key, rate in _rates_of(running, runs).items():
+                each = scale if simulator == "plain Python" else max(1, scale // SLOWER)
+                runs = [each * steps for steps in lengths(ROUNDS * cpus, SIGMA, seed)]
+                for key, rate in _rates_of(running, runs, simulator).items():
                     rates.setdefault(key, []).append(rate)
         for (system, way), samples in rates.items():
             run.point("rates", f"{SYSTEMS[system]}, {way}", cpus, samples)
-        ratio = paired_ratio(rates["zray", TASKS], rates["zray", BARRIERS])
-        run.quantity("ratio_at_1" if cpus == 1 else "ratio_at_all", ratio)
+        both = rates["zray", TASKS], rates["zray", BARRIERS]
+        run.compare("ratio_at_1" if cpus == 1 else "ratio_at_all", *both)
         if cpus in CPUS[1:]:
-            run.quantity(f"ratio_at_{cpus}", ratio)
+            run.compare(f"ratio_at_{cpus}", *both)
     _compare(run, rates)
     for cpus in CPUS[1:]:
         if cores < cpus:
@@ -68,12 +72,26 @@ def live(run: ExperimentRun) -> None:
             run.beyond(f"ratio_at_{cpus}", reason)
 
 
-def _rates_of(running: Mapping[str, Peer], runs: list[int]) -> dict[tuple[str, str], float]:
+def _simulator_of(run: ExperimentRun, running: Mapping[str, Peer]) -> str:
+    """The same for all systems."""
+    everywhere = all(peer.ask(f"{MODULE}:has_gymnasium") for peer in running.values())
+    simulator = "gymnasium" if everywhere else "plain Python"
+    run.parameter("simulator", simulator)
+    if not everywhere:
+        run.note_once(
+            "Without gymnasium, which not all of the interpreters have, the pendulum is plain Python."
+        )
+    return simulator
+
+
+def _rates_of(running: Mapping[str, Peer], runs: list[int], simulator: str) -> dict[tuple[str, str], float]:
     """Time steps per second by system and way; all must find the same rewards."""
     found = {}
     rewards: list[Any] = []
     for system, peer in running.items():
-        for way, one in peer.ask(MPI_WORKLOAD if system == OPENMPI else WORKLOAD, runs=runs).items():
+        for way, one in peer.ask(
+            MPI_WORKLOAD if system == OPENMPI else WORKLOAD, runs=runs, simulator=simulator
+        ).items():
             found[system, way] = one["rate"]
             rewards.append(one["rewards"])
     assert all(one == rewards[0] for one in rewards), "systems find other rewards"
@@ -84,7 +102,7 @@ def _compare(run: ExperimentRun, rates: Mapping[tuple[str, str], list[float]]) -
     """On all CPUs: tasks of zray against rounds of OpenMPI, and against the same tasks on Ray."""
     for system, way, quantity in ((OPENMPI, BARRIERS, "over_openmpi"), ("ray", TASKS, "over_ray")):
         if (system, way) in rates:
-            run.quantity(quantity, paired_ratio(rates["zray", TASKS], rates[system, way]))
+            run.compare(quantity, rates["zray", TASKS], rates[system, way])
         else:
             run.beyond(quantity, f"{SYSTEMS[system]} was not run beside it")
 

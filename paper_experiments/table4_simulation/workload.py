@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 ROUNDS = 3
+BEGIN = 1.0
+"""Angle, from the top."""
 Submit = Callable[[int], Any]
 """Submits a simulation of so many steps; gives its ref."""
 
 
 def simulate_pendulum(steps: int) -> float:
-    """Swing for so many time steps, in plain Python; the reward, to be compared."""
-    angle, velocity, reward = math.pi, 0.0, 0.0
+    """Swing gymnasium's pendulum for so many time steps, in plain Python; the reward, to be compared."""
+    angle, speed, reward = BEGIN, 0.0, 0.0
     for _ in range(steps):
-        torque = max(-2.0, min(2.0, -0.8 * velocity - math.sin(angle)))
-        velocity = max(-8.0, min(8.0, velocity + (15.0 * math.sin(angle) + 3.0 * torque) * 0.05))
-        angle += velocity * 0.05
-        reward -= (angle % math.tau) ** 2 + 0.1 * velocity**2 + 0.001 * torque**2
+        torque = torque_of(math.sin(angle), speed)
+        off = (angle + math.pi) % math.tau - math.pi
+        reward -= off**2 + 0.1 * speed**2 + 0.001 * torque**2
+        speed = max(-8.0, min(8.0, speed + (15.0 * math.sin(angle) + 3.0 * torque) * 0.05))
+        angle += speed * 0.05
     return reward
+
+
+def simulate_gymnasium(steps: int) -> float:
+    """The same in gymnasium's own environment."""
+    import gymnasium
+
+    environment: Any = gymnasium.make("Pendulum-v1").unwrapped
+    environment.reset(seed=0)
+    environment.state = np.array([BEGIN, 0.0])
+    sine, speed, reward = math.sin(BEGIN), 0.0, 0.0
+    for _ in range(steps):
+        (_, sine, speed), rewarded, *_ = environment.step(np.array([torque_of(sine, speed)]))
+        reward += float(rewarded)
+    return reward
+
+
+def torque_of(sine: float, speed: float) -> float:
+    """A policy."""
+    return max(-2.0, min(2.0, -0.8 * float(speed) - float(sine)))
+
+
+SIMULATIONS = {"plain Python": simulate_pendulum, "gymnasium": simulate_gymnasium}
+
+
+def has_gymnasium(api: Any) -> bool:
+    """Whether this interpreter can import it."""
+    return importlib.util.find_spec("gymnasium") is not None
 
 
 def bulk_synchronous(api: Any, submit: Submit, runs: list[int]) -> list[float]:
@@ -46,9 +79,9 @@ BARRIERS, TASKS = "bulk synchronous", "asynchronous"
 WAYS = {BARRIERS: bulk_synchronous, TASKS: asynchronous}
 
 
-def measure(api: Any, runs: list[int]) -> dict[str, dict[str, Any]]:
+def measure(api: Any, runs: list[int], simulator: str) -> dict[str, dict[str, Any]]:
     """Time steps per second and rewards, by way; workers are there before."""
-    simulation = api.remote(simulate_pendulum)
+    simulation = api.remote(SIMULATIONS[simulator])
     api.get([simulation.remote(1) for _ in range(2 * len(runs) // ROUNDS)])
     found = {}
     for way, gather in WAYS.items():
@@ -58,14 +91,16 @@ def measure(api: Any, runs: list[int]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def measure_mpi(communicator: Any, runs: list[int]) -> dict[str, dict[str, Any]]:
+def measure_mpi(communicator: Any, runs: list[int], simulator: str) -> dict[str, dict[str, Any]]:
     """The same rounds by the processes of OpenMPI, one run each and a barrier after every round."""
+    simulate = SIMULATIONS[simulator]
+    simulate(1)  # what it imports is there
     rank, count = communicator.Get_rank(), communicator.Get_size()
     communicator.Barrier()
     started = time.perf_counter()
     gathered: list[float] = []
     for first in range(0, len(runs), count):
-        mine = simulate_pendulum(runs[first + rank])
+        mine = simulate(runs[first + rank])
         gathered += communicator.allgather(mine)
     rate = sum(runs) / (time.perf_counter() - started)
     return {BARRIERS: {"rate": rate, "rewards": gathered}}

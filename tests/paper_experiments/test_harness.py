@@ -66,13 +66,13 @@ def test_a_claim_is_judged_by_its_bound_then_by_what_the_run_explains(experiment
     result.beyond["slope"] = "one core"
     assert verdicts.judge(claim, result).kind == verdicts.REPRODUCED
     result.quantities["slope"] = 0.5
-    assert verdicts.judge(claim, result)[2:] == (verdicts.BEYOND, 0.5, "one core")
+    assert verdicts.judge(claim, result)[2:] == (verdicts.BEYOND, 0.5, "one core", "small")
     result.beyond.clear()
     assert verdicts.judge(claim, result).reason == "0.5 is not at least 1"
     result.quantities.clear()
     assert verdicts.judge(claim, result).kind == verdicts.NOT_RUN
     result.absent["slope"] = "there is none"
-    assert verdicts.judge(claim, result)[2:] == (verdicts.NOT_REPRODUCED, None, "there is none")
+    assert verdicts.judge(claim, result)[2:] == (verdicts.NOT_REPRODUCED, None, "there is none", "small")
     assert [verdict.kind for verdict in verdicts.judge_all(experiment.expected, [])] == [verdicts.NOT_RUN]
 
 
@@ -80,7 +80,8 @@ def test_the_page_holds_every_number_and_escapes_text(experiment: Experiment) ->
     result = catalogue.run(experiment, "sim", "small", QUIET)
     judged = verdicts.judge_all(experiment.expected, [result])
     page = report.html(
-        [report.Section("fig00_line", experiment.expected, [result], judged, {"sim": True})], "small"
+        [report.Section("fig00_line", experiment.expected, [result], judged, {("sim", "small"): True})],
+        "small",
     )
     assert "1 reproduced" in page
     assert "a line &lt;b&gt;" in page
@@ -107,6 +108,66 @@ def test_a_report_is_written_from_what_is_stored(
     for name in catalogue.names():
         assert f'id="{name}"' in page
     assert capsys.readouterr().out.strip() == str(tmp_path / "index.html")
+
+
+def test_runs_of_the_papers_scale_are_judged_beside_those_of_the_usual_one(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "ROOT", experiment.folder.parent)
+    for scale in ("tiny", "small", "paper"):
+        results.save(catalogue.run(experiment, "sim", scale, QUIET), experiment.folder)
+    [section] = report.sections("small")
+    assert [result.scale for result in section.results] == ["small", "paper"]
+    assert [verdict.scale for verdict in section.verdicts] == ["small", "paper"]
+    assert not any(section.is_stale.values())
+    [of_paper] = report.sections("paper")
+    assert [verdict.scale for verdict in of_paper.verdicts] == ["paper"]
+    assert "(sim, paper)" in report.html([section], "small")
+
+
+def test_one_that_fails_does_not_keep_the_others_from_running(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def break_down(_: ExperimentRun) -> None:
+        raise BrokenPipeError("its peer is gone")
+
+    broken = experiment._replace(name="fig01_broken", runners={"sim": break_down})
+    monkeypatch.setattr(catalogue, "get", lambda name: broken if name == "fig01" else experiment)
+    assert command.main(["run", "fig01", "fig00", "--sim"]) == 1
+    printed = capsys.readouterr()
+    assert "fig01_broken, sim: BrokenPipeError: its peer is gone" in printed.err
+    assert "stored in" in printed.out
+
+
+def test_the_code_of_an_experiment_is_also_what_it_takes_from_others(experiment: Experiment) -> None:
+    other = experiment.folder.parent / "fig99_other"
+    other.mkdir()
+    (experiment.folder / "experiment.py").write_text("from paper_experiments.fig99_other.workload import x")
+    digests = [results.code_digest_of(experiment.folder)]
+    for text in ("x = 1", "x = 2"):
+        (other / "workload.py").write_text(text)
+        digests.append(results.code_digest_of(experiment.folder))
+    assert len(set(digests)) == 3
+
+
+def test_a_check_fails_for_what_is_no_longer_reproduced_and_stores_nothing(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalogue, "get", lambda _: experiment)
+    check = ["run", "fig00", "--sim", "--check"]
+    assert command.main(check) == 0
+    assert results.load_all(experiment.folder) == []
+    stored = catalogue.run(experiment, "sim", "small", QUIET)
+    path = results.save(stored, experiment.folder)
+    assert command.main(check) == 0
+    worse = experiment._replace(runners={"sim": lambda run: run.quantity("slope", 0.5)})
+    monkeypatch.setattr(catalogue, "get", lambda _: worse)
+    assert command.main(check) == 1
+    stored.quantities["slope"] = 0.7  # was not reproduced before, either
+    results.save(stored, experiment.folder)
+    assert command.main(check) == 0
+    path.write_text("{")
+    assert command.main(check) == 1
 
 
 def test_what_makes_no_sense_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:

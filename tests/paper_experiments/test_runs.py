@@ -17,7 +17,7 @@ NEEDS_SIZE = {"tasks_per_s_at_100", "growth_10_to_100", "ratio_at_256"}
 """Quantities of clusters that a tiny run does not have."""
 EXACT = {
     "lost_writes", "stale_reads", "wrong_results", "wrong_chains", "wrong_states", "wrong_rows",
-    "missing_edges", "unexpected_edges", "deaths", "different_weights",
+    "missing_edges", "unexpected_edges", "deaths", "different_weights", "recovered_elsewhere",
 }  # fmt: skip
 """What must hold at every scale and load."""
 

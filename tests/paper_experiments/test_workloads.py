@@ -11,6 +11,7 @@ from paper_experiments.common.pendulum import EPISODE_STEPS, Pendulums
 from paper_experiments.fig13_sgd import workload as sgd
 from paper_experiments.fig14a_es import workload as es
 from paper_experiments.fig14b_ppo import workload as ppo
+from paper_experiments.table4_simulation import workload as table4
 
 
 def test_a_pendulum_at_the_top_stays_there_and_costs_nothing() -> None:
@@ -37,6 +38,18 @@ def test_it_is_the_pendulum_of_gymnasium_where_that_is_installed() -> None:
         observed, reward, *_ = environment.step(np.array([torque]))
         assert pendulums.step(np.array([torque]))[0] == pytest.approx(reward, rel=1e-4)
         assert pendulums.observe()[0] == pytest.approx(observed, abs=1e-4)
+
+
+def test_the_pendulum_of_table_4_is_the_same_in_plain_python_and_of_gymnasium() -> None:
+    pendulums = Pendulums(1, 0)
+    pendulums.angle, pendulums.speed = np.full(1, table4.BEGIN), np.zeros(1)
+    reward = 0.0
+    for _ in range(50):
+        _, sine, speed = pendulums.observe()[0]
+        reward += float(pendulums.step(np.array([table4.torque_of(sine, speed)]))[0])
+    assert table4.simulate_pendulum(50) == pytest.approx(reward)
+    if table4.has_gymnasium(None):
+        assert table4.simulate_gymnasium(50) == pytest.approx(reward, rel=1e-3)
 
 
 def numeric_slope(function: object, at: np.ndarray, index: int) -> float:
