@@ -37,7 +37,8 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         ObjectLostError: for a ref of a session that was shut down.
         TypeError: for anything that is not a ref.
     """
-    _check_timeout(timeout)
+    if timeout is not None:
+        _check_timeout(timeout)
     client = session.current()
     if type(refs) is ObjectRef:
         _check_refs((refs,), client, "zray.get")
@@ -133,11 +134,15 @@ def wait(
     if isinstance(refs, ObjectRef) or not isinstance(refs, Sequence):
         raise TypeError(f"zray.wait takes a list of ObjectRefs, not {refs!r}")
     client = session.current()
-    generators = [ref for ref in refs if type(ref) is ObjectRefGenerator]
+    refs = list(refs)
+    generators = ObjectRefGenerator in map(type, refs)
     plain = [ref for ref in refs if type(ref) is not ObjectRefGenerator] if generators else refs
     _check_refs(plain, client, "zray.wait")
-    object_ids = [ref.completed().id if type(ref) is ObjectRefGenerator else ref.id for ref in refs]
-    if len(dict.fromkeys(object_ids)) != len(object_ids):
+    if generators:
+        object_ids = [ref.completed().id if type(ref) is ObjectRefGenerator else ref.id for ref in refs]
+    else:
+        object_ids = [ref.id for ref in refs]
+    if len(frozenset(object_ids)) != len(object_ids):
         raise ValueError("zray.wait takes each ref once; this list repeats some")
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
         raise TypeError(f"num_returns is a whole number, not {num_returns!r}")
@@ -146,6 +151,8 @@ def wait(
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns is between 1 and the number of refs ({len(refs)}), not {num_returns}")
     _check_timeout(timeout)
+    if not generators and not progress:
+        return _parted(refs, client.first_ready(object_ids, num_returns, timeout, fetch_local))
 
     def look(needed: int, timeout_s: float | None) -> list[bool]:
         if generators:
@@ -153,11 +160,18 @@ def wait(
         return client.wait_ready(object_ids, needed, timeout_s, fetch_local)
 
     here = _look_telling(look, num_returns, timeout, progress) if progress else look(num_returns, timeout)
-    ready: list[ObjectRef[Any]] = []
-    not_ready: list[ObjectRef[Any]] = []
-    for ref, is_here in zip(refs, here, strict=True):
-        (ready if is_here and len(ready) < num_returns else not_ready).append(ref)
-    return ready, not_ready
+    return _parted(refs, [position for position, is_here in enumerate(here) if is_here][:num_returns])
+
+
+def _parted(refs: list[Any], positions: list[int]) -> tuple[list[Any], list[Any]]:
+    """Those at the positions, which ascend, and the rest."""
+    rest: list[Any] = []
+    start = 0
+    for position in positions:
+        rest += refs[start:position]
+        start = position + 1
+    rest += refs[start:]
+    return [refs[position] for position in positions], rest
 
 
 def _look_telling(look: Any, wanted: int, timeout: float | None, progress: Any) -> list[bool]:
