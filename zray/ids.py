@@ -90,6 +90,11 @@ def is_put(object_id: bytes) -> bool:
     return object_id[12:] == _PUT_SUFFIX
 
 
+def digest(content: bytes, size_bytes: int) -> bytes:
+    """A short digest, the same in every process; without loading what ``hashlib`` loads."""
+    return blake2b(content, digest_size=size_bytes).digest()
+
+
 def content_id(content: bytes) -> bytes:
     """The id of immutable content: a function's code, a task descriptor."""
     return blake2b(content, digest_size=ID_BYTES).digest()

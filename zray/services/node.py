@@ -8,6 +8,7 @@ the node needs, so that its children import what they need at the same time, on 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import mmap
@@ -126,6 +127,7 @@ class NodeProcess:
             )
         self.arena = Arena(arena_bytes)
         stack.callback(self.arena.close)
+        gc.freeze()  # all that are forked share what is here now, until a collection looks through it
         self.local_shards: LocalShards | None = None
         if options.gcs:
             self.shards = options.gcs
