@@ -42,11 +42,25 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
     client = session.current()
     if type(refs) is ObjectRef:
         _check_refs((refs,), client, "zray.get")
-        return get_many(client, (refs,), timeout)[0]
+        return _get_one(client, refs.id, timeout)
     if isinstance(refs, str | bytes) or not isinstance(refs, Sequence):
         raise TypeError(f"zray.get takes an ObjectRef or a list of them, not {refs!r}")
     _check_refs(refs, client, "zray.get")
     return get_many(client, refs, timeout)
+
+
+def _get_one(client: Client, object_id: bytes, timeout: float | None) -> Any:
+    """What :func:`get_many` does, for one ref."""
+    values = client.fetch((object_id,), timeout)
+    if values is None:
+        assert timeout is not None
+        raise GetTimeoutError(1, 1, timeout)
+    value = values[object_id]
+    if value.kind == INLINE:
+        return load(value.data)
+    if value.kind == ERROR or value.kind == FAULT:
+        raise _error_of(value)
+    return load(client.view(object_id, value))
 
 
 def get_many(client: Client, refs: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
