@@ -78,6 +78,18 @@ def test_what_was_used_before_stays_in_small_pages(given: None, arena: Arena, vi
     other.close()
 
 
+def test_one_extent_in_pieces_gets_them_too_and_no_other_extent_is_touched(
+    given: None, view: ArenaView
+) -> None:
+    """As chunks from another node arrive, in any order."""
+    data = pattern(3 * HUGE, 10)
+    start, half = HUGE // 2, HUGE // 2
+    for first in (3 * half, 0, 4 * half, half, 5 * half, 2 * half):
+        view.copy_in(start + first, data[first : first + half], (start, start + data.nbytes))
+    assert hints(view)[:5] == [0, 1, 1, 0, 0]
+    assert bytes(view.read(start, data.nbytes, nothing)) == data.tobytes()
+
+
 def test_another_process_finds_them_touched(given: None, arena: Arena, view: ArenaView) -> None:
     view.copy_in(0, pattern(4 * HUGE, 5))
 

@@ -129,7 +129,8 @@ class Client(EventLink):
         assert self.welcome is not None
         with self.lock:  # an answer that was there at once started nobody who listens while we compute
             self.duty.note_activity()
-        self._io = ObjectIO(self.welcome, self.note_unpinned)
+        huge_pages = self.config.huge_pages > 0
+        self._io = ObjectIO(self.welcome, self.note_unpinned, huge_pages=huge_pages)
         return self.welcome
 
     def begin_job(self, options: JobOptions) -> None:

@@ -194,7 +194,8 @@ class NodeProcess:
         for chain in addresses:
             for address, endpoint in chain.items():
                 transport.connect(address, endpoint, may_drop=True)
-        self.view = ArenaView(self.arena.path, options.arena_bytes())
+        huge_pages = self.config.huge_pages > 0
+        self.view = ArenaView(self.arena.path, options.arena_bytes(), huge_pages=huge_pages)
         stack.callback(self.view.close)
         self.data_link = self._open_data_link(transport, stack)
         services: dict[bytes, Service] = {

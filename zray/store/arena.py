@@ -240,7 +240,7 @@ class ArenaView:
         self._check_bounds(offset, size)
         return self._bytes[offset : offset + size]
 
-    def copy_in(self, offset: int, data: Any) -> int:
+    def copy_in(self, offset: int, data: Any, extent: tuple[int, int] | None = None) -> int:
         """Copy a contiguous buffer to ``offset``, in the way that is cheapest from what this process did.
 
         A write of up to 256 KiB, or to bytes that this process has touched, is a memcpy. Huge pages are
@@ -250,6 +250,10 @@ class ArenaView:
         copies; from then on they are touched. Renting once before buying is never worse than twice the
         best choice.
 
+        Args:
+            offset: int, bytes.
+            data: what is written.
+            extent: (start, end) of the bytes around them that are the writer's, if it fills them in pieces.
         Returns:
             int, the bytes written.
         Raises:
@@ -268,7 +272,7 @@ class ArenaView:
         first, end = _chunks(offset, size)
         known = min(self._touched[first:end])
         if known == _UNSEEN:
-            self._write_unseen(mapping, offset, source)
+            self._write_unseen(mapping, offset, source, *(extent or (offset, offset + size)))
             return size
         if known == _SEEN:
             # Kernels without it map the pages one by one, under the copy.
@@ -277,23 +281,27 @@ class ArenaView:
         self._bytes[offset : offset + size] = source
         return size
 
-    def _write_unseen(self, mapping: SharedMapping, offset: int, source: memoryview) -> None:
+    def _write_unseen(
+        self, mapping: SharedMapping, offset: int, source: memoryview, own_start: int, own_end: int
+    ) -> None:
         """Write where some bytes are new to this process: in huge pages as far as there are any."""
         position, size = 0, source.nbytes
         huge_bytes = self._huge_bytes if mapping.is_aligned else 0
         while position < size:
-            start, left = offset + position, size - position
-            count = left
-            if huge_bytes and left >= huge_bytes:
-                gap = -start % huge_bytes
-                count = gap or self._take_huge(mapping, start, left - left % huge_bytes)
-                if count and not gap:
-                    self._bytes[start : start + count] = source[position : position + count]
-                    first, end = _chunks(start, count)
-                    self._touched[first:end] = bytes([_TOUCHED]) * (end - first)
-                    position += count
-                    continue
-                count = min(count or huge_bytes, left)
+            start, count = offset + position, size - position
+            if huge_bytes:
+                page = start - start % huge_bytes
+                last = min(own_end, offset + size + -(offset + size) % huge_bytes)
+                count = min(count, page + huge_bytes - start)
+                if own_start <= page and page + huge_bytes <= last:
+                    taken = self._take_huge(mapping, page, last - last % huge_bytes - page)
+                    if taken:
+                        count = min(size - position, page + taken - start)
+                        self._bytes[start : start + count] = source[position : position + count]
+                        first, end = _chunks(start, count)
+                        self._touched[first:end] = bytes([_TOUCHED]) * (end - first)
+                        position += count
+                        continue
             self._write_by_system(start, source[position : position + count])
             position += count
 
