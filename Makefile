@@ -60,6 +60,7 @@ bench: install  ## Measure zray beside whichever of its peers can be imported; w
 
 AGAINST ?=
 perf: install  ## Measure this tree against the last tag, or AGAINST=COMMIT, in pairs; fails on a regression.
+	$(BIN)/python -m benchmarks.instructions $(if $(AGAINST),--against $(AGAINST))
 	$(BIN)/python -m benchmarks.paired $(if $(AGAINST),--against $(AGAINST))
 
 paper: install  ## Run the paper's experiments at the small scale; writes docs/paper-report/.
