@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types check test test-machines test-processes chaos wordcount bench paper paper-check clean
+.PHONY: help install lint types check test test-machines test-processes chaos wordcount bench perf paper paper-check clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,11 @@ wordcount: install  ## Run the example job on this machine.
 
 bench: install  ## Measure zray beside whichever of its peers can be imported; writes docs/benchmarks.md.
 	$(BIN)/python -m benchmarks.compare
+
+AGAINST ?=
+perf: install  ## Measure this tree against the last tag, or AGAINST=COMMIT, in pairs; fails on a regression.
+	$(BIN)/python -m benchmarks.instructions $(if $(AGAINST),--against $(AGAINST))
+	$(BIN)/python -m benchmarks.paired $(if $(AGAINST),--against $(AGAINST))
 
 paper: install  ## Run the paper's experiments at the small scale; writes docs/paper-report/. PEERS='--python ray=PATH'.
 	-$(BIN)/python -m paper_experiments run all $(PEERS)

@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What to run. ``pythons`` holds an interpreter per system."""
+    """What to run. ``pythons`` holds an interpreter per system; ``root`` has the benchmarks, and zray."""
 
     systems: list[str]
     cases: list[str]
@@ -49,6 +49,7 @@ class Plan(NamedTuple):
     scale: Scale
     pythons: dict[str, str]
     limit_factor: float
+    root: Path = ROOT
 
 
 class Results:
@@ -80,10 +81,10 @@ class ChildProcess:
         self.buffer = b""
         order = child.Order(system, cases, plan.scale._asdict(), time.monotonic_ns(), write_fd)
         command = [plan.pythons[system], "-m", "benchmarks.child", json.dumps(order._asdict())]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), processes.MARKER: self.run}
+        environment = {**os.environ, "PYTHONPATH": str(plan.root), processes.MARKER: self.run}
         try:
             self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=self.errors,
+                command, cwd=plan.root, env=environment, stdin=subprocess.DEVNULL, stdout=self.errors,
                 stderr=self.errors, pass_fds=[write_fd], start_new_session=True,
             )  # fmt: skip
         finally:

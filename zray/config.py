@@ -17,6 +17,8 @@ class Config(NamedTuple):
 
     inline_bytes_max: int = 32 * 1024
     """Values up to this size travel inside messages; larger ones go to the arena."""
+    huge_pages: int = 1
+    """Whether large objects in fresh memory ask the system for huge pages; 0: never."""
 
     submit_batch_max: int = 256
     """Tasks a client puts in one frame before it sends on its own."""

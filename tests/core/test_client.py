@@ -404,6 +404,15 @@ class TestLooking:
         assert not want.done
         assert len(driver.take()) == 1
 
+    def test_the_first_that_are_ready_are_found_in_the_order_asked(self, driver: Driver) -> None:
+        pending, first, second = driver.submit(), driver.keep(), driver.keep()
+        objects = driver.machine.objects
+        assert objects.first_ready((pending, first, second), 1) == [1]
+        assert objects.first_ready((second, pending, first), 2) == [0, 2]
+        assert objects.first_ready((pending, second), 2) == [1]
+        assert objects.first_ready((pending,), 1) == []
+        driver.take()
+
 
 class TestReadingStreams:
     def test_items_are_held_until_they_are_taken_or_nobody_reads(self, driver: Driver) -> None:

@@ -80,7 +80,8 @@ def test_copies_arrive_whole_the_first_second_and_third_time(view: ArenaView, si
         assert bytes(view.read(offset, size, nothing)) == data.tobytes()
 
 
-def test_the_way_of_a_large_write_changes_with_what_was_touched(view: ArenaView) -> None:
+def test_the_way_of_a_large_write_changes_with_what_was_touched(arena: Arena) -> None:
+    view = ArenaView(arena.path, arena.capacity_bytes, huge_pages=False)
     data = bytes(2 * MIB)
     states = []
     for _ in range(3):
@@ -90,6 +91,7 @@ def test_the_way_of_a_large_write_changes_with_what_was_touched(view: ArenaView)
     assert max(view._touched[8:]) == 0
     view.copy_in(MIB, data)  # half of it is new: written as new, but nothing is forgotten
     assert list(view._touched[:12]) == [2] * 8 + [1] * 4
+    view.close()
 
 
 @pytest.mark.parametrize(
@@ -218,12 +220,14 @@ def test_a_closed_view_without_readers_is_unmapped(arena: Arena) -> None:
     if sys.platform != "linux":
         pytest.skip("reads /proc")
     view = ArenaView(arena.path, arena.capacity_bytes)
+    view.read(0, 1, nothing)
     assert mapped()
     view.close()
     assert not mapped()
 
 
-def test_a_forked_child_reads_what_the_parent_wrote_and_the_other_way_round(view: ArenaView) -> None:
+def test_a_forked_child_reads_what_the_parent_wrote_and_the_other_way_round(arena: Arena) -> None:
+    view = ArenaView(arena.path, arena.capacity_bytes, huge_pages=False)
     data = np.arange(MIB, dtype=np.uint16)
     for _ in range(3):
         view.copy_in(0, data)  # touched: the child must not rely on that
@@ -235,6 +239,7 @@ def test_a_forked_child_reads_what_the_parent_wrote_and_the_other_way_round(view
 
     assert in_child(child) == 0
     assert (np.frombuffer(view.read(0, data.nbytes, nothing), np.uint16) == data[::-1]).all()
+    view.close()
 
 
 def test_a_process_that_opens_the_path_sees_the_same_bytes(arena: Arena, view: ArenaView) -> None:

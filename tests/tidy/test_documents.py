@@ -48,9 +48,14 @@ PROSE = re.compile(r'"""[\s\S]*?"""|#.*')
 """Docstrings and comments."""
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 VARIABLE = re.compile(r"\bZRAY_[A-Z_]+\b")
+SYSTEM = {
+    "EINVAL", "MADV_COLLAPSE", "MADV_POPULATE_WRITE", "SIGBUS", "deny", "epoll_ctl", "epoll_wait", "eventfd", "futex",
+    "malloc", "memfd", "recvfrom", "sendto", "shmem_enabled", "sun_path",
+}  # fmt: skip
+"""Calls, constants and settings of the system."""
 FOREIGN = {
-    "--randomly-seed", "Class", "Makefile", "NAME", "SIGBUS", "SIZE", "WORD", "_async", "kubectl", "memfd",
-    "pyplot", "shared_memory", "sun_path",
+    "--randomly-seed", "Class", "Makefile", "NAME", "SIZE", "WORD", "_async", "kubectl", "pyplot",
+    "shared_memory",
 }  # fmt: skip
 """Of other programs, parts of names, or to be replaced by the reader."""
 COMPARED = "compatibility.md"
@@ -60,7 +65,7 @@ COMPARED = "compatibility.md"
 @cache
 def names() -> frozenset[str]:
     """Every word and every option of the code itself, without what it says in docstrings and comments."""
-    known = {*dir(builtins), *sys.stdlib_module_names, *FOREIGN}
+    known = {*dir(builtins), *sys.stdlib_module_names, *SYSTEM, *FOREIGN}
     for path in SOURCES:
         code = PROSE.sub("", path.read_text())
         known.update(

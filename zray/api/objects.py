@@ -37,16 +37,31 @@ def get(refs: Any, *, timeout: float | None = None) -> Any:
         ObjectLostError: for a ref of a session that was shut down.
         TypeError: for anything that is not a ref.
     """
-    _check_timeout(timeout)
+    if timeout is not None:
+        _check_timeout(timeout)
     client = session.current()
     if type(refs) is ObjectRef:
         _check_refs((refs,), client, "zray.get")
-        return get_many(client, (refs,), timeout)[0]
+        return _get_one(client, refs.id, timeout)
     if isinstance(refs, str | bytes) or not isinstance(refs, Sequence):
         remedy = "; iterate over it for its refs" if isinstance(refs, ObjectRefGenerator) else ""
         raise TypeError(f"zray.get takes an ObjectRef or a list of them, not {refs!r}{remedy}")
     _check_refs(refs, client, "zray.get")
     return get_many(client, refs, timeout)
+
+
+def _get_one(client: Client, object_id: bytes, timeout: float | None) -> Any:
+    """What :func:`get_many` does, for one ref."""
+    values = client.fetch((object_id,), timeout)
+    if values is None:
+        assert timeout is not None
+        raise GetTimeoutError(1, 1, timeout)
+    value = values[object_id]
+    if value.kind == INLINE:
+        return load(value.data)
+    if value.kind == ERROR or value.kind == FAULT:
+        raise _error_of(value)
+    return load(client.view(object_id, value))
 
 
 def get_many(client: Client, refs: Sequence[ObjectRef[Any]], timeout: float | None) -> list[Any]:
@@ -134,11 +149,15 @@ def wait(
     if isinstance(refs, ObjectRef) or not isinstance(refs, Sequence):
         raise TypeError(f"zray.wait takes a list of ObjectRefs, not {refs!r}")
     client = session.current()
-    generators = [ref for ref in refs if type(ref) is ObjectRefGenerator]
+    refs = list(refs)
+    generators = ObjectRefGenerator in map(type, refs)
     plain = [ref for ref in refs if type(ref) is not ObjectRefGenerator] if generators else refs
     _check_refs(plain, client, "zray.wait")
-    object_ids = [ref.completed().id if type(ref) is ObjectRefGenerator else ref.id for ref in refs]
-    if len(dict.fromkeys(object_ids)) != len(object_ids):
+    if generators:
+        object_ids = [ref.completed().id if type(ref) is ObjectRefGenerator else ref.id for ref in refs]
+    else:
+        object_ids = [ref.id for ref in refs]
+    if len(frozenset(object_ids)) != len(object_ids):
         raise ValueError("zray.wait takes each ref once; this list repeats some")
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
         raise TypeError(f"num_returns is a whole number, not {num_returns!r}")
@@ -147,6 +166,8 @@ def wait(
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns is between 1 and the number of refs ({len(refs)}), not {num_returns}")
     _check_timeout(timeout)
+    if not generators and not progress:
+        return _parted(refs, client.first_ready(object_ids, num_returns, timeout, fetch_local))
 
     def look(needed: int, timeout_s: float | None) -> list[bool]:
         if generators:
@@ -154,11 +175,18 @@ def wait(
         return client.wait_ready(object_ids, needed, timeout_s, fetch_local)
 
     here = _look_telling(look, num_returns, timeout, progress) if progress else look(num_returns, timeout)
-    ready: list[ObjectRef[Any]] = []
-    not_ready: list[ObjectRef[Any]] = []
-    for ref, is_here in zip(refs, here, strict=True):
-        (ready if is_here and len(ready) < num_returns else not_ready).append(ref)
-    return ready, not_ready
+    return _parted(refs, [position for position, is_here in enumerate(here) if is_here][:num_returns])
+
+
+def _parted(refs: list[Any], positions: list[int]) -> tuple[list[Any], list[Any]]:
+    """Those at the positions, which ascend, and the rest."""
+    rest: list[Any] = []
+    start = 0
+    for position in positions:
+        rest += refs[start:position]
+        start = position + 1
+    rest += refs[start:]
+    return [refs[position] for position in positions], rest
 
 
 def _look_telling(look: Any, wanted: int, timeout: float | None, progress: Any) -> list[bool]:

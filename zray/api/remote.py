@@ -37,7 +37,8 @@ class RemoteFunction(Generic[P, R]):
         self._described_in = ""  # the environment that it was described for
         self._described_by = b""  # the client that has the packages of its environment, if there are any
         self._described_within: InGroup | None = None  # the placement group of the task that submits it
-        self._simple_arity = _simple_arity(function)
+        self._arity_min, self._arity_max = _simple_arity(function)
+        self._signature: inspect.Signature | None = None  # once a call needed it
         self._duration_s = options["_duration_s"]
         functools.update_wrapper(self, function, updated=())  # its attributes must not hide ours
 
@@ -65,8 +66,8 @@ class RemoteFunction(Generic[P, R]):
             TypeError: if the arguments do not fit the function's signature.
             SerializationError: if one cannot be pickled, naming the culprit.
         """
-        if kwargs or len(args) != self._simple_arity:
-            _check_arguments(self._function, args, kwargs)
+        if kwargs or not self._arity_min <= len(args) <= self._arity_max:
+            self._check_arguments(args, kwargs)
         client = session.current()
         if (
             self._described is None
@@ -95,6 +96,17 @@ class RemoteFunction(Generic[P, R]):
 
         return FunctionNode(self, args, kwargs)
 
+    def _check_arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            if self._signature is None:
+                self._signature = inspect.signature(self._function)
+        except (TypeError, ValueError):  # a builtin without a signature: the worker will tell
+            return
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self._name}(): {error}") from None
+
     def _describe(self, client: Client) -> None:
         """Pickled at the first use, so that it sees what was defined after it."""
         function_id, code = export(self._function)
@@ -122,23 +134,13 @@ def _declare_duration(client: Any, duration_s: float) -> None:
         client.declared_duration_s = duration_s
 
 
-def _simple_arity(function: Callable[..., Any]) -> int:
-    """How many positional arguments surely fit; -1 if that takes a look at the signature."""
+def _simple_arity(function: Callable[..., Any]) -> tuple[int, int]:
+    """How few and how many positional arguments surely fit; none if that takes a look at the signature."""
     code = getattr(function, "__code__", None)
     if code is None or code.co_kwonlyargcount or inspect.ismethod(function):
-        return -1
-    return int(code.co_argcount)
-
-
-def _check_arguments(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):  # a builtin without a signature: the worker will tell
-        return
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        raise TypeError(f"{getattr(function, '__qualname__', function)}(): {error}") from None
+        return 0, -1
+    most = int(code.co_argcount)
+    return most - len(getattr(function, "__defaults__", None) or ()), most
 
 
 @overload

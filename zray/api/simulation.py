@@ -233,6 +233,13 @@ class SimulatedClient:
         self.simulation.note_got([one for one, there in zip(object_ids, ready, strict=True) if there])
         return ready
 
+    def first_ready(
+        self, object_ids: Sequence[bytes], needed: int, timeout_s: float | None, fetch: bool
+    ) -> list[int]:
+        """The positions of the first of them, at most ``needed``."""
+        here = self.wait_ready(object_ids, needed, timeout_s, fetch)
+        return [position for position, is_here in enumerate(here) if is_here][:needed]
+
     def view(self, object_id: bytes, value: Value) -> bytes:
         """The bytes of a value; here they always came with it."""
         return value.data

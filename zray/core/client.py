@@ -131,7 +131,9 @@ class ClientMachine:
         """Put into the outbox what leaves with the next batch, whatever that is."""
         if self.leased.due:
             self.leased.settle()
-        self.objects.settle()
+        objects = self.objects
+        if objects.released or objects.unpinned:
+            objects.settle()
 
     def sent(self, now_ns: int) -> None:
         """The outbox has left."""

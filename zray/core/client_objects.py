@@ -355,6 +355,17 @@ class ClientObjects:
         here = sum(objects[object_id].value is not None for object_id in object_ids)
         return self.want(object_ids, needed, False) if here < needed else None
 
+    def first_ready(self, object_ids: Iterable[bytes], needed: int) -> list[int]:
+        """The positions of the first of these that are known to be sealed, at most ``needed``."""
+        found: list[int] = []
+        objects = self.objects
+        for position, object_id in enumerate(object_ids):
+            if objects[object_id].value is not None:
+                found.append(position)
+                if len(found) == needed:
+                    break
+        return found
+
     def end_want(self, want: Want) -> None:
         """Nobody waits any more; what is still missing forgets it."""
         for object_id in want.missing:

@@ -64,7 +64,9 @@ class Everywhere:
     @property
     def wake_at_ns(self) -> int | None:
         """When the first question ends, whoever is silent."""
-        return min((question.deadline_ns for question in self.open.values()), default=None)
+        if not self.open:  # as a rule; asked with every batch
+            return None
+        return min(question.deadline_ns for question in self.open.values())
 
     def ask(self, now_ns: int, asker: Address, token: int, what: str) -> None:
         """A process of this node wants to know something of every node, or of one."""

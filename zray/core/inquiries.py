@@ -59,7 +59,9 @@ class Inquiries:
     @property
     def wake_at_ns(self) -> int | None:
         """When the first inquiry ends, whoever is silent."""
-        return min((inquiry.deadline_ns for inquiry in self.open.values()), default=None)
+        if not self.open:  # as a rule; asked with every batch
+            return None
+        return min(inquiry.deadline_ns for inquiry in self.open.values())
 
     def ask(self, now_ns: int, asker: Address, what: str, answer: Callable[[bytes], None]) -> None:
         """Somebody wants to know something of every process.

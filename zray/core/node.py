@@ -170,7 +170,7 @@ class Node:
             self.tables.wake_at_ns, self.leases.look_at_ns, self.cluster.wake_at_ns,
             *[room.wake_at_ns for room in self.asked],
         )  # fmt: skip
-        return min((wish for wish in wishes if wish is not None), default=None)
+        return min([wish for wish in wishes if wish is not None], default=None)
 
     def flush(self, now_ns: int) -> None:
         """Decide once per batch."""

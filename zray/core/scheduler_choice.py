@@ -15,10 +15,10 @@ operator and ``zray why`` are told.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 
 from zray.config import Config
 from zray.core.machine import RUNTIME, Address, Effect, invariant
+from zray.ids import digest
 from zray.protocol.cluster import AskScheduler
 from zray.protocol.messages import Warn
 
@@ -70,7 +70,7 @@ class SchedulerChoice:
 
     def _rank(self, number: int) -> bytes:
         """Nodes order schedulers differently, so those of one that dies spread over all that are left."""
-        return blake2b(b"%s/%d" % (self.node_id, number), digest_size=8).digest()
+        return digest(b"%s/%d" % (self.node_id, number), 8)
 
     @property
     def address(self) -> Address:

@@ -129,7 +129,8 @@ class Client(EventLink):
         assert self.welcome is not None
         with self.lock:  # an answer that was there at once started nobody who listens while we compute
             self.duty.note_activity()
-        self._io = ObjectIO(self.welcome, self.note_unpinned)
+        huge_pages = self.config.huge_pages > 0
+        self._io = ObjectIO(self.welcome, self.note_unpinned, huge_pages=huge_pages)
         return self.welcome
 
     def begin_job(self, options: JobOptions) -> None:
@@ -410,17 +411,28 @@ class Client(EventLink):
         self, object_ids: Sequence[bytes], needed: int, timeout_s: float | None, fetch: bool
     ) -> list[bool]:
         """Wait until ``needed`` of the objects are sealed or the time is over; which are, in order."""
-        with self.lock:
-            self._send_all()
-            self._receive()
-            want = self.objects.await_ready(object_ids, needed)
-        if want is not None:
-            try:
-                self.wait_until(lambda: want.done, timeout_s)
-            finally:
-                with self.lock:
-                    self.objects.end_want(want)
+        self.first_ready(object_ids, needed, timeout_s, fetch)
         return [self.objects.is_ready(object_id) for object_id in object_ids]
+
+    def first_ready(
+        self, object_ids: Sequence[bytes], needed: int, timeout_s: float | None, fetch: bool
+    ) -> list[int]:
+        """Wait like :meth:`wait_ready`; the positions of the first that are sealed, at most ``needed``."""
+        with self.lock:
+            if self.out:  # what only was let go has time until somebody sleeps, or the next visit
+                self._send_all()
+            self._receive()
+            found = self.objects.first_ready(object_ids, needed)
+            if len(found) == needed:
+                self.duty.note_activity()
+                return found
+            want = self.objects.want(object_ids, needed, False)
+        try:
+            self.wait_until(lambda: want.done, timeout_s)
+        finally:
+            with self.lock:
+                self.objects.end_want(want)
+        return self.objects.first_ready(object_ids, needed)
 
     def acquire_for(self, holder: Address, object_ids: tuple[bytes, ...]) -> None:
         """Let another process hold objects, acknowledged, before this one lets go of them."""

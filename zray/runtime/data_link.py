@@ -29,10 +29,10 @@ decode_chunks = batch_decoder(Chunk)
 class _Room:
     """Where the chunks of one object belong, and how many bytes are still to come."""
 
-    __slots__ = ("file", "left", "offset")
+    __slots__ = ("file", "left", "offset", "size")
 
     def __init__(self, offset: int, size: int, file: SpillFile | None) -> None:
-        self.offset, self.left, self.file = offset, size, file
+        self.offset, self.size, self.left, self.file = offset, size, size, file
 
 
 class DataLink:
@@ -106,7 +106,8 @@ class DataLink:
 
     def _write(self, room: _Room, chunk: Chunk) -> None:
         if room.file is None:
-            self.view.copy_in(room.offset + chunk.start, chunk.data)
+            extent = (room.offset, room.offset + room.size)
+            self.view.copy_in(room.offset + chunk.start, chunk.data, extent)
         else:
             room.file.copy_in(chunk.start, chunk.data)
         room.left -= len(chunk.data)

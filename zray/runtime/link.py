@@ -153,7 +153,7 @@ class NodeLink:
     def _receive_first(self, sockets: Sequence[Transport]) -> None:
         """Handle one frame of each of these: after a sleep, as a rule all that there is."""
         for socket in sockets:
-            self._handle(socket.receive(1))
+            self._handle(socket.receive(1, was_signalled=True))
 
     def _handle(self, batch: list[tuple[Address, Any]]) -> bool:
         if not batch:

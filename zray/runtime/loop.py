@@ -124,7 +124,7 @@ class Loop:
     def _pump(self, number: int, machine: Machine, batch: list[tuple[Address, Any]], now_ns: int) -> None:
         if len(self.machines) > 1:
             batch = [pair for pair in batch if type(pair[1]) in machine.HANDLERS]
-        wake_at_ns = machine.wake_at_ns
+        wake_at_ns = None if batch else machine.wake_at_ns
         if batch or (wake_at_ns is not None and wake_at_ns <= now_ns):
             pump(machine, batch, now_ns)
             if self.recorder is not None:
@@ -144,7 +144,7 @@ class Loop:
 
     def _timeout_ms(self) -> int | None:
         """Until the earliest machine wants its tick; ``None``: nothing is due."""
-        due = [machine.wake_at_ns for machine in self.machines if machine.wake_at_ns is not None]
+        due = [wish for machine in self.machines if (wish := machine.wake_at_ns) is not None]
         if not due:
             return None
         return max(0, -(-(min(due) - time.monotonic_ns()) // 1_000_000))

@@ -24,10 +24,14 @@ class ObjectIO:
         welcome: where they are.
         on_unpin: called with an object id, in any thread and inside the collector, once nobody in this
             process looks at an extent that was shown to it: it must only append.
+        huge_pages: see :class:`ArenaView`.
     """
 
-    def __init__(self, welcome: Welcome, on_unpin: Callable[[bytes], None]) -> None:
+    def __init__(
+        self, welcome: Welcome, on_unpin: Callable[[bytes], None], *, huge_pages: bool = True
+    ) -> None:
         self._welcome = welcome
+        self._huge_pages = huge_pages
         self._on_unpin = on_unpin
         self._arena: ArenaView | None = None
         self._spill = SpillDirectory(welcome.spill_dir)
@@ -36,7 +40,8 @@ class ObjectIO:
     def arena(self) -> ArenaView:
         """The node's shared memory, mapped at the first use."""
         if self._arena is None:
-            self._arena = ArenaView(self._welcome.arena_path, self._welcome.arena_bytes)
+            welcome, huge_pages = self._welcome, self._huge_pages
+            self._arena = ArenaView(welcome.arena_path, welcome.arena_bytes, huge_pages=huge_pages)
         return self._arena
 
     def view(self, object_id: bytes, value: Value) -> bytes | memoryview:
@@ -60,9 +65,9 @@ class ObjectIO:
         elif size <= MAPPED_WRITE_MAX:
             value.write_into(self.arena.write(room.offset, size))
         else:
-            offset = room.offset
+            offset, extent = room.offset, (room.offset, room.offset + size)
             for segment in value.segments():
-                offset += self.arena.copy_in(offset, segment)
+                offset += self.arena.copy_in(offset, segment, extent)
 
     def _write_file(self, object_id: bytes, value: Serialized) -> None:
         file = self._spill.create(object_id, value.total_bytes)

@@ -182,10 +182,11 @@ class Transport:
 
     def send(self, address: Address, messages: list[Any]) -> None:
         """Queue messages to a peer, in order, as few frames."""
+        if len(messages) <= BATCH_MESSAGES_MAX:
+            self._send_part(address, messages)
+            return
         for start in range(0, len(messages), BATCH_MESSAGES_MAX):
-            whole = len(messages) <= BATCH_MESSAGES_MAX
-            part = messages if whole else messages[start : start + BATCH_MESSAGES_MAX]
-            self._send_part(address, part)
+            self._send_part(address, messages[start : start + BATCH_MESSAGES_MAX])
 
     def _send_part(self, address: Address, messages: list[Any]) -> None:
         """One frame, or several if the peer would refuse it for its size."""
@@ -245,8 +246,12 @@ class Transport:
             if not frames:
                 del self._backlog[address]
 
-    def receive(self, frames_max: int) -> list[tuple[Address, Any]]:
+    def receive(self, frames_max: int, *, was_signalled: bool = False) -> list[tuple[Address, Any]]:
         """What has arrived, as ``(source, message)``; empty at once if nothing has.
+
+        Args:
+            frames_max: how much of it.
+            was_signalled: the descriptor was readable just now, so that as a rule something has arrived.
 
         A frame that is not a batch of this link is answered by ``Refused`` and logged; nothing of it is
         returned.
@@ -259,7 +264,9 @@ class Transport:
         receive: Any = self._socket.recv if self.links is None else self.links.receive
         option, decode = self._socket.getsockopt, self._decode
         for _ in range(frames_max):
-            if not int(option(_EVENTS)) & _POLLIN:  # half the price of the error of an empty socket
+            if was_signalled:
+                was_signalled = False
+            elif not int(option(_EVENTS)) & _POLLIN:  # half the price of the error of an empty socket
                 break
             try:
                 source = receive(_NOBLOCK)

@@ -8,6 +8,7 @@ the node needs, so that its children import what they need at the same time, on 
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import logging
 import mmap
@@ -126,6 +127,7 @@ class NodeProcess:
             )
         self.arena = Arena(arena_bytes)
         stack.callback(self.arena.close)
+        gc.freeze()  # all that are forked share what is here now, until a collection looks through it
         self.local_shards: LocalShards | None = None
         if options.gcs:
             self.shards = options.gcs
@@ -192,7 +194,8 @@ class NodeProcess:
         for chain in addresses:
             for address, endpoint in chain.items():
                 transport.connect(address, endpoint, may_drop=True)
-        self.view = ArenaView(self.arena.path, options.arena_bytes())
+        huge_pages = self.config.huge_pages > 0
+        self.view = ArenaView(self.arena.path, options.arena_bytes(), huge_pages=huge_pages)
         stack.callback(self.view.close)
         self.data_link = self._open_data_link(transport, stack)
         services: dict[bytes, Service] = {

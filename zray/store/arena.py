@@ -8,29 +8,29 @@ and seals forbid to shrink it, so every offset below the capacity stays backed; 
 out, ``pwrite`` fails with a typed error and the kernel's out-of-memory rules decide the rest, as for any
 memory. A memfd has no name either: nothing is left behind, however its processes end.
 
-Cost of 100 MiB where a warm memcpy takes 6 ms (``benchmarks/bench_store.py`` measures it anew). Recycled
-pages: 6 ms through a mapping that touched them before, 20 by ``pwrite``, 26 to 32 through a mapping that
-did not. Fresh pages: 290 ms by ``pwrite`` and 330 through the mapping on a virtual machine whose host has
-to find the memory too, about 40 where the system had it at hand. A second copying thread gained nothing
-at 16 MiB and a fifth at 100 MiB, and is not used; ``posix_fallocate`` takes 30 ms and saves none of it,
-because pages are cleared at their first use. See :meth:`ArenaView.copy_in`.
+Cost of 100 MiB where a warm memcpy takes 6 ms (``benchmarks/bench_store.py`` measures it anew). Fresh
+memory: 12 ms in huge pages, 40 in small ones by ``pwrite``, 60 through the mapping; each several times as
+much on a virtual machine whose host has to find the memory too. Recycled memory: 6 ms through a mapping that
+touched it before, and through any mapping if it is in huge pages; else 20 by ``pwrite``, 26 to 32 through
+the mapping. See :meth:`ArenaView.copy_in`, and ``docs/performance.md`` for what did not help.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
-import mmap
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
+from zray.store.mapping import SharedMapping, huge_page_bytes
 from zray.store.writing import flat, pwrite_all
 
 _CHUNK_SHIFT = 18  # what this process touched is remembered per 256 KiB
 _MAPPED_COPY_MAX = 1 << _CHUNK_SHIFT
 _UNSEEN, _SEEN, _TOUCHED = 0, 1, 2
-_MADV_POPULATE_WRITE = 23  # Linux 5.14; the mmap module of Python 3.11 has no name for it
+_HUGE_RUN_MAX = 4  # huge pages asked for at once: each call costs something, and caches are small
+_REFUSALS_MAX = 10  # after so many refusals in a row a process asks for one in a thousand writes only
 
 
 class Arena:
@@ -52,7 +52,7 @@ class Arena:
         self._fd = os.memfd_create("zray-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
         try:
-            os.ftruncate(self._fd, capacity_bytes)
+            os.ftruncate(self._fd, _file_bytes(capacity_bytes))
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
         except OSError:
             self.close()
@@ -66,24 +66,32 @@ class Arena:
 
 
 class ArenaView:
-    """One process's mapping of an arena, made once."""
+    """One process's mapping of an arena, made at the first use.
 
-    def __init__(self, path: str, capacity_bytes: int) -> None:
+    Behind the capacity the file has a byte for each huge page of it: not 0 if the arena was filled with a
+    huge page there. Only a hint for other processes, of how to write there.
+    """
+
+    def __init__(self, path: str, capacity_bytes: int, *, huge_pages: bool = True) -> None:
         """
         Args:
             path: str, ``Arena.path``; capacity_bytes: int, as the node said.
+            huge_pages: whether to ask for some where large objects meet fresh memory.
         Raises:
             FileNotFoundError: if the node is gone.
             ValueError: if the arena is smaller than that.
         """
         self.capacity_bytes = capacity_bytes
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            self._mapping = mmap.mmap(self._fd, capacity_bytes)
-        except BaseException:
+        there_are = os.fstat(self._fd).st_size
+        if there_are < _file_bytes(capacity_bytes):
             os.close(self._fd)
-            raise
-        self._bytes = memoryview(self._mapping)
+            raise ValueError(f"the size of the arena is {there_are} bytes, too few for {capacity_bytes}")
+        self._huge_bytes = huge_page_bytes() if huge_pages else 0
+        self._refusals = 0  # of huge pages, in a row
+        self._writes_to_skip = 0  # before the next one is asked for
+        self._mapping: SharedMapping | None = None
+        self._bytes = memoryview(b"")
         self._window_class: Any = None
         self._forget_touched()
 
@@ -99,10 +107,10 @@ class ArenaView:
             read-only memoryview, uint8[size].
         Cost: 1 to 4 us, whatever the size; pages are mapped as they are looked at.
         """
-        self._check_bounds(offset, size)
+        mapping = self._check_bounds(offset, size)
         if self._window_class is None:
             self._window_class = _window_class(self.capacity_bytes)
-        window = self._window_class.from_buffer(self._mapping)
+        window = self._window_class.from_buffer(mapping.view)
         view = memoryview(window).cast("B")[offset : offset + size].toreadonly()
         window.on_release = on_release
         return view
@@ -112,14 +120,20 @@ class ArenaView:
         self._check_bounds(offset, size)
         return self._bytes[offset : offset + size]
 
-    def copy_in(self, offset: int, data: Any) -> int:
+    def copy_in(self, offset: int, data: Any, extent: tuple[int, int] | None = None) -> int:
         """Copy a contiguous buffer to ``offset``, in the way that is cheapest from what this process did.
 
-        A write of up to 256 KiB, or to bytes that this process has touched, is a memcpy. Otherwise
-        the first write goes by ``pwrite``, which maps nothing: the cheapest way for the process that never
-        comes back. A second write to the same bytes maps their pages in bulk and copies; from then on
-        they are touched. Renting once before buying is never worse than twice the best choice.
+        A write of up to 256 KiB, or to bytes that this process has touched, is a memcpy. Huge pages are
+        asked for where at least one whole one of fresh memory is written; they are touched at once, in any
+        process. Otherwise the first write goes by ``pwrite``, which maps nothing: the cheapest way for the
+        process that never comes back. A second write to the same bytes maps their pages in bulk and
+        copies; from then on they are touched. Renting once before buying is never worse than twice the
+        best choice.
 
+        Args:
+            offset: int, bytes.
+            data: what is written.
+            extent: (start, end) of the bytes around them that are the writer's, if it fills them in pieces.
         Returns:
             int, the bytes written.
         Raises:
@@ -129,24 +143,85 @@ class ArenaView:
         """
         source = flat(data)
         size = source.nbytes
-        self._check_bounds(offset, size)
+        mapping = self._check_bounds(offset, size)
         if size <= _MAPPED_COPY_MAX:
             self._bytes[offset : offset + size] = source
             return size
         if self._pid != os.getpid():
             self._forget_touched()  # a fork inherits the mapping, but not the pages in it
-        first, end = offset >> _CHUNK_SHIFT, ((offset + size - 1) >> _CHUNK_SHIFT) + 1
+        first, end = _chunks(offset, size)
         known = min(self._touched[first:end])
         if known == _UNSEEN:
-            pwrite_all(self._fd, source, offset)
-            seen = self._touched[first:end].replace(bytes([_UNSEEN]), bytes([_SEEN]))
-            self._touched[first:end] = seen
+            self._write_unseen(mapping, offset, source, *(extent or (offset, offset + size)))
             return size
         if known == _SEEN:
-            self._populate(offset, size)
+            # Kernels without it map the pages one by one, under the copy.
+            mapping.populate(offset, size)
             self._touched[first:end] = bytes([_TOUCHED]) * (end - first)
         self._bytes[offset : offset + size] = source
         return size
+
+    def _write_unseen(
+        self, mapping: SharedMapping, offset: int, source: memoryview, own_start: int, own_end: int
+    ) -> None:
+        """Write where some bytes are new to this process: in huge pages as far as there are any."""
+        position, size = 0, source.nbytes
+        huge_bytes = self._huge_bytes if mapping.is_aligned else 0
+        while position < size:
+            start, count = offset + position, size - position
+            if huge_bytes:
+                page = start - start % huge_bytes
+                last = min(own_end, offset + size + -(offset + size) % huge_bytes)
+                count = min(count, page + huge_bytes - start)
+                if own_start <= page and page + huge_bytes <= last:
+                    taken = self._take_huge(mapping, page, last - last % huge_bytes - page)
+                    if taken:
+                        count = min(size - position, page + taken - start)
+                        self._bytes[start : start + count] = source[position : position + count]
+                        first, end = _chunks(start, count)
+                        self._touched[first:end] = bytes([_TOUCHED]) * (end - first)
+                        position += count
+                        continue
+            self._write_by_system(start, source[position : position + count])
+            position += count
+
+    def _write_by_system(self, offset: int, source: memoryview) -> None:
+        pwrite_all(self._fd, source, offset)
+        first, end = _chunks(offset, source.nbytes)
+        self._touched[first:end] = self._touched[first:end].replace(bytes([_UNSEEN]), bytes([_SEEN]))
+
+    def _take_huge(self, mapping: SharedMapping, start: int, size: int) -> int:
+        """How many bytes from ``start`` on are in huge pages, some of them made now; 0: none are.
+
+        Args:
+            start, size: int, bytes, multiples of a huge page.
+        """
+        huge_bytes = self._huge_bytes
+        size = min(size, _HUGE_RUN_MAX * huge_bytes)
+        hints_at = self.capacity_bytes + start // huge_bytes
+        hints = os.pread(self._fd, size // huge_bytes, hints_at)
+        known = len(hints) - len(hints.lstrip(b"\1"))
+        if known:
+            return known * huge_bytes
+        fresh = _hole_bytes(self._fd, start, size) // huge_bytes
+        if not fresh or not self._asks_for_huge():
+            return 0
+        for page in range(fresh):  # the system makes none out of nothing at all
+            pwrite_all(self._fd, memoryview(b"\0"), start + page * huge_bytes)
+        if not mapping.collapse(start, fresh * huge_bytes):
+            self._refusals += 1
+            self._writes_to_skip = (1 << min(self._refusals, _REFUSALS_MAX)) - 1
+            return 0
+        self._refusals = 0
+        pwrite_all(self._fd, memoryview(b"\1" * fresh), hints_at)
+        return fresh * huge_bytes
+
+    def _asks_for_huge(self) -> bool:
+        """Whether to ask for huge pages once more: less and less often while none are given."""
+        if self._writes_to_skip:
+            self._writes_to_skip -= 1
+            return False
+        return True
 
     def close(self) -> None:
         """Let go of the mapping. Bytes that are still looked at stay mapped until they are not."""
@@ -155,25 +230,45 @@ class ArenaView:
         os.close(self._fd)
         self._fd = -1
         self._bytes.release()
-        with suppress(BufferError):  # then the mapping lives until the last of its views is gone
-            self._mapping.close()
-        del self._mapping
+        self._mapping = None
 
     def _forget_touched(self) -> None:
         self._touched = bytearray((self.capacity_bytes >> _CHUNK_SHIFT) + 1)
         self._pid = os.getpid()
 
-    def _populate(self, offset: int, size: int) -> None:
-        start = offset & -mmap.PAGESIZE
-        # Kernels without it map the pages one by one, under the copy.
-        with suppress(OSError, AttributeError):
-            self._mapping.madvise(_MADV_POPULATE_WRITE, start, offset + size - start)
+    def _check_bounds(self, offset: int, size: int) -> SharedMapping:
+        """The mapping, made now if this is its first use.
 
-    def _check_bounds(self, offset: int, size: int) -> None:
+        Raises:
+            ValueError: if the arena is closed, or bytes are outside it.
+        """
         if self._fd < 0:
             raise ValueError("the arena is closed")
         if offset < 0 or size < 0 or offset + size > self.capacity_bytes:
             raise ValueError(f"bytes {offset}..{offset + size} of an arena of {self.capacity_bytes}")
+        mapping = self._mapping
+        if mapping is None:
+            mapping = self._mapping = SharedMapping(self._fd, self.capacity_bytes)
+            self._bytes = mapping.view
+        return mapping
+
+
+def _file_bytes(capacity_bytes: int) -> int:
+    """The size of the file of an arena: its bytes, and one for each huge page of them."""
+    return capacity_bytes + capacity_bytes // (huge_page_bytes() or capacity_bytes + 1)
+
+
+def _chunks(offset: int, size: int) -> tuple[int, int]:
+    """The first chunk of these bytes, and the one behind the last."""
+    return offset >> _CHUNK_SHIFT, ((offset + size - 1) >> _CHUNK_SHIFT) + 1
+
+
+def _hole_bytes(fd: int, start: int, size: int) -> int:
+    """How many bytes from ``start`` on were never written, as the system knows; at most ``size``."""
+    try:
+        return min(size, os.lseek(fd, start, os.SEEK_DATA) - start)
+    except OSError as error:  # nothing but hole up to the end; or this file does not know
+        return size if error.errno == errno.ENXIO else 0
 
 
 def _window_class(capacity_bytes: int) -> Any:
