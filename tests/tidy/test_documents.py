@@ -49,8 +49,8 @@ PROSE = re.compile(r'"""[\s\S]*?"""|#.*')
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 VARIABLE = re.compile(r"\bZRAY_[A-Z_]+\b")
 SYSTEM = {
-    "EINVAL", "MADV_COLLAPSE", "MADV_POPULATE_WRITE", "SIGBUS", "deny", "epoll_ctl", "epoll_wait", "eventfd", "futex",
-    "malloc", "memfd", "recvfrom", "sendto", "shmem_enabled", "sun_path",
+    "EINVAL", "MADV_COLLAPSE", "MADV_POPULATE_WRITE", "SIGBUS", "deny", "epoll_ctl", "epoll_wait",
+    "eventfd", "futex", "malloc", "memfd", "recvfrom", "sendto", "shmem_enabled", "sun_path",
 }  # fmt: skip
 """Calls, constants and settings of the system."""
 FOREIGN = {
