@@ -1,8 +1,9 @@
 """Clients of a replicated control store that write, read, compare-and-set and delete keys all the time.
 
 What they ask and hear goes into a history (``history.py``). A request that is not answered in time is not
-repeated: another one follows, so every operation reached one replica, once, or none. Some keys are shared by
-all clients and fought over; others are written once and looked for at the end.
+repeated: another one follows, so every operation reached one replica, once, or none. An answer that comes
+after all, of a head that was stopped for one, counts. Some keys are shared by all clients and fought over;
+others are written once and looked for at the end.
 
 A process of its own: ``python -m tests.chaos.store_clients --history FILE ENDPOINTS...``, for each shard the
 endpoints of its replicas with commas between them. Lines of its input are questions, answered by lines of
@@ -99,6 +100,7 @@ class StoreClient:
         self.epochs: dict[int, ChainEpoch] = {}
         self.heads: dict[int, bytes] = {}
         self.tokens = 0
+        self.unanswered: dict[int, None] = {}
         self.asked_around_at = 0.0
 
     # --- operations --------------------------------------------------------------------------------
@@ -111,13 +113,10 @@ class StoreClient:
         head = self._head(shard)
         token = self._token()
         self.history.add(Asked(self.who, token, kind, key, given, expected, time.monotonic_ns()))
+        self.unanswered[token] = None
         self.transport.send(head, [_request(token, kind, key, given, expected)])
         reply = self._await(shard, head, token)
-        if reply is None:
-            return None
-        value = None if reply.value is None else reply.value.decode()
-        self.history.add(Answered(self.who, token, reply.ok, value, time.monotonic_ns()))
-        return reply.ok, value
+        return None if reply is None else (reply.ok, _text(reply.value))
 
     def read_back(self, keys: Keys) -> int:
         """Read every key, as one that was asked for when its page was, and answered when that came.
@@ -206,7 +205,14 @@ class StoreClient:
                 self._learn(answer)
             elif isinstance(answer, TableReply | TablePage):
                 self._answered(source)
+                if answer.token in self.unanswered:
+                    self._note(answer)
         return [answer for _, answer in received]
+
+    def _note(self, answer: TableReply) -> None:
+        del self.unanswered[answer.token]
+        now_ns = time.monotonic_ns()
+        self.history.add(Answered(self.who, answer.token, answer.ok, _text(answer.value), now_ns))
 
     def _learn(self, epoch: ChainEpoch) -> None:
         known = self.epochs.get(epoch.shard)
@@ -224,6 +230,10 @@ class StoreClient:
 
     def close(self) -> None:
         self.transport.close(linger_ms=0)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
 
 
 def _request(token: int, kind: str, key: str, given: str | None, expected: str | None) -> Any:
