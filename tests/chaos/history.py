@@ -8,11 +8,14 @@ what a killed process had seen until then counts. The judges look at nothing els
   order that agrees with time (I3); within one life of it nothing is done twice;
 - an attempt of a task runs once (I8);
 - all who read one object saw the same bytes (I1, I10).
+
+``python -m tests.chaos.history FILE`` judges a file that was kept.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -275,3 +278,7 @@ def judge_reads(saw: list[Saw]) -> None:
                 f"object {read.object_id} has two values: {known.reader} saw {known.digest:08x} and "
                 f"{read.reader} saw {read.digest:08x}"
             )
+
+
+if __name__ == "__main__":
+    print(judge(read_history(sys.argv[1])))
