@@ -193,6 +193,7 @@ def run(shape: Shape, seed: int, history: Path) -> Report:
         seconds = time.monotonic() - started
     killed = {killer.strike.__name__: killer.killed for killer in killers}
     checked = judge(read_history(history))
+    assert min(checked.operations, checked.calls, checked.attempts, checked.reads), f"only {checked}"
     return Report(seed, rounds, seconds, killed.get("kill_node", 0), killed.get("kill_replica", 0), checked)
 
 

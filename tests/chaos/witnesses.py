@@ -88,6 +88,7 @@ def call(ledger: Any, history: HistoryFile, actor: str, caller: str, numbers: It
 @zray.remote(max_retries=0, num_cpus=0, scheduling_strategy="SPREAD")
 def call_from_here(ledger: Any, history: str, actor: str, caller: str) -> None:
     """A caller on whichever node. It dies with it: another attempt would be another caller."""
+    note_attempt(history)
     with HistoryFile(history) as file:
         for burst in range(3):
             call(ledger, file, actor, caller, range(burst * BURST, (burst + 1) * BURST))
