@@ -63,6 +63,7 @@ class Keys:
         self._drawn = 0
 
     def hot(self, draw: random.Random) -> str:
+        """One that all clients work on."""
         with self._lock:
             self._drawn += 1
             key = f"{PREFIX}hot/{self._drawn // HOT_OPERATIONS}/{draw.randrange(HOT_KEYS)}"
@@ -70,10 +71,12 @@ class Keys:
         return key
 
     def known(self) -> list[str]:
+        """All of them, so far."""
         with self._lock:
             return list(self._used)
 
     def fresh(self, who: str, number: int) -> str:
+        """One that is written once."""
         key = f"{PREFIX}once/{who}/{number}"
         with self._lock:
             self._used[key] = None
