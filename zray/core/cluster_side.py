@@ -168,6 +168,11 @@ class ClusterSide:
         """See :class:`ClusterStore`."""
         self.transfers.want(entry)
 
+    def made_here(self, entry: ObjectEntry) -> None:
+        """See :class:`ClusterStore`."""
+        self.transfers.call_off(entry.object_id)
+        self.sharing.announced(entry)
+
     def has_room(self, entry: ObjectEntry, kind: int) -> None:
         """See :class:`ClusterStore`."""
         self.transfers.has_room(entry, kind)

@@ -121,6 +121,12 @@ class Transfers:
         self._end(entry.object_id)
         self.sharing.want_again(entry)
 
+    def call_off(self, object_id: bytes) -> None:
+        """No copy of an object is wanted any more."""
+        self.queued.pop(object_id, None)
+        if object_id in self.active:
+            self._end(object_id)
+
     def _end(self, object_id: bytes) -> None:
         del self.active[object_id]
         self.out.append((TRANSFER, ReceiveInto(object_id, EXTENT, 0, 0)))
