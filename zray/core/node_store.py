@@ -9,7 +9,8 @@ most capacity, mapped never evicted). Paper, section 4.2.3.
 An object moves ``PENDING -> CREATING -> SEALED`` or ``PENDING -> SEALED``; a creator that dies moves it back
 to ``PENDING``. A spilled object is read by mapping its file, so a full store can never block a reader. One
 that is sealed on another node is ``REMOTE``; a copy of it moves ``REMOTE -> CREATING -> SEALED`` and, when it
-is evicted, back. Copies leave before anything is spilled.
+is evicted, back. Copies leave before anything is spilled. A task that runs again here makes what it makes: a
+copy of that on its way is called off, one that is here stays.
 """
 
 from __future__ import annotations
