@@ -171,7 +171,7 @@ class ClusterSide:
     def made_here(self, entry: ObjectEntry) -> None:
         """See :class:`ClusterStore`."""
         self.transfers.call_off(entry.object_id)
-        self.sharing.announced(entry)
+        self.reconstruction.expect(entry)
 
     def has_room(self, entry: ObjectEntry, kind: int) -> None:
         """See :class:`ClusterStore`."""

@@ -314,16 +314,15 @@ class NodeStore:
         if entry.state == SEALED:
             self.copies.pop(entry.object_id, None)
         elif entry.state == REMOTE or entry.creator == TRANSFER:
-            assert self.cluster is not None
-            self.cluster.made_here(entry)
-            if entry.state == CREATING:
-                self._forget_creator(entry)
-                if entry.offset >= 0:
-                    self.extents.free(entry.offset)
-                entry.offset = -1  # what was written to disk is not complete, and goes with the transfer
-                entry.granted = False
+            self._forget_creator(entry)
+            if entry.state == CREATING and entry.offset >= 0:
+                self.extents.free(entry.offset)
+            entry.offset = -1  # what was written to disk is not complete, and goes with the transfer
+            entry.granted = False
             entry.state = PENDING
             entry.size = 0
+            assert self.cluster is not None
+            self.cluster.made_here(entry)
 
     def _refuse_or_repeat(self, source: Address, entry: ObjectEntry, message: Create) -> None:
         """Answer a request for an object that has a value or is being written."""
