@@ -14,6 +14,7 @@ from zray.core.machine import RUNTIME
 from zray.core.node_store import PENDING, REMOTE
 from zray.ids import first_return_id
 from zray.protocol.cluster import (
+    WANT,
     ChunkArrived,
     Claim,
     Grant,
@@ -102,6 +103,25 @@ def test_what_another_reader_found_is_known_at_once(bench: ClusterBench) -> None
     bench.submit(kind, deps=(A,))
     (forward,) = bench.forwards()
     assert forward.inputs == ((A, SIZE, (PEER, OTHER)),)
+
+
+def test_a_source_that_was_dead_when_it_was_named_is_given_up(bench: ClusterBench) -> None:
+    """Who named it had not heard of the death yet; the news of it came here before, and comes once."""
+    bench.submit(bench.kind(), deps=(A,))
+    bench.members(PEER)
+    bench.found(A, OTHER)
+    (forward,) = bench.forwards()
+    bench.say(GLOBAL, Place(forward.spec, forward.descriptor, 1))
+    assert bench.pulls() == [(OTHER, A)]
+    bench.now_ns += bench.node.config.pull_patience_ns
+    bench.say(GLOBAL)
+    assert bench.pulls() == []
+    link = bench.node.cluster.sharing.links[0]
+    said = [update.kind for batch in link.unacked for update in batch.updates if update.object_id == A]
+    assert said.count(WANT) == 2
+    bench.effects.clear()  # the room of the copy that did not come
+    bench.found(A, PEER)
+    assert bench.pulls() == [(PEER, A)]
 
 
 def test_a_task_that_comes_back_pulls(bench: ClusterBench) -> None:

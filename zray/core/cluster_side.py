@@ -95,7 +95,12 @@ class ClusterSide:
         scheduler.meet(self.away, self.guests)
         self.offloading = Offloading(scheduler, self.guests)
         self.transfers = Transfers(
-            out, config=scheduler.config, store=store, references=references, sharing=self.sharing
+            out,
+            config=scheduler.config,
+            store=store,
+            references=references,
+            sharing=self.sharing,
+            is_peer=lambda node: node in self.peers.alive,
         )
         self.kept = KeptCopies(
             out,
