@@ -49,7 +49,7 @@ test-machines: install  ## Tests of machines, simulations and experiments; then 
 test-processes: install  ## All other tests: of real processes, mostly.
 	$(BIN)/python -m pytest tests $(addprefix --ignore=,$(MACHINES))
 
-chaos: install  ## Shuffle 1 GiB on ten nodes while nodes and replicas are killed, RUNS times; half an hour.
+chaos: install  ## Shuffle 1 GiB on ten nodes while nodes and replicas are killed, and judge what all saw; RUNS times.
 	$(BIN)/python -m tests.chaos.shuffle --size 1G --runs $(RUNS)
 
 wordcount: install  ## Run the example job on this machine.

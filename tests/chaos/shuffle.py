@@ -2,23 +2,34 @@
 
 ``python -m tests.chaos.shuffle --size 1G --runs 20`` is the acceptance run: ten nodes, one of which is killed
 every five seconds and replaced, on shards of three replicas, one of which is killed every ten seconds and
-started again. Every run shuffles until all its killers have struck, and is judged by its sums and orders.
+started again. Every run shuffles until all its killers have struck, and is judged by its sums and orders, and
+by the history of what everybody saw meanwhile (``history.py``): tasks that shuffle, callers of actors, and
+clients of the control store that write and read keys.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import random
+import shutil
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import zray
+from tests.chaos.history import Checked, judge, read_history
+from tests.chaos.witnesses import Calls, note_attempt, note_reads, store_clients
+from tests.clusters import MARK, place
 from zray.cluster_utils import Cluster
+from zray.types import ObjectRef
 
 GET_TIMEOUT_S = 300
 SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -54,20 +65,31 @@ class Report(NamedTuple):
     seconds: float
     nodes_killed: int
     replicas_killed: int
+    checked: Checked
 
 
 @zray.remote(max_retries=-1)
-def mapped(number: int, round_: int, count: int, parts: int) -> list[np.ndarray]:
+def mapped(history: str, number: int, round_: int, count: int, parts: int) -> list[np.ndarray]:
     """The values ``number * count .. (number + 1) * count`` in an order of their own, cut by remainder."""
+    note_attempt(history)
     values = np.random.default_rng([number, round_]).permutation(count) + number * count
     return [values[values % parts == part] for part in range(parts)]
 
 
 @zray.remote(max_retries=-1)
-def reduced(parts: int, *pieces: np.ndarray) -> tuple[int, int, bool]:
+def reduced(history: str, parts: int, names: list[str], *pieces: np.ndarray) -> tuple[int, int, bool]:
     """How many values one remainder has, their sum, and whether they are a whole sequence."""
+    note_attempt(history)
+    note_reads(history, names, pieces)
     whole = np.sort(np.concatenate(pieces))
     return len(whole), int(whole.sum()), bool((np.diff(whole) == parts).all())
+
+
+@zray.remote(max_retries=-1, scheduling_strategy="SPREAD")
+def read_again(history: str, names: list[str], *pieces: np.ndarray) -> None:
+    """Another reader of what a ``reduced`` reads, on whichever node."""
+    note_attempt(history)
+    note_reads(history, names, pieces)
 
 
 class Killer(threading.Thread):
@@ -125,27 +147,33 @@ def killers_of(cluster: Cluster, shape: Shape, seed: int) -> list[Killer]:
     return killers
 
 
-def shuffle_once(shape: Shape, round_: int) -> None:
-    """One shuffle.
+def shuffle_once(shape: Shape, round_: int, history: str) -> None:
+    """One shuffle, of which one column is read twice.
 
     Raises:
         AssertionError: if a value is lost, doubled or out of order.
     """
     parts, count = shape.parts, shape.part_count
-    maps = [mapped.options(num_returns=parts).remote(n, round_, count, parts) for n in range(parts)]
-    columns = [[pieces[part] for pieces in maps] for part in range(parts)]
-    results = zray.get([reduced.remote(parts, *column) for column in columns], timeout=GET_TIMEOUT_S)
+    maps = [mapped.options(num_returns=parts).remote(history, n, round_, count, parts) for n in range(parts)]
+    columns: list[list[ObjectRef]] = [[pieces[part] for pieces in maps] for part in range(parts)]
+    names = [[ref.hex() for ref in column] for column in columns]
+    reduces = [reduced.remote(history, parts, names[n], *column) for n, column in enumerate(columns)]
+    again = read_again.remote(history, names[round_ % parts], *columns[round_ % parts])
+    results = zray.get(reduces, timeout=GET_TIMEOUT_S)
+    zray.get(again, timeout=GET_TIMEOUT_S)
     total = parts * count
     assert all(ordered for _, _, ordered in results)
     assert sum(length for length, _, _ in results) == total
     assert sum(value for _, value, _ in results) == total * (total - 1) // 2
 
 
-def run(shape: Shape, seed: int) -> Report:
+def run(shape: Shape, seed: int, history: Path) -> Report:
     """A cluster, its killers, and shuffles until all of them have struck often enough.
 
+    Args:
+        history: a new file.
     Raises:
-        AssertionError: see :func:`shuffle_once`.
+        AssertionError: see :func:`shuffle_once`; :class:`HistoryError` if none may see such a history.
     """
     sizes = {"num_cpus": 2, "object_store_memory": shape.store_bytes}
     with Cluster(
@@ -156,22 +184,34 @@ def run(shape: Shape, seed: int) -> Report:
         cluster.wait_for_nodes()
         killers = killers_of(cluster, shape, seed)
         started = time.monotonic()
-        with cluster.connect():
-            for killer in killers:
-                killer.start()
-            try:
-                round_ = 0
-                while round_ < shape.rounds or any(killer.killed < shape.strikes for killer in killers):
-                    shuffle_once(shape, round_)
-                    round_ += 1
-                    for killer in killers:
-                        assert killer.error is None, killer.error
-            finally:
-                for killer in killers:
-                    killer.stop()
+        with (
+            cluster.connect(),
+            store_clients(cluster.control_store.endpoints, history, seed),
+            Calls(str(history), seed),
+        ):
+            rounds = shuffle_among(killers, shape, str(history))
         seconds = time.monotonic() - started
     killed = {killer.strike.__name__: killer.killed for killer in killers}
-    return Report(seed, round_, seconds, killed.get("kill_node", 0), killed.get("kill_replica", 0))
+    checked = judge(read_history(history))
+    assert min(checked.operations, checked.calls, checked.attempts, checked.reads), f"only {checked}"
+    return Report(seed, rounds, seconds, killed.get("kill_node", 0), killed.get("kill_replica", 0), checked)
+
+
+def shuffle_among(killers: list[Killer], shape: Shape, history: str) -> int:
+    """Shuffle until all killers have struck often enough, and stop them; how many shuffles that took."""
+    round_ = 0
+    for killer in killers:
+        killer.start()
+    try:
+        while round_ < shape.rounds or any(killer.killed < shape.strikes for killer in killers):
+            shuffle_once(shape, round_, history)
+            round_ += 1
+            for killer in killers:
+                assert killer.error is None, killer.error
+    finally:
+        for killer in killers:
+            killer.stop()
+    return round_
 
 
 def size_of(text: str) -> int:
@@ -180,6 +220,21 @@ def size_of(text: str) -> int:
     if not digits.isascii() or not digits.isdigit() or not int(digits):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 48M or 1G")
     return int(digits) * unit
+
+
+def run_elsewhere(shape: Shape, seed: int) -> Report:
+    """The same in a place of its own, where nothing may be left; the history is kept if it fails."""
+    with place() as here:
+        os.environ |= {"ZRAY_TMPDIR": str(here.folder), MARK: here.mark}
+        history = here.folder / "history"
+        try:
+            return run(shape, seed, history)
+        except BaseException:
+            kept = Path(tempfile.gettempdir(), f"zray-chaos-{seed}.history")
+            with contextlib.suppress(FileNotFoundError):
+                shutil.copy(history, kept)
+                print(f"seed {seed}: its history is kept in {kept}", flush=True)
+            raise
 
 
 def main() -> int:
@@ -206,14 +261,15 @@ def main() -> int:
     failed = 0
     for seed in range(first, first + given.runs):
         try:
-            report = run(shape, seed)
+            report = run_elsewhere(shape, seed)
         except Exception as error:
             failed += 1
             print(f"seed {seed}: FAILED: {type(error).__name__}: {error}", flush=True)
         else:
             print(
                 f"seed {seed}: right after {report.seconds:.1f} s, {report.rounds} shuffles, "
-                f"{report.nodes_killed} nodes and {report.replicas_killed} replicas killed", flush=True,
+                f"{report.nodes_killed} nodes and {report.replicas_killed} replicas killed; "
+                f"a history that can be: {report.checked}", flush=True,
             )  # fmt: skip
     print(f"{given.runs - failed} of {given.runs} runs right", flush=True)
     return 1 if failed else 0

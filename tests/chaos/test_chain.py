@@ -13,6 +13,9 @@ import msgspec
 import pytest
 
 from benchmarks.bench_failover import PATIENCE_S, Chain, Client
+from tests.chaos.history import judge, read_history
+from tests.chaos.store_clients import PREFIX
+from tests.chaos.witnesses import store_clients
 from tests.clusters import Place, place
 from tests.integration.test_commands import finish, line_of, tell
 from tests.support import eventually
@@ -25,7 +28,7 @@ REPLICAS = 3
 
 
 class Whole:
-    """A chain of processes and a client that writes to it."""
+    """A chain of processes, and a client that writes to it."""
 
     def __init__(self, directory: Path) -> None:
         self.chain = Chain(directory, REPLICAS)
@@ -34,16 +37,27 @@ class Whole:
         self.client.put_until(REPLICAS, 0.1)
 
     def judge(self) -> None:
-        assert self.client.read_back() == self.client.written
+        found = self.client.read_back()
+        assert {key: value for key, value in found.items() if not is_of_others(key)} == self.client.written
 
 
 @pytest.fixture
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
-    """Its directory has a short name: the path of a socket must not be long."""
-    made = Whole(tmp_path_factory.mktemp("c"))
-    yield made
+    """Its directory has a short name: the path of a socket must not be long. Others keep a history of it."""
+    folder = tmp_path_factory.mktemp("c")
+    made = Whole(folder)
+    with store_clients([",".join(made.chain.endpoints)], folder / "history"):
+        yield made
     made.client.close()
     made.chain.close()
+    checked = judge(read_history(folder / "history"))
+    print(checked)
+    assert checked.operations > 0
+
+
+def is_of_others(key: bytes) -> bool:
+    """Whether the clients with a history wrote it."""
+    return key.startswith(PREFIX.encode())
 
 
 def pid_at(endpoint: str) -> int:

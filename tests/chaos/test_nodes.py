@@ -1,4 +1,5 @@
-"""A shuffle over ten real nodes of which one is killed every few seconds: the right answer all the same.
+"""A shuffle over ten real nodes of which one is killed every few seconds: the right answer all the same,
+and a history of what everybody saw that can be.
 
 The same with the control store dying piece by piece besides. ``tests/chaos/shuffle.py`` runs it at any size.
 """
@@ -9,6 +10,7 @@ import argparse
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -33,14 +35,14 @@ def a_seed() -> int:
     return seed
 
 
-def test_a_shuffle_survives_nodes_that_are_killed() -> None:
-    report = run(Shape(rounds=4), a_seed())
+def test_a_shuffle_survives_nodes_that_are_killed(tmp_path: Path) -> None:
+    report = run(Shape(rounds=4), a_seed(), tmp_path / "history")
     assert report.nodes_killed >= 3
 
 
-def test_a_shuffle_survives_nodes_and_replicas_that_are_killed() -> None:
+def test_a_shuffle_survives_nodes_and_replicas_that_are_killed(tmp_path: Path) -> None:
     shape = Shape(nodes=6, parts=12, size_bytes=24 << 20, shards=2, replicas=3, replica_kill_s=3.0)
-    report = run(shape, a_seed())
+    report = run(shape, a_seed(), tmp_path / "history")
     assert report.nodes_killed >= 3
     assert report.replicas_killed >= 3
 

@@ -9,10 +9,12 @@ from msgspec.structs import replace
 
 from tests.core.test_local_scheduler import DRIVER_ADDRESS, GLOBAL, MS, Bench
 from zray import ids
+from zray.core import reports
 from zray.core.machine import RUNTIME
 from zray.core.node_store import PENDING, REMOTE
 from zray.ids import first_return_id
 from zray.protocol.cluster import (
+    WANT,
     ChunkArrived,
     Claim,
     Grant,
@@ -34,6 +36,7 @@ from zray.protocol.messages import (
     Run,
     TableReply,
     Value,
+    Warn,
 )
 from zray.protocol.strategies import ABSENT, ONE_OF, LabelRule, Strategy
 from zray.protocol.user_messages import STREAM, Cancel
@@ -100,6 +103,25 @@ def test_what_another_reader_found_is_known_at_once(bench: ClusterBench) -> None
     bench.submit(kind, deps=(A,))
     (forward,) = bench.forwards()
     assert forward.inputs == ((A, SIZE, (PEER, OTHER)),)
+
+
+def test_a_source_that_was_dead_when_it_was_named_is_given_up(bench: ClusterBench) -> None:
+    """Who named it had not heard of the death yet; the news of it came here before, and comes once."""
+    bench.submit(bench.kind(), deps=(A,))
+    bench.members(PEER)
+    bench.found(A, OTHER)
+    (forward,) = bench.forwards()
+    bench.say(GLOBAL, Place(forward.spec, forward.descriptor, 1))
+    assert bench.pulls() == [(OTHER, A)]
+    bench.now_ns += bench.node.config.pull_patience_ns
+    bench.say(GLOBAL)
+    assert bench.pulls() == []
+    link = bench.node.cluster.sharing.links[0]
+    said = [update.kind for batch in link.unacked for update in batch.updates if update.object_id == A]
+    assert said.count(WANT) == 2
+    bench.effects.clear()  # the room of the copy that did not come
+    bench.found(A, PEER)
+    assert bench.pulls() == [(PEER, A)]
 
 
 def test_a_task_that_comes_back_pulls(bench: ClusterBench) -> None:
@@ -189,6 +211,29 @@ def test_a_task_goes_to_another_node_once_its_descriptor_is_acknowledged(bench: 
     assert _leaving(bench) == []
     _acknowledge_rows(bench)
     assert len(_leaving(bench)) == 1
+
+
+def test_what_a_silent_shard_holds_back_is_told(bench: ClusterBench) -> None:
+    """In the state of the task soon, and once in the log of the node."""
+    (task,) = bench.submit(bench.kind(), deps=(A, B))
+    bench.found(A, PEER)
+    bench.found(B, OTHER)
+    bench.forwards()
+    bench.say(OTHER, Claim(task))
+    told = []
+    for _ in range(5):
+        told += [warning.text for _, warning in bench.take(Warn)]
+        bench.effects.clear()
+        state = reports.tasks_of(bench.node)[-1]["state"]
+        bench.now_ns += 1_000 * MS
+        bench.say(GLOBAL)
+    assert state == "on another node, or on its way there: shard 0 of the control store does not answer"
+    text = "shard 0 of the control store does not answer; what goes to other nodes waits for it"
+    assert told == [text]
+    assert reports.node_report(bench.node)["to_other_nodes"]["held_back_by_shards"] == [0]
+    _granted(bench)
+    assert reports.tasks_of(bench.node)[-1]["state"] == "on another node"
+    assert reports.node_report(bench.node)["to_other_nodes"] == {"waiting": 0, "held_back_by_shards": []}
 
 
 def test_a_task_that_is_cancelled_while_it_fetches_leaves_nothing(bench: ClusterBench) -> None:

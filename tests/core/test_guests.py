@@ -2,13 +2,42 @@
 
 from __future__ import annotations
 
-from tests.core.test_admission import OTHER, PEER
-from tests.core.test_local_scheduler import DRIVER_ADDRESS, GLOBAL
+import pytest
+
+from tests.core.test_admission import OTHER, PEER, ClusterBench
+from tests.core.test_local_scheduler import DRIVER_ADDRESS, GLOBAL, JOB, MS
 from tests.core.test_offloading import GUEST, KIND, QuietBench, away, bench, host_one, through_the_gate
 from zray.core.cancellation import cancelled_value
+from zray.core.machine import RUNTIME
+from zray.core.node_store import CREATING, REMOTE, SEALED
 from zray.ids import first_return_id
-from zray.protocol.cluster import HOME, WANT, Ended, Offload, ShareUpdate, Taken
-from zray.protocol.messages import AT_NODE, ObjectReady, Value
+from zray.protocol.cluster import (
+    HOME,
+    WANT,
+    ChunkArrived,
+    Claim,
+    Ended,
+    Grant,
+    Offload,
+    Pull,
+    ReceiveInto,
+    ShareUpdate,
+    Taken,
+)
+from zray.protocol.local_messages import ClientGone, WorkerExited
+from zray.protocol.messages import (
+    AT_NODE,
+    EXTENT,
+    Create,
+    Created,
+    CreateFailed,
+    ExportFunction,
+    JobContext,
+    ObjectReady,
+    Place,
+    TaskDone,
+    Value,
+)
 from zray.protocol.user_messages import Cancel
 
 __all__ = ["bench"]  # the fixture
@@ -66,3 +95,83 @@ def test_a_result_that_died_with_its_host_is_said_not_to_be_made_here(bench: Qui
         said += batch.updates
     kinds = [update.kind for update in said if update.object_id == first_return_id(gone[0])]
     assert kinds[-2:] == [HOME, WANT]
+
+
+# --- a result that other nodes have already -----------------------------------------------------------
+
+RESULT, SIZE = first_return_id(GUEST.task_id), 300_000
+
+
+def guest_that_runs_again(where: int) -> tuple[ClusterBench, bytes]:
+    """A node that runs another attempt of a task for the sake of other results; and its worker.
+
+    Args:
+        where: the state that the first result is in here, because a task of this node takes it.
+    """
+    bench = ClusterBench()
+    bench.submit(bench.kind("warm"))
+    worker = bench.add_worker()
+    ((_, warm, _),) = bench.runs()
+    bench.done(worker, warm)
+    bench.effects.clear()
+    bench.submit(bench.kind(), deps=(RESULT,))
+    bench.effects.clear()
+    bench.found(RESULT, OTHER, size=SIZE)
+    (forward,) = bench.forwards()
+    if where != REMOTE:
+        bench.say(GLOBAL, Place(forward.spec, forward.descriptor, 1))
+        assert bench.pulls() == [(OTHER, RESULT)]
+    bench.effects.clear()
+    bench.say(GLOBAL, Place(GUEST, KIND, 1, PEER))
+    assert bench.take(Claim) == [(PEER, Claim(GUEST.task_id))]
+    grant = Grant(GUEST, 2, JOB, (), PEER, 7, 0)
+    bench.say(PEER, JobContext(JOB, (), "/"), ExportFunction(KIND.function_id, b"code"), KIND, grant)
+    ((worker, task, attempt),) = bench.runs()
+    assert (task, attempt) == (GUEST.task_id, 2)
+    bench.effects.clear()
+    if where == SEALED:
+        bench.say(RUNTIME, ChunkArrived(RESULT, 0, SIZE))
+        bench.effects.clear()
+    assert bench.node.store.objects[RESULT].state == where
+    return bench, worker
+
+
+@pytest.mark.parametrize("where", [REMOTE, CREATING, SEALED], ids=["elsewhere", "on its way", "copied"])
+def test_a_result_that_other_nodes_have_is_made_all_the_same(where: int) -> None:
+    """Found with real processes: the report of the task was taken for one of a process that wrote nothing."""
+    bench, worker = guest_that_runs_again(where)
+    entry = bench.node.store.objects[RESULT]
+    bench.say(worker, Create(RESULT, SIZE))
+    if where == SEALED:
+        assert [answer for _, answer in bench.take(CreateFailed)]
+        assert RESULT not in bench.node.store.copies, "it stays, as what was made here"
+    else:
+        assert [answer.kind for _, answer in bench.take(Created)] == [EXTENT]
+        ended = [room.size for _, room in bench.take(ReceiveInto)]
+        assert ended == ([0] if where == CREATING else []), "no chunk may come into its room any more"
+    bench.say(RUNTIME, ChunkArrived(RESULT, 0, SIZE))  # a late one
+    assert bench.node.store.objects[RESULT].state == (SEALED if where == SEALED else CREATING)
+    bench.found(RESULT, OTHER, size=SIZE)  # an answer to what was asked before
+    bench.say(worker, TaskDone(GUEST.task_id, 2, (Value(EXTENT, b"", 0, SIZE),), MS))
+    assert entry.value is not None
+    assert (entry.state, entry.value.kind) == (SEALED, EXTENT)
+    bench.effects.clear()
+    assert not bench.take(Pull)
+    found = []
+    for _ in range(3):
+        found += [ended for _, ended in through_the_gate(bench, Ended)]  # type: ignore[arg-type]
+    assert [value.kind for value in found[0].values] == [AT_NODE]
+
+
+def test_a_result_that_is_not_made_again_after_all_is_looked_for() -> None:
+    """Its worker dies: a task here still waits for it."""
+    bench, worker = guest_that_runs_again(CREATING)
+    bench.say(worker, Create(RESULT, SIZE))
+    bench.effects.clear()
+    bench.say(RUNTIME, ClientGone(worker), WorkerExited(worker, -9))
+    bench.effects.clear()
+    link = bench.node.cluster.sharing.links[0]
+    said = [update for batch in link.unacked for update in batch.updates if update.object_id == RESULT]
+    assert [update.kind for update in said][-2:] == [HOME, WANT]
+    bench.found(RESULT, OTHER, size=SIZE)
+    assert bench.pulls() == [(OTHER, RESULT)]

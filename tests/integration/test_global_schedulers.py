@@ -16,7 +16,7 @@ from tests.clusters import MARK, place
 from tests.support import eventually
 from zray.cluster_utils import Cluster
 from zray.exceptions import TaskUnschedulableError
-from zray.util.state import list_nodes
+from zray.util.state import list_nodes, list_tasks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -105,6 +105,9 @@ def test_one_whose_shard_is_gone_is_replaced_and_used_again_once_it_is_back(
         assert len(ready) == 3
         with pytest.raises(TaskUnschedulableError, match="rare"):  # the grace goes on with the other one
             zray.get(waiting, timeout=10)
+        why = f"shard {used} of the control store does not answer"
+        details = [row["detail"] for row in list_tasks()]
+        assert all(why in detail or "no global scheduler" in detail for detail in details), details
         store.start(used)
         assert zray.get(refs, timeout=30) == list(range(8))
         eventually(lambda: scheduler_of(node_id)["shard"] == used)

@@ -40,7 +40,7 @@ def task_row(row: dict[str, Any]) -> Row:
         {
             "task_id": row["task_id"],
             "name": row["name"],
-            "state": TASK_STATES.get(detail, detail),
+            "state": TASK_STATES.get(detail.partition(",")[0], detail),
             "detail": detail,
             "attempt_number": row["attempt"],
             "missing": row["missing"],

@@ -95,7 +95,12 @@ class ClusterSide:
         scheduler.meet(self.away, self.guests)
         self.offloading = Offloading(scheduler, self.guests)
         self.transfers = Transfers(
-            out, config=scheduler.config, store=store, references=references, sharing=self.sharing
+            out,
+            config=scheduler.config,
+            store=store,
+            references=references,
+            sharing=self.sharing,
+            is_peer=lambda node: node in self.peers.alive,
         )
         self.kept = KeptCopies(
             out,
@@ -167,6 +172,11 @@ class ClusterSide:
     def want_copy(self, entry: ObjectEntry) -> None:
         """See :class:`ClusterStore`."""
         self.transfers.want(entry)
+
+    def made_here(self, entry: ObjectEntry) -> None:
+        """See :class:`ClusterStore`."""
+        self.transfers.call_off(entry.object_id)
+        self.reconstruction.expect(entry)
 
     def has_room(self, entry: ObjectEntry, kind: int) -> None:
         """See :class:`ClusterStore`."""

@@ -265,11 +265,10 @@ class Guests:
     def _not_made_here(self, entry: ObjectEntry) -> None:
         """A value that a guest was to return comes from elsewhere, if it is needed at all."""
         entry.known = False
-        if entry.pins > 1 or entry.holders:
-            if entry.object_id in self.sharing.shared:
-                self.sharing.want_again(entry)
-            else:
-                self.scheduler.store.watch_stranger(self.scheduler.now_ns, entry)
+        if entry.object_id in self.sharing.shared:  # also if nothing needs it: then it can be let go of
+            self.sharing.want_again(entry)
+        elif entry.pins > 1 or entry.holders:
+            self.scheduler.store.watch_stranger(self.scheduler.now_ns, entry)
 
     def _tell(self, guest: Guest, ended: Ended) -> None:
         if not guest.origin:

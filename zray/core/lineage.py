@@ -118,6 +118,16 @@ class Lineage:
                 return False
         return True
 
+    def awaited_by(self, mark: tuple[int, ...]) -> list[int]:
+        """The numbers of the shards because of which ``mark`` is not passed."""
+        links = enumerate(zip(self.links, mark, strict=True))
+        return [
+            number
+            for number, (link, sequence) in links
+            if (link.unacked and link.unacked[0].sequence <= sequence)
+            or (link.pending and link.sequence < sequence)
+        ]
+
     def hurry(self, now_ns: int) -> None:
         """Somebody waits for what is gathered here: send it without waiting for company."""
         self.flush_at_ns = None

@@ -475,13 +475,18 @@ class Node:
             return
         self.now_ns = now_ns
         self.cluster.actors.relay.creating(source, message.object_id)
-        entry = self.store.on_create(now_ns, source, message)
+        entry = self.store.on_create(now_ns, source, message, makes=self._makes(source, message.object_id))
         if entry is None:
             return
         holder = message.holder or (source if is_put(message.object_id) else b"")
         if holder in self.clients:
             self.references.hold(holder, entry)
             entry.created_for = holder
+
+    def _makes(self, source: Address, object_id: bytes) -> bool:
+        """Whether an object is a result of a task that a worker runs."""
+        worker = self.worker(source)
+        return worker is not None and not is_put(object_id) and producer_of(object_id) in worker.queue
 
     def on_seal(self, now_ns: int, source: Address, message: Seal) -> None:
         """A large value is written."""

@@ -9,7 +9,8 @@ most capacity, mapped never evicted). Paper, section 4.2.3.
 An object moves ``PENDING -> CREATING -> SEALED`` or ``PENDING -> SEALED``; a creator that dies moves it back
 to ``PENDING``. A spilled object is read by mapping its file, so a full store can never block a reader. One
 that is sealed on another node is ``REMOTE``; a copy of it moves ``REMOTE -> CREATING -> SEALED`` and, when it
-is evicted, back. Copies leave before anything is spilled.
+is evicted, back. Copies leave before anything is spilled. A task that runs again here makes what it makes: a
+copy of that on its way is called off, one that is here stays.
 """
 
 from __future__ import annotations
@@ -276,9 +277,17 @@ class NodeStore:
             return Value(FILE, b"", 0, entry.size, value.contained)
         return Value(EXTENT, b"", entry.offset, entry.size, value.contained)
 
-    def on_create(self, now_ns: int, source: Address, message: Create) -> ObjectEntry | None:
-        """Allocate room, at once or later; returns the entry unless the object can never be stored."""
+    def on_create(
+        self, now_ns: int, source: Address, message: Create, *, makes: bool = False
+    ) -> ObjectEntry | None:
+        """Allocate room, at once or later; returns the entry unless the object can never be stored.
+
+        Args:
+            makes: the object is a result of what ``source`` runs.
+        """
         entry = self.objects.get(message.object_id)
+        if entry is not None and makes:
+            self._prefer_maker(entry)
         if entry is not None and entry.state != PENDING:
             self._refuse_or_repeat(source, entry, message)
             return entry
@@ -295,6 +304,25 @@ class NodeStore:
         self.waiting_creates.append((source, entry))
         self.admit()
         return entry
+
+    def _prefer_maker(self, entry: ObjectEntry) -> None:
+        """A task that runs again here makes what other nodes may have: what it makes counts here.
+
+        A copy on its way might never come, nor one that is here stay, and the report of the task would find
+        nothing where it says that its result is.
+        """
+        if entry.state == SEALED:
+            self.copies.pop(entry.object_id, None)
+        elif entry.state == REMOTE or entry.creator == TRANSFER:
+            self._forget_creator(entry)
+            if entry.state == CREATING and entry.offset >= 0:
+                self.extents.free(entry.offset)
+            entry.offset = -1  # what was written to disk is not complete, and goes with the transfer
+            entry.granted = False
+            entry.state = PENDING
+            entry.size = 0
+            assert self.cluster is not None
+            self.cluster.made_here(entry)
 
     def _refuse_or_repeat(self, source: Address, entry: ObjectEntry, message: Create) -> None:
         """Answer a request for an object that has a value or is being written."""
@@ -637,6 +665,9 @@ class ClusterStore(Protocol):
 
     def want_copy(self, entry: ObjectEntry) -> None:
         """Somebody here needs the bytes of a remote object."""
+
+    def made_here(self, entry: ObjectEntry) -> None:
+        """A remote object is about to be made here once more: no copy of it is to come."""
 
     def has_room(self, entry: ObjectEntry, kind: int) -> None:
         """There is room for the bytes of a remote object."""

@@ -94,7 +94,7 @@ class Reconstruction:
             self.sharing.expose((message.object_id,))  # here it is
             self.scheduler.references.free_if_unneeded(entry)  # who asked may have let go of it meanwhile
             return
-        self._expect(entry)
+        self.expect(entry)
         if record.task_id == record.job_id:  # the handle of a detached actor
             self._lose(record, "its home died; only the next one makes the actor again")
         elif record.task_id not in self.scheduler.tasks and record.task_id not in self.waiting:
@@ -137,7 +137,7 @@ class Reconstruction:
             self.scheduler.end_job(now_ns, self.heirs.pop(next(iter(self.heirs))))
         return heir
 
-    def _expect(self, entry: ObjectEntry) -> None:
+    def expect(self, entry: ObjectEntry) -> None:
         """The object is made here, once more."""
         self.scheduler.store.lose(entry)
         if entry.state == PENDING:
@@ -223,7 +223,7 @@ class Reconstruction:
         for object_id in return_ids(record.task_id, task_class.descriptor.num_returns):
             lost = store.objects.get(object_id)
             if lost is not None and lost.state == REMOTE:
-                self._expect(lost)
+                self.expect(lost)
         spec = Submit(
             record.task_id, record.parent_id, record.descriptor_id, record.args, record.deps, record.borrowed
         )

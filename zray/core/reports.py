@@ -95,6 +95,10 @@ def node_report(node: Node) -> dict[str, Any]:
             "known": list(node.schedulers.known),
             "answers": node.schedulers.answers,
         },
+        "to_other_nodes": {
+            "waiting": len(node.cluster.sharing.gate),
+            "held_back_by_shards": node.cluster.sharing.held_back_by(node.now_ns),
+        },
         "lineage": {
             "followed": len(node.references.lineage),
             "truncated": node.references.lineage_truncated,
@@ -134,7 +138,7 @@ def tasks_of(node: Node) -> list[dict[str, Any]]:
             places[task_id] = "queued on its worker" if position else "running"
     forwarded = "forwarded" if node.schedulers.answers else "forwarded, and no global scheduler answers"
     places.update(dict.fromkeys(node.scheduler.forwarded, forwarded))
-    places.update(dict.fromkeys(node.cluster.away.tasks, "on another node"))
+    places.update(dict.fromkeys(node.cluster.away.tasks, _away(node)))
     places.update(dict.fromkeys(node.scheduler.admission.held, "waiting for the control store"))
     rows = []
     for task_id, task in list(node.scheduler.tasks.items())[:ROWS_MAX]:
@@ -151,6 +155,15 @@ def tasks_of(node: Node) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _away(node: Node) -> str:
+    """Where a granted task is; its grant, and all that it needs there, may still wait in this node."""
+    shards = node.cluster.sharing.held_back_by(node.now_ns)
+    if not shards:
+        return "on another node"
+    numbers = ", ".join(map(str, shards))
+    return f"on another node, or on its way there: shard {numbers} of the control store does not answer"
 
 
 def _actors(node: Node) -> list[dict[str, Any]]:

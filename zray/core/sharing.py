@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from zray.core.lineage import Lineage
-from zray.core.machine import TRANSFER, Address, Effect, invariant
+from zray.core.machine import RUNTIME, TRANSFER, Address, Effect, invariant
 from zray.core.node_store import PENDING, REMOTE, SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
 from zray.core.table_writer import TableWriter
@@ -43,9 +43,11 @@ from zray.protocol.cluster import (
     ShareUpdate,
     ShareUpdates,
 )
-from zray.protocol.messages import AT_NODE, EXTENT, FAULT, FILE, Value
+from zray.protocol.messages import AT_NODE, EXTENT, FAULT, FILE, Value, Warn
 
 RESEND_NS = 1_000_000_000
+HELD_BACK_NS = 3_000_000_000
+"""How long the front of the gate may wait before the operator is told for which shards."""
 
 
 class SharedObject:
@@ -130,6 +132,9 @@ class Sharing:
         self.links = [_DirectoryLink(address) for address in shards]
         self.by_address = {link.address: link for link in self.links}
         self.gate: deque[_Waiting] = deque()
+        self._front: _Waiting | None = None  # of the gate at the end of the last batch
+        self._front_since_ns = 0
+        self._is_told = False
         self.active = False  # whether there are other nodes
         self.evictions: list[ObjectEntry] = []  # of this batch
         self._finding: ObjectEntry | None = None
@@ -402,6 +407,30 @@ class Sharing:
         shared.copied = True
         self.say_copied(entry)
 
+    def _look_at_front(self, now_ns: int, front: _Waiting) -> None:
+        """Tell, once, if the same word has been at the front for long: shards must be away."""
+        if front is not self._front:
+            self._front, self._front_since_ns, self._is_told = front, now_ns, False
+        elif not self._is_told and now_ns - self._front_since_ns >= HELD_BACK_NS:
+            self._is_told = True
+            numbers = ", ".join(map(str, self._awaited_by(front)))
+            text = (
+                f"shard {numbers} of the control store does not answer; what goes to other nodes waits for it"
+            )
+            self.out.append((RUNTIME, Warn(text)))
+
+    def _awaited_by(self, waiting: _Waiting) -> list[int]:
+        """The shards that did not acknowledge yet what something at the gate waits for."""
+        found = self.lineage.awaited_by(waiting.records) + self.tables.awaited_by(waiting.rows)
+        found += [number for number, link in enumerate(self.links) if waiting.holds[number] > link.acked]
+        return sorted(dict.fromkeys(found))
+
+    def held_back_by(self, now_ns: int) -> list[int]:
+        """The shards because of which nothing has left this node for so long that they must be away."""
+        if self._front is None or now_ns - self._front_since_ns < RESEND_NS:
+            return []
+        return self._awaited_by(self._front)
+
     # --- sending -----------------------------------------------------------------------------------
 
     def _link_of(self, object_id: bytes) -> _DirectoryLink:
@@ -425,6 +454,9 @@ class Sharing:
             self._leave(gate.popleft())
         if gate:
             self.lineage.hurry(now_ns)
+            self._look_at_front(now_ns, gate[0])
+        else:
+            self._front = None
         for link in self.links:
             if link.pending or (link.snapshot and self.active):
                 self._send(now_ns, link)

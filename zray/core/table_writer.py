@@ -54,6 +54,11 @@ class TableWriter:
         # They are in the order of their tokens.
         return not self.unacked or next(iter(self.unacked.values())).token > token
 
+    def awaited_by(self, token: int) -> list[int]:
+        """The numbers of the shards that did not acknowledge writes up to this one, one for each write."""
+        keys = [write.key for write in self.unacked.values() if write.token <= token]
+        return [shard_of(key, len(self.shards)) for key in keys]
+
     def _shard_of(self, key: bytes) -> Address:
         return self.shards[shard_of(key, len(self.shards))]
 

@@ -11,6 +11,7 @@ Machines move no bytes: ``ReceiveInto`` and ``SendChunk`` are effects for ``TRAN
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from zray.config import Config
 from zray.core.machine import RUNTIME, TRANSFER, Address, Effect, invariant
@@ -47,16 +48,25 @@ class Transfers:
     Args:
         out: the node's outbox.
         config: the size of a chunk, and how much may be under way.
+        is_peer: whether a node is known to be alive.
     """
 
     def __init__(
-        self, out: list[Effect], *, config: Config, store: NodeStore, references: References, sharing: Sharing
+        self,
+        out: list[Effect],
+        *,
+        config: Config,
+        store: NodeStore,
+        references: References,
+        sharing: Sharing,
+        is_peer: Callable[[Address], bool],
     ) -> None:
         self.out = out
         self.config = config
         self.store = store
         self.references = references
         self.sharing = sharing
+        self.is_peer = is_peer
         self.queued: dict[bytes, ObjectEntry] = {}  # wanted, and not begun
         self.active: dict[bytes, Transfer] = {}
         self.bandwidth = 0  # exponential average, bytes per second; 0: nothing came yet
@@ -120,6 +130,12 @@ class Transfers:
         entry = transfer.entry
         self._end(entry.object_id)
         self.sharing.want_again(entry)
+
+    def call_off(self, object_id: bytes) -> None:
+        """No copy of an object is wanted any more."""
+        self.queued.pop(object_id, None)
+        if object_id in self.active:
+            self._end(object_id)
 
     def _end(self, object_id: bytes) -> None:
         del self.active[object_id]
@@ -190,10 +206,15 @@ class Transfers:
                 self._lose_source(transfer, shared, node)
 
     def on_tick(self, now_ns: int) -> None:
-        """Ask again for chunks that did not come: their link was lost while both ends lived."""
+        """Ask again for chunks that did not come: their link was lost while both ends lived.
+
+        Or somebody who had not heard of a death named a dead node as a source after it was known here.
+        """
         for transfer in list(self.active.values()):
             if transfer.started and transfer.progress_ns + self.config.pull_patience_ns <= now_ns:
                 transfer.progress_ns = now_ns
+                shared = self.sharing.shared[transfer.entry.object_id]
+                shared.nodes = tuple(filter(self.is_peer, shared.nodes))
                 transfer.missing.extend(transfer.asked)
                 transfer.asked.clear()
                 self._ask(transfer)
