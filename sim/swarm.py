@@ -456,6 +456,8 @@ class Regression(NamedTuple):
     seed: int
     scenario: Scenario
     story: str
+    is_open: bool = False
+    """The bug is known and not mended yet."""
 
 
 def regressions(path: Path) -> list[Regression]:
@@ -474,7 +476,8 @@ def regressions(path: Path) -> list[Regression]:
             for key, value in entry.get("changes", {}).items():
                 part, _, field = key.partition(".")
                 scenario = _with(scenario, part, field, value)
-            found.append(Regression(entry["name"], seed, scenario, entry["story"]))
+            is_open = bool(entry.get("open"))
+            found.append(Regression(entry["name"], seed, scenario, entry["story"], is_open))
         except (KeyError, TypeError, AttributeError) as error:
             raise ScenarioError(f"{path}: run {number}: {error!r}") from None
     return found

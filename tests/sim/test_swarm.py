@@ -66,7 +66,10 @@ def test_shipped_scenarios_pass(name: str) -> None:
 @pytest.mark.parametrize("regression", regressions(REGRESSIONS), ids=lambda regression: regression.name)
 def test_what_failed_once_passes(regression: Regression) -> None:
     verdict, _ = run_scenario(regression.scenario, regression.seed)
-    assert verdict.kind == PASSED, verdict.detail
+    if regression.is_open:
+        assert verdict.kind != PASSED, "it is mended: take `open` out of its entry"
+    else:
+        assert verdict.kind == PASSED, verdict.detail
 
 
 def test_regressions_are_refused_by_name_of_the_file(tmp_path: Path) -> None:
