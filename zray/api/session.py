@@ -178,8 +178,8 @@ def init(
         _set_logging_level(logging_level)
     with _lock:
         if is_initialized():
-            if ignore_reinit_error and _context is not None:
-                return _context
+            if ignore_reinit_error:
+                return _context or _context_of_worker()
             raise RuntimeError("zray.init() was called twice; call zray.shutdown() first")
         address = _checked_address(address)
         started = {
@@ -220,6 +220,13 @@ _REFUSED = {
     "_redis_username": "a cluster has a key: `zray start --key-file`",
     "_tracing_startup_hook": "zray.timeline() shows what ran where",
 }
+
+
+def _context_of_worker() -> Context:
+    """Of a worker, which is connected before any code of a user runs, and is no address to join at."""
+    from zray.api.context import get_runtime_context
+
+    return Context("", get_runtime_context().get_node_id(), None)
 
 
 def _refuse(refused: Mapping[str, Any], include_dashboard: bool | None) -> None:

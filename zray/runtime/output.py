@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import threading
@@ -19,8 +20,12 @@ from zray.protocol.user_messages import STDERR, STDOUT, Output
 if TYPE_CHECKING:
     from zray.runtime.client import Client
 
+log = logging.getLogger("zray.worker")
+
 TEXT_MAX = 64 * 1024
 """Characters of one message; a longer line travels in pieces."""
+TITLE_MAX = 200
+"""Characters of what an actor calls itself in front of its lines."""
 
 
 class LineForwarder(io.TextIOBase):
@@ -41,6 +46,7 @@ class LineForwarder(io.TextIOBase):
         self._client = client
         self._parts: list[str] = []
         self._lock = threading.RLock()
+        self.title = ""  # in place of the name of the task or call
 
     def write(self, text: str) -> int:
         """Write text; what ends with a newline is told at once."""
@@ -62,7 +68,7 @@ class LineForwarder(io.TextIOBase):
         if os.getpid() != client.pid:  # a process that the user's code forked has the file, and no link
             return
         nested = client.is_inside()  # zray's own log, from inside the link: it goes with what follows
-        name = client.context.name
+        name = self.title or client.context.name
         with client.lock:
             for start in range(0, max(1, len(text)), TEXT_MAX):
                 client.out.append((client.node, Output(self._number, name, text[start : start + TEXT_MAX])))
@@ -106,6 +112,18 @@ def redirect(client: Client) -> None:
     """Forward the lines that this worker prints from now on."""
     for name, number in (("stdout", STDOUT), ("stderr", STDERR)):
         setattr(sys, name, LineForwarder(getattr(sys, name), number, client))
+
+
+def entitle(actor: object) -> None:
+    """Show the lines of this worker from now on as those of ``repr(actor)``, if that works."""
+    try:
+        title = " ".join(repr(actor).split())[:TITLE_MAX]
+    except Exception as error:
+        log.warning("%s.__repr__() raised %r", type(actor).__name__, error)
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LineForwarder):
+            stream.title = title
 
 
 def flush() -> None:
