@@ -383,6 +383,34 @@ def test_listener_that_is_not_zray_fails_within_the_timeout(here: Place, family:
 # --- forks of a driver -------------------------------------------------------------------------------
 
 
+LATE = """
+    import atexit, threading
+
+    def late(name):
+        try:
+            print(name, zray.get(zray.put(1)))
+        except Exception as error:
+            print(name, type(error).__name__)
+
+    def end():
+        thread = threading.Thread(target=late, args=("thread",))
+        thread.start()
+        thread.join()
+        late("handler")
+
+    atexit.register(end)  # before zray's own handler is, and so it runs after it
+    import zray
+
+    zray.init(num_cpus=1)
+"""
+
+
+def test_no_cluster_starts_for_a_thread_that_outlives_the_program(here: Place) -> None:
+    """A daemon thread in a loop would have one just before the interpreter stops it; a handler may."""
+    done = here.run(LATE)
+    assert done.stdout.splitlines() == ["thread NotInitializedError", "handler 1"], done.stderr
+
+
 def test_forked_child_is_told_and_its_end_disturbs_nobody(here: Place) -> None:
     done = here.run("""
         import multiprocessing, os, sys, zray
