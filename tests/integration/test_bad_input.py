@@ -24,6 +24,7 @@ from zray.exceptions import (
     TaskError,
     ZrayError,
 )
+from zray.util import placement_group
 
 PATIENCE_S = 20
 
@@ -354,6 +355,20 @@ class TestCalls:
         for thing in (zray.put(1), echo, zray.remote(Plain)):
             with pytest.raises(TypeError, match="actor handle"):
                 zray.kill(thing)
+
+    @pytest.mark.parametrize("name", ["a\0b", "n" * 1001])
+    def test_names_that_nothing_can_have(self, name: str) -> None:
+        plain = zray.remote(Plain)
+        with pytest.raises(ValueError, match="name of an actor"):
+            plain.options(name=name).remote()
+        with pytest.raises(ValueError, match="name of an actor"):
+            plain.options(name="a", namespace=name).remote()
+        with pytest.raises(ValueError, match="name of an actor"):
+            zray.get_actor(name)
+
+    def test_a_name_that_no_placement_group_can_have(self) -> None:
+        with pytest.raises(ValueError, match="name of a placement group"):
+            placement_group([{"CPU": 1}], name="n" * 1001)
 
     def test_handles_and_refs_cannot_be_made_by_hand(self) -> None:
         with pytest.raises(TypeError):

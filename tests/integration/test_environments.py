@@ -231,6 +231,10 @@ PRINTING = """
         def __repr__(self):
             return "Named\\n[1]"
 
+        def speak(self):
+            sys.stdout.buffer.write(b"no text: \\xff\\n")
+            print("half a pair: \\ud800", file=sys.stderr)
+
     @zray.remote
     def log_lines():
         logging.getLogger("library").warning("of a library")
@@ -257,7 +261,7 @@ class TestOutput:
             "second",
             "after the first",
             "from an actor",
-            "from an actor",
+            "no text: \\xff",
             "the end",
         ]
         assert lines[0].startswith("(speak pid=")
@@ -265,6 +269,7 @@ class TestOutput:
         assert lines[3].startswith("(Speaker.speak pid=")
         assert lines[4].startswith("(Named [1] pid=")
         assert "to stderr" in done.stderr
+        assert ") half a pair: \\ud800\n" in done.stderr
         assert ") of a library\n" in done.stderr
         assert ") user says of a user\n" in done.stderr
 

@@ -11,6 +11,7 @@ from zray.api import session
 from zray.api.environments import published
 from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
+from zray.core.checks import problem_of_actor_name
 from zray.core.client import MethodCall
 from zray.errors import ActorDiedError, PendingCallsLimitExceededError
 from zray.ids import ID_BYTES, first_return_id, producer_of, short
@@ -75,6 +76,8 @@ class ActorClass(Generic[P, T]):
         options = self._options
         _check_named(options)
         name, namespace = options["name"] or "", options["namespace"] or client.namespace
+        if name:
+            _check_name(namespace, name)
         limits = options["max_task_retries"] or 0, options["max_pending_calls"]
         shown = self._class.__qualname__, _methods_of(self._class), limits
         handle = dump(shown).to_bytes() if name else b""
@@ -121,6 +124,13 @@ def _check_named(options: dict[str, Any]) -> None:
         raise ValueError("get_if_exists needs a name")
     if options["name"] is not None and not options["name"]:
         raise ValueError("the name of an actor is not empty")
+
+
+def _check_name(namespace: str, name: str) -> None:
+    """Here, because a node would take such a question for garbage and not answer it."""
+    problem = problem_of_actor_name(namespace, name)
+    if problem:
+        raise ValueError(f"{problem}: {name[:100]!r}")
 
 
 def _check_constructor(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -312,11 +322,13 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 
     Raises:
         ActorHandleNotFoundError: a ``ValueError``, if no living actor of the namespace has the name.
+        ValueError: if none can have it.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"the name of an actor is a string that is not empty, not {name!r}")
     client = session.current()
     namespace = namespace or client.namespace
+    _check_name(namespace, name)
     found = _find(client, name, namespace)
     if found is None:
         from zray.exceptions import ActorHandleNotFoundError

@@ -7,13 +7,14 @@ first asks it whether it has the lines.) What C code writes to its descriptors i
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
 import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zray.protocol.user_messages import STDERR, STDOUT, Output
 
@@ -46,6 +47,7 @@ class LineForwarder(io.TextIOBase):
         self._client = client
         self._parts: list[str] = []
         self._lock = threading.RLock()
+        self._bytes: ByteForwarder | None = None
         self.title = ""  # in place of the name of the task or call
 
     def write(self, text: str) -> int:
@@ -67,6 +69,8 @@ class LineForwarder(io.TextIOBase):
         client = self._client
         if os.getpid() != client.pid:  # a process that the user's code forked has the file, and no link
             return
+        if not text.isascii():  # half of a surrogate pair travels in no message
+            text = text.encode("utf-8", "backslashreplace").decode()
         nested = client.is_inside()  # zray's own log, from inside the link: it goes with what follows
         name = self.title or client.context.name
         with client.lock:
@@ -106,6 +110,43 @@ class LineForwarder(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         """That of the file."""
         return self._behind.encoding or "utf-8"
+
+    @property
+    def buffer(self) -> ByteForwarder:
+        """For those who write bytes."""
+        if self._bytes is None:
+            self._bytes = ByteForwarder(self)
+        return self._bytes
+
+    def reconfigure(self, **options: Any) -> None:
+        """Taken for the sake of who calls it: what is written is told line by line anyway."""
+
+
+class ByteForwarder(io.BufferedIOBase):
+    """The ``buffer`` of a :class:`LineForwarder`: what is no text in its encoding is shown escaped."""
+
+    def __init__(self, forwarder: LineForwarder) -> None:
+        super().__init__()
+        self._forwarder = forwarder
+        self._decode = codecs.getincrementaldecoder(forwarder.encoding)("backslashreplace").decode
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or anything that has a buffer."""
+        data = bytes(data)
+        self._forwarder.write(self._decode(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Like that of the text."""
+        self._forwarder.flush()
+
+    def fileno(self) -> int:
+        """The descriptor of the file."""
+        return self._forwarder.fileno()
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
 
 
 def redirect(client: Client) -> None:
