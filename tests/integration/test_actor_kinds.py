@@ -518,8 +518,8 @@ class Tidy:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def call(self) -> None:
-        pass
+    def call(self, seconds: float = 0.0) -> None:
+        time.sleep(seconds)
 
     def __ray_shutdown__(self) -> None:
         with open(self.path, "a") as notes:
@@ -556,9 +556,10 @@ class TestShutdown:
         notes = tmp_path / "notes"
         actor = zray.remote(Tidy).remote(str(notes))
         zray.get(actor.call.remote(), timeout=PATIENCE_S)
+        running = actor.call.remote(PATIENCE_S)
         zray.kill(actor)
         with pytest.raises(RayActorError, match="kill"):
-            zray.get(actor.call.remote(), timeout=PATIENCE_S)
+            zray.get(running, timeout=PATIENCE_S)
         assert not notes.exists()
 
 
