@@ -383,6 +383,30 @@ def test_listener_that_is_not_zray_fails_within_the_timeout(here: Place, family:
 # --- forks of a driver -------------------------------------------------------------------------------
 
 
+SLOW_FAREWELL = """
+    import time, zray
+    zray.init(num_cpus=1)
+
+    @zray.remote(num_cpus=1)
+    class Slow:
+        def call(self):
+            pass
+
+        def __ray_shutdown__(self):
+            time.sleep(1000)
+
+    slow = Slow.remote()
+    zray.get(slow.call.remote())
+    del slow
+    print(zray.get(zray.remote(lambda: "the CPU is free").remote()))
+"""
+
+
+def test_an_actor_that_does_not_end_is_cut_off(here: Place) -> None:
+    done = here.run(SLOW_FAREWELL, environment={"ZRAY_FAREWELL_TIMEOUT_NS": "100000000"})
+    assert done.stdout.splitlines() == ["the CPU is free"], done.stderr
+
+
 LATE = """
     import atexit, threading
 

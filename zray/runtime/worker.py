@@ -59,7 +59,7 @@ from zray.runtime.client import Client
 from zray.runtime.environment import packages_of
 from zray.runtime.results import NOTHING, InputFailedError, Results
 from zray.runtime.streaming import StreamMaker
-from zray.runtime.worker_end import end_fork
+from zray.runtime.worker_end import bound_farewell, end_fork
 from zray.serialize.functions import FunctionTable, load_args
 from zray.serialize.values import load
 
@@ -147,6 +147,8 @@ class WorkerProcess:
                 self._do_one()
         if self.actor is not None:
             client.wait_until(lambda: self.actor is None or self.actor.is_idle, None)
+        bound_farewell(self.config.farewell_timeout_ns / 1e9)
+        if self.actor is not None:
             self.actor.shut_down()
         atexit._run_exitfuncs()  # the process ends without the interpreter's own end
         output.flush()

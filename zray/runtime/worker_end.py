@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import faulthandler
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
@@ -17,10 +18,21 @@ from zray.serialize.values import format_user_traceback
 if TYPE_CHECKING:
     from zray.runtime.client import Client
 
+_STDERR = 2
+
+
+def bound_farewell(timeout_s: float) -> None:
+    """What the user's code does from now on (``__ray_shutdown__``, exit handlers) ends in time or is cut off.
+
+    Then the worker's log says in which line every thread was.
+    """
+    faulthandler.dump_traceback_later(timeout_s, exit=True, file=_STDERR)
+
 
 def end_worker(client: Client, error: BaseException) -> NoReturn:
     """End this worker because of ``error``: exit handlers run, and what it printed is told."""
     code = _code_for(error)
+    bound_farewell(client.config.farewell_timeout_ns / 1e9)
     atexit._run_exitfuncs()
     output.flush()
     client.tell_all()
