@@ -232,12 +232,6 @@ class TestOptions:
             zray.remote(zray.remote(Plain))
         with pytest.raises(TypeError):
             zray.remote(function, 1)
-
-        async def coroutine() -> None:
-            pass
-
-        with pytest.raises(ValueError, match=r"asyncio\.run"):
-            zray.remote(coroutine)
         with pytest.raises(TypeError, match="takes a function or a class"):
             zray.remote(num_cpus=1)(5)
 
