@@ -150,6 +150,8 @@ class Config(NamedTuple):
     """How long ``init`` waits for a cluster to answer."""
     shutdown_timeout_ns: int = 3_000_000_000
     """How long a process waits for those it started before it kills them."""
+    farewell_timeout_ns: int = 30_000_000_000
+    """How long the user's code of a worker that ends may take (``__ray_shutdown__``, exit handlers)."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Config:

@@ -115,6 +115,8 @@ def _dual_class(cause: type[BaseException]) -> type[TaskError] | None:
     if cause not in _dual_classes:
         try:
             made = type(f"TaskError({cause.__name__})", (TaskError, cause), {"__module__": __name__})
+            if issubclass(cause, MemoryError):  # whose own ``__new__`` refuses classes of several bases
+                made.__new__ = BaseException.__new__  # type: ignore[assignment]
             _dual_classes[cause] = made
         except TypeError:  # such as bool-like final classes or a conflicting layout
             _dual_classes[cause] = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -74,6 +75,53 @@ class Gate:
 
     def plain(self) -> str:
         return threading.current_thread().name
+
+
+class Constructed:
+    """Its constructor does in the loop what its calls find there."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+        self.ticked = asyncio.get_running_loop().create_task(self.tick())
+
+    async def tick(self) -> str:
+        return "ticked"
+
+    async def find(self) -> tuple[bool, str]:
+        return self.thread == threading.get_ident(), await self.ticked
+
+
+class ConstructedLater(Constructed):
+    async def __init__(self) -> None:
+        await asyncio.sleep(0)
+        super().__init__()
+
+
+@zray.remote
+class Waiting:
+    def __init__(self, value: int) -> None:
+        self.value = zray.get(zray.remote(lambda: value).remote())
+
+    async def read(self) -> int:
+        return self.value
+
+
+class TestConstructors:
+    @pytest.mark.parametrize("kind", [Constructed, ConstructedLater])
+    def test_run_in_the_loop(self, kind: type[Constructed]) -> None:
+        assert zray.get(zray.remote(kind).remote().find.remote(), timeout=PATIENCE_S) == (True, "ticked")
+
+    def test_lend_their_cpus_while_they_wait(self) -> None:
+        actors = [Waiting.options(num_cpus=1).remote(7) for _ in range(2)]  # all CPUs that there are
+        assert zray.get([actor.read.remote() for actor in actors], timeout=PATIENCE_S) == [7, 7]
+
+    def test_raise(self) -> None:
+        class Failing(Constructed):
+            async def __init__(self) -> None:
+                raise KeyError("made in the loop")
+
+        with pytest.raises(ActorDiedError, match="made in the loop"):
+            zray.get(zray.remote(Failing).remote().find.remote(), timeout=PATIENCE_S)
 
 
 class TestAsyncActors:
@@ -259,6 +307,11 @@ class TestNames:
             Named.options(name="five").remote(threading.Lock())
         assert zray.get(Named.options(name="five").remote(5).read.remote()) == 5
 
+    def test_a_detached_actor_needs_none(self) -> None:
+        gate = Gate.options(lifetime="detached").remote()
+        assert zray.get(gate.echo.remote(1), timeout=PATIENCE_S) == 1
+        zray.kill(gate)
+
     def test_namespaces_are_apart(self) -> None:
         here = Named.options(name="four").remote(1)
         there = Named.options(name="four", namespace="elsewhere").remote(2)
@@ -393,6 +446,9 @@ class Leaver:
     def leave(self) -> None:
         exit_actor()
 
+    def exit(self, code: int | str) -> None:
+        sys.exit(code)
+
     def call(self, seconds: float = 0.0) -> str:
         time.sleep(seconds)
         return "done"
@@ -421,6 +477,90 @@ class TestExitActor:
     def test_outside_an_actor_it_is_refused(self) -> None:
         with pytest.raises(TypeError, match="methods of an actor"):
             exit_actor()
+
+    def test_exit_of_the_interpreter_in_success_ends_it_for_good(self, tmp_path: Path) -> None:
+        farewell = tmp_path / "farewell"
+        leaver = Leaver.options(max_restarts=1).remote(str(farewell))
+        with pytest.raises(RayActorError, match=r"sys\.exit"):
+            zray.get(leaver.exit.remote(0), timeout=PATIENCE_S)
+        eventually(farewell.exists, PATIENCE_S)
+        with pytest.raises(RayActorError, match=r"sys\.exit"):
+            zray.get(leaver.call.remote(), timeout=PATIENCE_S)
+
+    @pytest.mark.parametrize("code", [3, "a sentence"])
+    def test_exit_of_the_interpreter_in_failure_is_a_crash(self, tmp_path: Path, code: int | str) -> None:
+        farewell = tmp_path / "farewell"
+        leaver = Leaver.options(max_restarts=1, max_task_retries=1).remote(str(farewell))
+        with pytest.raises(RayActorError, match=f"exited with code {code if code == 3 else 1}"):
+            zray.get(leaver.exit.remote(code), timeout=PATIENCE_S)  # it is made again once, and exits again
+        assert farewell.exists()
+
+    def test_a_coroutine_that_is_no_call_and_exits_leaves_no_call_waiting(self) -> None:
+        class Background:
+            async def start(self) -> None:
+                self.task = asyncio.create_task(self.end())
+
+            async def end(self) -> None:
+                raise SystemExit(5)
+
+            async def wait(self) -> None:
+                await asyncio.Event().wait()
+
+        actor = zray.remote(Background).remote()
+        zray.get(actor.start.remote(), timeout=PATIENCE_S)
+        with pytest.raises(RayActorError, match="exited with code 5"):
+            zray.get(actor.wait.remote(), timeout=PATIENCE_S)
+
+
+class Tidy:
+    """Writes down how it ends."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def call(self, seconds: float = 0.0) -> None:
+        time.sleep(seconds)
+
+    def __ray_shutdown__(self) -> None:
+        with open(self.path, "a") as notes:
+            notes.write("shut down, ")
+
+    def __del__(self) -> None:
+        with open(self.path, "a") as notes:
+            notes.write("deleted")
+
+
+class AsyncTidy(Tidy):
+    async def enter(self) -> None:
+        pass
+
+    async def __ray_shutdown__(self) -> None:
+        await asyncio.sleep(0)
+        super().__ray_shutdown__()
+
+
+class TestShutdown:
+    @pytest.mark.parametrize("kind", [Tidy, AsyncTidy])
+    @pytest.mark.parametrize("how", ["no handle", "terminated"])
+    def test_an_actor_that_ends_in_peace_is_told(self, tmp_path: Path, kind: type[Tidy], how: str) -> None:
+        notes = tmp_path / "notes"
+        actor = zray.remote(kind).remote(str(notes))
+        zray.get(actor.call.remote(), timeout=PATIENCE_S)
+        if how == "terminated":
+            actor.__ray_terminate__.remote()
+        else:
+            del actor
+        eventually(lambda: notes.exists() and notes.read_text() == "shut down, deleted", PATIENCE_S)
+
+    def test_one_that_is_killed_is_not(self, tmp_path: Path) -> None:
+        notes = tmp_path / "notes"
+        actor = zray.remote(Tidy).remote(str(notes))
+        zray.get(actor.call.remote(), timeout=PATIENCE_S)
+        running = actor.call.remote(PATIENCE_S)
+        zray.kill(actor)
+        with pytest.raises(RayActorError, match="kill"):
+            zray.get(running, timeout=PATIENCE_S)
+        assert not notes.exists()
 
 
 class Again(Exception):

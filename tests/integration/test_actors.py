@@ -91,6 +91,13 @@ class Counter:
     def __call__(self, x: int) -> int:
         return x * 2
 
+    def __getitem__(self, key: str) -> str:
+        return key * 2
+
+    @zray.method
+    def keywords(self, /, **kwargs: int) -> dict[str, int]:
+        return kwargs
+
 
 @zray.remote
 def echo(value: Any = None) -> Any:
@@ -121,6 +128,10 @@ class TestCalls:
         assert zray.get(counter.static.remote(1)) == 2
         assert zray.get(counter.name.remote()) == "Counter"
         assert zray.get(counter.__call__.remote(4)) == 8
+        assert zray.get(counter.__getitem__.remote("a")) == "aa"
+        assert zray.get(counter.keywords.remote(self=1, args=2)) == {"self": 1, "args": 2}
+        with pytest.raises(TypeError, match="by keyword"):
+            zray.method(1)  # type: ignore[call-overload]
 
     def test_num_returns(self, tmp_path: Path) -> None:
         counter = Counter.remote(7)
@@ -488,7 +499,7 @@ class TestNestedResults:
 class TestErrors:
     def test_do_not_kill_it(self) -> None:
         counter = Counter.remote()
-        for error in (ValueError("v"), KeyError("k"), SystemExit(3), KeyboardInterrupt()):
+        for error in (ValueError("v"), KeyError("k"), MemoryError("m"), KeyboardInterrupt()):
             with pytest.raises(TaskError, match=type(error).__name__) as caught:
                 zray.get(counter.fail.remote(error))
             assert isinstance(caught.value.cause, type(error))

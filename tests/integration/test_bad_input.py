@@ -24,6 +24,7 @@ from zray.exceptions import (
     TaskError,
     ZrayError,
 )
+from zray.util import placement_group
 
 PATIENCE_S = 20
 
@@ -327,8 +328,7 @@ class TestCalls:
             zray.wait([ref, 5])
         with pytest.raises(ValueError, match="once"):
             zray.wait([ref, ref])
-        with pytest.raises(ValueError, match="at least one"):
-            zray.wait([])
+        assert zray.wait([]) == ([], [])
         for number in (0, -1, 2):
             with pytest.raises(ValueError, match="num_returns"):
                 zray.wait([ref], num_returns=number)
@@ -349,6 +349,20 @@ class TestCalls:
         for thing in (zray.put(1), echo, zray.remote(Plain)):
             with pytest.raises(TypeError, match="actor handle"):
                 zray.kill(thing)
+
+    @pytest.mark.parametrize("name", ["a\0b", "n" * 1001])
+    def test_names_that_nothing_can_have(self, name: str) -> None:
+        plain = zray.remote(Plain)
+        with pytest.raises(ValueError, match="name of an actor"):
+            plain.options(name=name).remote()
+        with pytest.raises(ValueError, match="name of an actor"):
+            plain.options(name="a", namespace=name).remote()
+        with pytest.raises(ValueError, match="name of an actor"):
+            zray.get_actor(name)
+
+    def test_a_name_that_no_placement_group_can_have(self) -> None:
+        with pytest.raises(ValueError, match="name of a placement group"):
+            placement_group([{"CPU": 1}], name="n" * 1001)
 
     def test_handles_and_refs_cannot_be_made_by_hand(self) -> None:
         with pytest.raises(TypeError):
@@ -381,7 +395,12 @@ class TestCalls:
                 return str(error)
             return "a second cluster"
 
+        @zray.remote
+        def tolerant() -> tuple[str, bool]:
+            return zray.init("auto", ignore_reinit_error=True).node_id, zray.is_initialized()
+
         assert zray.get(inner.remote()) != "a second cluster"
+        assert zray.get(tolerant.remote()) == (zray.get_runtime_context().get_node_id(), True)
         assert zray.get(zray.remote(function).remote(2)) == 2
 
 

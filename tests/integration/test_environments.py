@@ -212,7 +212,7 @@ class TestInit:
 
 
 PRINTING = """
-    import sys, zray
+    import logging, sys, zray
     zray.init(num_cpus=1, log_to_driver={log})
 
     @zray.remote
@@ -226,9 +226,26 @@ PRINTING = """
         def speak(self):
             print("from an actor")
 
+    @zray.remote
+    class Named(Speaker._class):
+        def __repr__(self):
+            return "Named\\n[1]"
+
+        def speak(self):
+            sys.stdout.buffer.write(b"no text: \\xff\\n")
+            print("half a pair: \\ud800", file=sys.stderr)
+
+    @zray.remote
+    def log_lines():
+        logging.getLogger("library").warning("of a library")
+        logging.basicConfig(level=logging.INFO, format="%(name)s says %(message)s")
+        logging.getLogger("user").info("of a user")
+
     assert zray.get(speak.remote("first\\nsecond")) == 1
     print("after the first")
     zray.get(Speaker.remote().speak.remote())
+    zray.get(Named.remote().speak.remote())
+    zray.get(log_lines.remote())
     print("the end")
 """
 
@@ -244,12 +261,17 @@ class TestOutput:
             "second",
             "after the first",
             "from an actor",
+            "no text: \\xff",
             "the end",
         ]
         assert lines[0].startswith("(speak pid=")
         assert ", ip=" in lines[0]
         assert lines[3].startswith("(Speaker.speak pid=")
+        assert lines[4].startswith("(Named [1] pid=")
         assert "to stderr" in done.stderr
+        assert ") half a pair: \\ud800\n" in done.stderr
+        assert ") of a library\n" in done.stderr
+        assert ") user says of a user\n" in done.stderr
 
     def test_it_may_be_kept_away(self) -> None:
         with clusters.place() as place:

@@ -383,6 +383,58 @@ def test_listener_that_is_not_zray_fails_within_the_timeout(here: Place, family:
 # --- forks of a driver -------------------------------------------------------------------------------
 
 
+SLOW_FAREWELL = """
+    import time, zray
+    zray.init(num_cpus=1)
+
+    @zray.remote(num_cpus=1)
+    class Slow:
+        def call(self):
+            pass
+
+        def __ray_shutdown__(self):
+            time.sleep(1000)
+
+    slow = Slow.remote()
+    zray.get(slow.call.remote())
+    del slow
+    print(zray.get(zray.remote(lambda: "the CPU is free").remote()))
+"""
+
+
+def test_an_actor_that_does_not_end_is_cut_off(here: Place) -> None:
+    done = here.run(SLOW_FAREWELL, environment={"ZRAY_FAREWELL_TIMEOUT_NS": "100000000"})
+    assert done.stdout.splitlines() == ["the CPU is free"], done.stderr
+
+
+LATE = """
+    import atexit, threading
+
+    def late(name):
+        try:
+            print(name, zray.get(zray.put(1)))
+        except Exception as error:
+            print(name, type(error).__name__)
+
+    def end():
+        thread = threading.Thread(target=late, args=("thread",))
+        thread.start()
+        thread.join()
+        late("handler")
+
+    atexit.register(end)  # before zray's own handler is, and so it runs after it
+    import zray
+
+    zray.init(num_cpus=1)
+"""
+
+
+def test_no_cluster_starts_for_a_thread_that_outlives_the_program(here: Place) -> None:
+    """A daemon thread in a loop would have one just before the interpreter stops it; a handler may."""
+    done = here.run(LATE)
+    assert done.stdout.splitlines() == ["thread NotInitializedError", "handler 1"], done.stderr
+
+
 def test_forked_child_is_told_and_its_end_disturbs_nobody(here: Place) -> None:
     done = here.run("""
         import multiprocessing, os, sys, zray

@@ -164,6 +164,7 @@ class TestArguments:
         collect = zray.remote(self.collect)
         assert zray.get(collect.remote(1, c=2)) == (1, "b", (), 2, "d", {})
         assert zray.get(collect.remote(1, 2, 3, 4, c=5, d=6, e=7)) == (1, 2, (3, 4), 5, 6, {"e": 7})
+        assert zray.get(collect.remote(1, c=2, self=3)) == (1, "b", (), 2, "d", {"self": 3})
 
     def test_refs_by_position_and_keyword_become_values(self) -> None:
         one, two, three = zray.put(1), echo.remote(2), zray.put(np.arange(100_000))

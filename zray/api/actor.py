@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, ParamSpec, TypeVar, overload
 
 from zray.api import options as option_rules
 from zray.api import session
 from zray.api.environments import published
 from zray.api.generators import ObjectRefGenerator
 from zray.api.refs import ObjectRef
+from zray.core.checks import problem_of_actor_name
 from zray.core.client import MethodCall
 from zray.errors import ActorDiedError, PendingCallsLimitExceededError
 from zray.ids import ID_BYTES, first_return_id, producer_of, short
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-INHERITED_METHODS = ("__call__",)
 
 
 class ActorClass(Generic[P, T]):
@@ -64,7 +64,7 @@ class ActorClass(Generic[P, T]):
         changed = option_rules.merged(option_rules.ACTOR_DEFAULTS, options, "an actor")
         return ActorClass(self._class, {**self._options, **{name: changed[name] for name in options}})
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ActorHandle:
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> ActorHandle:
         """Start an actor; returns at once. An error of the constructor reaches every call.
 
         Raises:
@@ -76,6 +76,8 @@ class ActorClass(Generic[P, T]):
         options = self._options
         _check_named(options)
         name, namespace = options["name"] or "", options["namespace"] or client.namespace
+        if name:
+            _check_name(namespace, name)
         limits = options["max_task_retries"] or 0, options["max_pending_calls"]
         shown = self._class.__qualname__, _methods_of(self._class), limits
         handle = dump(shown).to_bytes() if name else b""
@@ -107,7 +109,7 @@ class ActorClass(Generic[P, T]):
         )
         return descriptor, code
 
-    def bind(self, *args: P.args, **kwargs: P.kwargs) -> ClassNode:
+    def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> ClassNode:
         """An actor to be, as a node of a graph (``zray.dag``)."""
         from zray.api.dag import ClassNode
 
@@ -118,12 +120,17 @@ class ActorClass(Generic[P, T]):
 
 
 def _check_named(options: dict[str, Any]) -> None:
-    if options["lifetime"] == "detached" and not options["name"]:
-        raise ValueError("a detached actor needs a name, or nobody could find it")
     if options["get_if_exists"] and not options["name"]:
         raise ValueError("get_if_exists needs a name")
     if options["name"] is not None and not options["name"]:
         raise ValueError("the name of an actor is not empty")
+
+
+def _check_name(namespace: str, name: str) -> None:
+    """Here, because a node would take such a question for garbage and not answer it."""
+    problem = problem_of_actor_name(namespace, name)
+    if problem:
+        raise ValueError(f"{problem}: {name[:100]!r}")
 
 
 def _check_constructor(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -138,10 +145,10 @@ def _check_constructor(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def _methods_of(cls: type) -> dict[str, dict[str, Any]]:
-    """Name -> options of every callable attribute, ``__call__`` included; plain ones have no options."""
+    """Name -> options of every callable attribute that ``object`` has not; plain ones have no options."""
     methods: dict[str, dict[str, Any]] = {}
     for name in dir(cls):
-        if name.startswith("__") and name not in INHERITED_METHODS:
+        if hasattr(object, name) or name == "__class_getitem__":
             continue
         attribute = inspect.getattr_static(cls, name)
         function = getattr(attribute, "__func__", attribute)
@@ -154,8 +161,16 @@ def _methods_of(cls: type) -> dict[str, dict[str, Any]]:
     return methods
 
 
-def method(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Options of one method of an actor class: ``@zray.method(num_returns=2)``."""
+@overload
+def method(function: Callable[P, T], /) -> Callable[P, T]: ...
+@overload
+def method(**options: Any) -> Callable[[Callable[P, T]], Callable[P, T]]: ...
+def method(*functions: Callable[P, T], **options: Any) -> Any:
+    """Options of one method of an actor class: ``@zray.method(num_returns=2)``; ``@zray.method`` has none."""
+    if functions:
+        if len(functions) > 1 or options or not callable(functions[0]):
+            raise TypeError("write @zray.method(...) with options by keyword above a method")
+        return functions[0]
     option_rules.merged(option_rules.METHOD_DEFAULTS, options, "a method")
     retries = options.get("retry_exceptions")
     if retries and options.get("max_task_retries") is None:
@@ -243,7 +258,7 @@ class ActorMethod:
         option_rules.merged(option_rules.CALL_DEFAULTS, options, f"method {self._call.name}")
         return ActorMethod(self._handle, self._call.name, {**self._options, **options})
 
-    def remote(self, *args: Any, **kwargs: Any) -> Any:
+    def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Call the method; calls from one process start in the order in which they are made.
 
         Returns:
@@ -271,7 +286,7 @@ class ActorMethod:
             return ObjectRef(returns[0], client)
         return [ObjectRef(object_id, client) for object_id in returns] or None
 
-    def bind(self, *args: Any, **kwargs: Any) -> ClassMethodNode:
+    def bind(self, /, *args: Any, **kwargs: Any) -> ClassMethodNode:
         """A call to be, as a node of a graph (``zray.dag``)."""
         from zray.api.dag import ClassMethodNode
 
@@ -307,11 +322,13 @@ def get_actor(name: str, namespace: str | None = None) -> ActorHandle:
 
     Raises:
         ActorHandleNotFoundError: a ``ValueError``, if no living actor of the namespace has the name.
+        ValueError: if none can have it.
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"the name of an actor is a string that is not empty, not {name!r}")
     client = session.current()
     namespace = namespace or client.namespace
+    _check_name(namespace, name)
     found = _find(client, name, namespace)
     if found is None:
         from zray.exceptions import ActorHandleNotFoundError
@@ -409,7 +426,7 @@ def kill(actor: ActorHandle, *, no_restart: bool = True) -> None:
 
 
 def exit_actor() -> NoReturn:
-    """End the actor whose method this is, on purpose: it is not restarted.
+    """End the actor whose method this is, on purpose: it is not restarted. ``sys.exit()`` does the same.
 
     Calls that run end first, those that wait fail with ``ActorDiedError``, and exit handlers run.
 

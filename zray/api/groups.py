@@ -9,6 +9,7 @@ import msgspec
 
 from zray.api import session
 from zray.api.strategies import SchedulingStrategy
+from zray.core.checks import problem_of_group
 from zray.core.group_resources import demand_in
 from zray.core.resources import amounts_of, demand_from
 from zray.errors import PlacementGroupError, TaskGroupRemovedError
@@ -238,6 +239,9 @@ def placement_group(
     spec = GroupSpec(
         group_id, demands, STRATEGY_NAMES.index(strategy), client.namespace, name, lifetime == "detached"
     )
+    problem = problem_of_group(spec)
+    if problem:
+        raise ValueError(problem)
     _ask(lambda token: CreateGroup(token, spec))
     return PlacementGroup(group_id, [amounts_of(demand) for demand in demands])
 

@@ -137,7 +137,7 @@ def wait(
 
     Args:
         refs: a list of refs without repetition; a generator of refs is ready when its next ref is there.
-        num_returns: between 1 and the number of refs.
+        num_returns: between 1 and the number of refs; there is nothing to wait for in an empty list.
         timeout: seconds; ``None``: for ever; 0 looks once.
         fetch_local: on one node a value is always local.
         progress: say on standard error how many are ready, or call this with that and ``num_returns``.
@@ -162,7 +162,7 @@ def wait(
     if isinstance(num_returns, bool) or not isinstance(num_returns, int):
         raise TypeError(f"num_returns is a whole number, not {num_returns!r}")
     if not refs:
-        raise ValueError("zray.wait needs at least one ref")
+        return [], []
     if not 1 <= num_returns <= len(refs):
         raise ValueError(f"num_returns is between 1 and the number of refs ({len(refs)}), not {num_returns}")
     _check_timeout(timeout)

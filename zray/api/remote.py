@@ -56,7 +56,7 @@ class RemoteFunction(Generic[P, R]):
         changed = option_rules.merged(option_rules.TASK_DEFAULTS, options, "a task")
         return RemoteFunction(self._function, {**self._options, **{name: changed[name] for name in options}})
 
-    def remote(self, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]:
+    def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> ObjectRef[R]:
         """Submit a task.
 
         Returns:
@@ -90,7 +90,7 @@ class RemoteFunction(Generic[P, R]):
             return ObjectRef(returns[0], client)
         return [ObjectRef(object_id, client) for object_id in returns] or None  # type: ignore[return-value]
 
-    def bind(self, *args: P.args, **kwargs: P.kwargs) -> FunctionNode:
+    def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionNode:
         """A task to be, as a node of a graph (``zray.dag``)."""
         from zray.api.dag import FunctionNode
 

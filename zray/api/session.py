@@ -29,6 +29,8 @@ NODE_ALIAS = b"node"
 
 _lock = threading.RLock()
 _context: Context | None = None
+_ending = False
+"""The interpreter ends: its exit handlers run."""
 
 
 class Context:
@@ -82,7 +84,8 @@ def current() -> Client:
     """The connection of this process; a driver without one starts a local cluster first.
 
     Raises:
-        NotInitializedError: in a process that was forked from one with a connection.
+        NotInitializedError: in a process that was forked from one with a connection, and in a thread that is
+            left when the program ends.
         LocalProtocolError: inside a call of zray, which only a destructor or a signal handler can be.
     """
     client = own_client.get()
@@ -94,6 +97,8 @@ def current() -> Client:
         raise NotInitializedError(
             "this process was forked from one that uses zray; call zray.init(address=...) in it first"
         )
+    if _ending and threading.current_thread() is not threading.main_thread():
+        raise NotInitializedError("the program ends and zray was shut down; no cluster starts for a thread")
     init()
     client = own_client.get()
     assert client is not None
@@ -178,8 +183,8 @@ def init(
         _set_logging_level(logging_level)
     with _lock:
         if is_initialized():
-            if ignore_reinit_error and _context is not None:
-                return _context
+            if ignore_reinit_error:
+                return _context or _context_of_worker()
             raise RuntimeError("zray.init() was called twice; call zray.shutdown() first")
         address = _checked_address(address)
         started = {
@@ -220,6 +225,13 @@ _REFUSED = {
     "_redis_username": "a cluster has a key: `zray start --key-file`",
     "_tracing_startup_hook": "zray.timeline() shows what ran where",
 }
+
+
+def _context_of_worker() -> Context:
+    """Of a worker, which is connected before any code of a user runs, and is no address to join at."""
+    from zray.api.context import get_runtime_context
+
+    return Context("", get_runtime_context().get_node_id(), None)
 
 
 def _refuse(refused: Mapping[str, Any], include_dashboard: bool | None) -> None:
@@ -467,5 +479,11 @@ def _after_fork_in_child() -> None:
     _lock = threading.RLock()  # another thread of the parent may have held it
 
 
-atexit.register(shutdown)
+def _shutdown_at_exit() -> None:
+    global _ending
+    _ending = True
+    shutdown()
+
+
+atexit.register(_shutdown_at_exit)
 os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -229,7 +229,7 @@ class ActorLives:
 
     def _reason(self, entry: ActorEntry | None, exit_code: int) -> str:
         if entry is not None and entry.leaving:
-            return "it ended itself with exit_actor()"
+            return "it ended itself with exit_actor() or sys.exit()"
         if entry is not None and entry.released and exit_code == 0:
             return "no handle of it was left"
         if exit_code < 0:

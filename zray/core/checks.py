@@ -31,6 +31,8 @@ COPIES_MAX = 64
 BUNDLES_MAX = 1_000
 """Of one placement group."""
 GROUP_NAME_CHARACTERS_MAX = 1_000
+ACTOR_NAME_CHARACTERS_MAX = 1_000
+"""Of the name and its namespace."""
 NUM_RETURNS_MAX = 1_000_000
 """Return values of one task; each costs its node an entry at once."""
 
@@ -81,6 +83,15 @@ def problem_of_group(spec: GroupSpec) -> str:
         problem = problem_of_demand(demand)
         if problem or not demand:
             return problem or "a bundle asks for nothing"
+    return ""
+
+
+def problem_of_actor_name(namespace: str, name: str) -> str:
+    """A sentence, or nothing if an actor may be called so."""
+    if not name or len(name) + len(namespace) > ACTOR_NAME_CHARACTERS_MAX:
+        return f"a name of an actor has 1 to {ACTOR_NAME_CHARACTERS_MAX} characters, its namespace included"
+    if "\0" in name or "\0" in namespace:
+        return "a name of an actor has no null character"
     return ""
 
 

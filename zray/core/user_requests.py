@@ -61,7 +61,6 @@ from zray.protocol.user_messages import (
 if TYPE_CHECKING:
     from zray.core.node import Node
 
-NAME_CHARACTERS_MAX = 1_000
 ITEMS_MAX = RETURNS_MAX - FIRST_ITEM_INDEX
 """Of one stream: what the index of an object id can number."""
 
@@ -123,13 +122,17 @@ def on_consumed(node: Node, now_ns: int, source: Address, message: Consumed) -> 
 
 def on_claim_name(node: Node, now_ns: int, source: Address, message: ClaimName) -> None:
     """A process wants a name for an actor."""
-    if node.known(source) is not None and not node.refused(source, _problem_of_name(message)):
+    if node.known(source) is not None and not node.refused(
+        source, checks.problem_of_actor_name(message.namespace, message.name)
+    ):
         node.names.claim(source, message)
 
 
 def on_find_name(node: Node, now_ns: int, source: Address, message: FindName) -> None:
     """A process looks for an actor."""
-    if node.known(source) is not None and not node.refused(source, _problem_of_name(message)):
+    if node.known(source) is not None and not node.refused(
+        source, checks.problem_of_actor_name(message.namespace, message.name)
+    ):
         node.names.find(source, message)
 
 
@@ -140,12 +143,7 @@ def on_list_names(node: Node, now_ns: int, source: Address, message: ListNames) 
 
 
 def _problem_of_name(message: ClaimName | FindName) -> str:
-    """A sentence, or nothing if an actor may be called so."""
-    if not message.name or len(message.name) + len(message.namespace) > NAME_CHARACTERS_MAX:
-        return f"a name of an actor has 1 to {NAME_CHARACTERS_MAX} characters"
-    if "\0" in message.name or "\0" in message.namespace:
-        return "a name of an actor has no null character"
-    return ""
+    return checks.problem_of_actor_name(message.namespace, message.name)
 
 
 def on_output(node: Node, now_ns: int, source: Address, message: Output) -> None:

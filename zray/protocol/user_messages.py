@@ -29,7 +29,7 @@ class Cancel(Message, frozen=True, tag=35):
 
 
 class Leaving(Message, frozen=True, tag=36):
-    """Worker: its actor ends on purpose (``exit_actor``) and is never restarted."""
+    """Worker: its actor ends on purpose (``exit_actor()``, ``sys.exit()``) and is never restarted."""
 
     reason: str
 

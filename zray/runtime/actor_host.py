@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
-import threading
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -26,13 +26,16 @@ from zray.errors import TaskCancelledError
 from zray.protocol import faults
 from zray.protocol.messages import TASK, Call, Describe, Reply, Value
 from zray.protocol.user_messages import DYNAMIC, STREAM, Cancel, CancelCall, Leaving, ReplyItem
-from zray.runtime.actor_class import METHOD_OPTIONS, SPECIAL_METHODS, ActorExitRequest, is_async
+from zray.runtime.actor_class import METHOD_OPTIONS, SHUT_DOWN, SPECIAL_METHODS, ActorExitRequest
+from zray.runtime.actor_loop import ActorLoop
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import Client
 from zray.runtime.method_retries import policies_of, retried
 from zray.runtime.results import NOTHING, Results
 from zray.runtime.running import here
 from zray.runtime.streaming import StreamMaker
+from zray.runtime.worker_end import end_worker
+from zray.serialize.values import format_user_traceback
 
 if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
     import asyncio
@@ -55,6 +58,7 @@ class ActorHost:
         client: the worker's link.
         actor: the instance.
         descriptor: of its creation task.
+        loop: where its calls run, of an actor with coroutine methods.
         results: packs what calls return.
         credits: how far the readers of its streams are.
         arguments: loads the arguments of a call; may block.
@@ -68,6 +72,7 @@ class ActorHost:
         actor: Any,
         descriptor: Describe,
         *,
+        loop: ActorLoop | None,
         results: Results,
         credits: StreamCredits,
         arguments: LoadArguments,
@@ -95,14 +100,9 @@ class ActorHost:
         self._names: dict[str, str] = {}  # method -> what its calls are called
         self._spawned: dict[bytes, asyncio.Task[None]] = {}  # not begun yet: to cancel these would lose them
         self._coroutines: dict[bytes, asyncio.Task[None]] = {}
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop = None if loop is None else loop.loop
         self._threads: ThreadPoolExecutor | None = None
-        if is_async(type(actor)):
-            import asyncio
-
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, name="zray-actor-loop", daemon=True).start()
-        elif self.slots.limit > 1:
+        if loop is None and self.slots.limit > 1:
             from concurrent.futures import ThreadPoolExecutor
 
             self._threads = ThreadPoolExecutor(self.slots.limit, thread_name_prefix="zray-actor")
@@ -174,6 +174,20 @@ class ActorHost:
         self.client.set_context(context)
         self._run(source, call)
         return True
+
+    def shut_down(self) -> None:
+        """The actor ends in peace: let it say so, then let go of it, so that its ``__del__`` runs."""
+        actor, self.actor = self.actor, None
+        if not hasattr(type(actor), SHUT_DOWN):
+            return
+        try:
+            result = self.execute(getattr(actor, SHUT_DOWN), (), {})
+            if inspect.iscoroutine(result) and self._loop is not None:
+                import asyncio
+
+                asyncio.run_coroutine_threadsafe(result, self._loop).result()
+        except BaseException as error:  # who watches the output may want to know; nobody waits for a value
+            print(f"{self.name}.{SHUT_DOWN}() raised:\n{format_user_traceback(error)}", file=sys.stderr)
 
     def repeat(self, call: Call) -> None:
         """Run a call that has its reply once more, for its effect on the actor alone."""
@@ -257,9 +271,11 @@ class ActorHost:
         return send
 
     def _errors(self, call: Call, error: BaseException) -> tuple[Value, ...]:
-        if isinstance(error, ActorExitRequest):
+        if isinstance(error, SystemExit) and error.code not in (None, 0):
+            end_worker(self.client, error)  # no success: it is made again, if it may be, as after any crash
+        if isinstance(error, ActorExitRequest | SystemExit):
             self._leave()
-            reason = "it ended itself with exit_actor()"
+            reason = "it ended itself with exit_actor() or sys.exit()"
             cause = faults.fault_value(faults.ACTOR_DIED, ids.short(call.actor_id), reason)
             return (cause,) * call.num_returns
         return self.results.errors(call.task_id, TASK, self._name_of(call), call.num_returns, error)
@@ -268,7 +284,7 @@ class ActorHost:
         with self.client.lock:
             self.leaving = True
             self.slots.withdraw_all()  # their callers hear of the end
-            self.client.out.append((self.client.node, Leaving("exit_actor()")))
+            self.client.out.append((self.client.node, Leaving("exit_actor() or sys.exit()")))
 
     def _method_of(self, name: str) -> Callable[..., Any]:
         if name in SPECIAL_METHODS:

@@ -7,20 +7,26 @@ first asks it whether it has the lines.) What C code writes to its descriptors i
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import io
+import logging
 import os
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zray.protocol.user_messages import STDERR, STDOUT, Output
 
 if TYPE_CHECKING:
     from zray.runtime.client import Client
 
+log = logging.getLogger("zray.worker")
+
 TEXT_MAX = 64 * 1024
 """Characters of one message; a longer line travels in pieces."""
+TITLE_MAX = 200
+"""Characters of what an actor calls itself in front of its lines."""
 
 
 class LineForwarder(io.TextIOBase):
@@ -41,6 +47,8 @@ class LineForwarder(io.TextIOBase):
         self._client = client
         self._parts: list[str] = []
         self._lock = threading.RLock()
+        self._bytes: ByteForwarder | None = None
+        self.title = ""  # in place of the name of the task or call
 
     def write(self, text: str) -> int:
         """Write text; what ends with a newline is told at once."""
@@ -61,8 +69,10 @@ class LineForwarder(io.TextIOBase):
         client = self._client
         if os.getpid() != client.pid:  # a process that the user's code forked has the file, and no link
             return
+        if not text.isascii():  # half of a surrogate pair travels in no message
+            text = text.encode("utf-8", "backslashreplace").decode()
         nested = client.is_inside()  # zray's own log, from inside the link: it goes with what follows
-        name = client.context.name
+        name = self.title or client.context.name
         with client.lock:
             for start in range(0, max(1, len(text)), TEXT_MAX):
                 client.out.append((client.node, Output(self._number, name, text[start : start + TEXT_MAX])))
@@ -101,11 +111,60 @@ class LineForwarder(io.TextIOBase):
         """That of the file."""
         return self._behind.encoding or "utf-8"
 
+    @property
+    def buffer(self) -> ByteForwarder:
+        """For those who write bytes."""
+        if self._bytes is None:
+            self._bytes = ByteForwarder(self)
+        return self._bytes
+
+    def reconfigure(self, **options: Any) -> None:
+        """Taken for the sake of who calls it: what is written is told line by line anyway."""
+
+
+class ByteForwarder(io.BufferedIOBase):
+    """The ``buffer`` of a :class:`LineForwarder`: what is no text in its encoding is shown escaped."""
+
+    def __init__(self, forwarder: LineForwarder) -> None:
+        super().__init__()
+        self._forwarder = forwarder
+        self._decode = codecs.getincrementaldecoder(forwarder.encoding)("backslashreplace").decode
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or anything that has a buffer."""
+        data = bytes(data)
+        self._forwarder.write(self._decode(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Like that of the text."""
+        self._forwarder.flush()
+
+    def fileno(self) -> int:
+        """The descriptor of the file."""
+        return self._forwarder.fileno()
+
+    def writable(self) -> bool:
+        """Yes."""
+        return True
+
 
 def redirect(client: Client) -> None:
     """Forward the lines that this worker prints from now on."""
     for name, number in (("stdout", STDOUT), ("stderr", STDERR)):
         setattr(sys, name, LineForwarder(getattr(sys, name), number, client))
+
+
+def entitle(actor: object) -> None:
+    """Show the lines of this worker from now on as those of ``repr(actor)``, if that works."""
+    try:
+        title = " ".join(repr(actor).split())[:TITLE_MAX]
+    except Exception as error:
+        log.warning("%s.__repr__() raised %r", type(actor).__name__, error)
+        return
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, LineForwarder):
+            stream.title = title
 
 
 def flush() -> None:

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from zray import ids
 from zray.config import Config
@@ -51,14 +51,17 @@ from zray.protocol.user_messages import (
     Yielded,
 )
 from zray.runtime import math_threads, output, own_client, visible_gpus
+from zray.runtime.actor_class import is_async
 from zray.runtime.actor_host import ActorHost
+from zray.runtime.actor_loop import ActorLoop
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import Client
 from zray.runtime.environment import packages_of
 from zray.runtime.results import NOTHING, InputFailedError, Results
 from zray.runtime.streaming import StreamMaker
+from zray.runtime.worker_end import bound_farewell, end_fork
 from zray.serialize.functions import FunctionTable, load_args
-from zray.serialize.values import format_user_traceback, load
+from zray.serialize.values import load
 
 if TYPE_CHECKING:
     from zray.runtime.taking_on import EnvironmentTaker
@@ -112,6 +115,7 @@ class WorkerProcess:
         self._interruptible = ids.NIL_ID  # the task whose code an interrupt may end
         self._to_interrupt = ids.NIL_ID
         self._main_thread = threading.get_ident()
+        self._lending_thread = self._main_thread  # where the code runs whose CPUs others get while it waits
 
     def run(self) -> int:
         """Serve until the node says to end; the process's exit code."""
@@ -143,6 +147,9 @@ class WorkerProcess:
                 self._do_one()
         if self.actor is not None:
             client.wait_until(lambda: self.actor is None or self.actor.is_idle, None)
+        bound_farewell(self.config.farewell_timeout_ns / 1e9)
+        if self.actor is not None:
+            self.actor.shut_down()
         atexit._run_exitfuncs()  # the process ends without the interpreter's own end
         output.flush()
         client.tell_all()
@@ -230,7 +237,7 @@ class WorkerProcess:
     def _lend(self) -> bool:
         """The running task waits: its CPUs and what is queued behind it are for others."""
         running = self._running()
-        if running == ids.NIL_ID or threading.get_ident() != self._main_thread:
+        if running == ids.NIL_ID or threading.get_ident() != self._lending_thread:
             return False
         with self.client.lock:
             self.machine.block(running)
@@ -305,11 +312,22 @@ class WorkerProcess:
         if descriptor.kind == ACTOR:
             identity = own_client.ActorIdentity(run.task_id, descriptor.actor_name, run.attempt, function)
             own_client.become_actor(identity)
-        result = self._call(function, args, kwargs)
-        if descriptor.kind == ACTOR:
-            self._become_actor(result, descriptor, run.attempt > 0)
+            self._become_actor(*self._construct(function, args, kwargs), descriptor, run.attempt > 0)
             return None, NOTHING
-        return self._pack(run, descriptor, result)
+        return self._pack(run, descriptor, self._call(function, args, kwargs))
+
+    def _construct(
+        self, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, ActorLoop | None]:
+        """The actor, and its loop if it has coroutine methods."""
+        if not is_async(cls):
+            return self._call(cls, args, kwargs), None
+        loop = ActorLoop(self.client)
+        self._lending_thread = loop.thread_id
+        try:
+            return loop.construct(self._call, cls, args, kwargs), loop
+        finally:
+            self._lending_thread = self._main_thread
 
     def _take_on(self, wanted: str) -> None:
         client = self.client
@@ -333,12 +351,13 @@ class WorkerProcess:
         finally:
             self.client.dropped.extend(object_ids)
 
-    def _become_actor(self, actor: Any, descriptor: Describe, again: bool) -> None:
+    def _become_actor(self, actor: Any, loop: ActorLoop | None, descriptor: Describe, again: bool) -> None:
         """From now on this process is one actor."""
         self.actor = ActorHost(
             self.client,
             actor,
             descriptor,
+            loop=loop,
             results=self.results,
             credits=self.credits,
             arguments=self._call_arguments,
@@ -350,6 +369,8 @@ class WorkerProcess:
             own_client.on_save_wanted(checkpoints.machine.want)
             if again:
                 checkpoints.restore(self._fetch_views, self.actor.repeat)
+        if type(actor).__repr__ is not object.__repr__:
+            output.entitle(actor)
         if not self.client.servers:
             self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
 
@@ -385,10 +406,10 @@ class WorkerProcess:
             result = function(*args, **kwargs)
         except BaseException as error:
             if own_client.was_forked():
-                _end_fork(error)
+                end_fork(error)
             raise
         if own_client.was_forked():
-            _end_fork(None)
+            end_fork(None)
         return result
 
     def _arguments(self, run: Run) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -454,16 +475,3 @@ class WorkerProcess:
             client.give_back(values)
             raise InputFailedError(failed)
         return {object_id: client.view(object_id, value) for object_id, value in values.items()}
-
-
-def _end_fork(error: BaseException | None) -> NoReturn:
-    """End this process as the interpreter would, had it run only the user's code."""
-    code = 0
-    if isinstance(error, SystemExit):
-        code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    elif error is not None:
-        print(format_user_traceback(error), file=sys.stderr)
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code & 0xFF)

@@ -288,7 +288,7 @@ class Zygote:
                 self._leave_zygote(request)
                 code = self._worker_main(request.worker_id, self._session_path) or 0
             except SystemExit as ending:
-                code = _code_of(ending)
+                code = code_of(ending)
             except BaseException:
                 traceback.print_exc()
             sys.stdout.flush()
@@ -405,7 +405,7 @@ def _reseed() -> None:
         numpy_random.seed()
 
 
-def _code_of(ending: SystemExit) -> int:
+def code_of(ending: SystemExit) -> int:
     """The exit code that the interpreter itself would use."""
     if ending.code is None:
         return 0

@@ -544,8 +544,13 @@ def _await_shard(endpoints: str, timeout_s: float, early_signals: EarlySignals) 
 
 
 def _log_to_stderr(level: str) -> None:
-    format_ = "%(asctime)s %(levelname)s %(name)s: %(message)s"
-    logging.basicConfig(level=level, format=format_, stream=sys.stderr)
+    """Of zray alone: workers are forked from here, and in them the root logger is the user's to configure."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    own = logging.getLogger("zray")
+    own.setLevel(level)
+    own.addHandler(handler)
+    own.propagate = False
 
 
 def _parse(argv: Sequence[str]) -> NodeOptions:

@@ -1,0 +1,61 @@
+"""How a worker ends in the midst of something: as the interpreter would, had it run only the user's code."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import os
+import sys
+from typing import TYPE_CHECKING, NoReturn
+
+from zray.errors import ZrayError
+from zray.runtime import output
+from zray.runtime.client import FAREWELL_TIMEOUT_S
+from zray.runtime.zygote import EXIT_RAISED, code_of
+from zray.serialize.values import format_user_traceback
+
+if TYPE_CHECKING:
+    from zray.runtime.client import Client
+
+_STDERR = 2
+
+
+def bound_farewell(timeout_s: float) -> None:
+    """What the user's code does from now on (``__ray_shutdown__``, exit handlers) ends in time or is cut off.
+
+    Then the worker's log says in which line every thread was.
+    """
+    faulthandler.dump_traceback_later(timeout_s, exit=True, file=_STDERR)
+
+
+def end_worker(client: Client, error: BaseException) -> NoReturn:
+    """End this worker because of ``error``: exit handlers run, and what it printed is told."""
+    code = _code_for(error)
+    bound_farewell(client.config.farewell_timeout_ns / 1e9)
+    atexit._run_exitfuncs()
+    output.flush()
+    client.tell_all()
+    with contextlib.suppress(ZrayError):  # the node is gone, or has no time
+        client.confirm_acquired(FAREWELL_TIMEOUT_S)
+    _end(code)
+
+
+def end_fork(error: BaseException | None) -> NoReturn:
+    """End a process that was forked from a worker, whose link and exit handlers are not its own."""
+    _end(_code_for(error))
+
+
+def _code_for(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    if isinstance(error, SystemExit):
+        return code_of(error)
+    print(format_user_traceback(error), file=sys.stderr)
+    return EXIT_RAISED
+
+
+def _end(code: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code & 0xFF)
