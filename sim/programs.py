@@ -23,8 +23,9 @@ from zray.errors import (
     ZrayError,
 )
 from zray.protocol.faults import fault_error
-from zray.protocol.messages import ACTOR, ERROR, FAULT, RESOURCE_UNIT, Demand, Describe, Value
+from zray.protocol.messages import ACTOR, ERROR, FAULT, RESOURCE_UNIT, TASK, Demand, Describe, Value
 from zray.protocol.strategies import Strategy
+from zray.protocol.user_messages import STREAM
 
 Program = Generator[Any, Any, Any]
 _Ext = msgspec.msgpack.Ext
@@ -59,6 +60,22 @@ class ActorRef(Ref):
         return ids.producer_of(self.object_id)
 
 
+class Stream(NamedTuple):
+    """What the reader of a stream has in its hands."""
+
+    task_id: bytes
+    end: Ref
+    """Ready once there are no more items; an error if the generator raised."""
+    is_bounded: bool
+
+
+class Partly(NamedTuple):
+    """What a generator with several return objects gave until it raised: the rest holds the error."""
+
+    values: list[Any]
+    error: ProgramError
+
+
 class Blob(NamedTuple):
     """A large value: ``size`` bytes, told from others by ``tag``."""
 
@@ -77,6 +94,7 @@ class ProgramError(Exception):
     def __init__(self, origin: str, text: str) -> None:
         super().__init__(origin, text)
         self.origin, self.text = origin, text
+        self.is_final = False  # not worth another attempt
 
 
 class InterruptError(ProgramError):
@@ -144,6 +162,8 @@ class MakeActor(NamedTuple):
     checkpoint: int = -1
     """Calls between two checkpoints; -1: it has none, 0: none but the recorded calls."""
     spread: bool = False
+    at_once: int = 1
+    """How many calls run at once."""
 
 
 class CallActor(NamedTuple):
@@ -155,6 +175,49 @@ class CallActor(NamedTuple):
     returns: int = 1
     repeats: int = 0
     """How often it may run again if the actor is made again; -1: without end."""
+
+
+class SpawnStream(NamedTuple):
+    """Submit a task whose items are read while it runs; the result is a :class:`Stream`."""
+
+    function: str
+    args: tuple[Any, ...] = ()
+    ahead_max: int = 0
+    """How many items it may be ahead of its reader; 0: any number."""
+    retries: int = -1
+
+
+class CallStream(NamedTuple):
+    """The same of a method."""
+
+    actor: ActorRef
+    method: str
+    args: tuple[Any, ...] = ()
+    ahead_max: int = 0
+    repeats: int = 0
+
+
+class NextItem(NamedTuple):
+    """Wait for the next item of a stream; the result is its ref, or ``None`` after the last one.
+
+    Raises :class:`ProgramError` if the stream ended with an error.
+    """
+
+    stream: Stream
+
+
+class CloseStream(NamedTuple):
+    """Read no more of a stream."""
+
+    stream: Stream
+
+
+class Emit(NamedTuple):
+    """Make an item of the stream that this task or call makes, and wait until the next one may be made."""
+
+    value: Any
+    waits: bool = True
+    """Otherwise whoever makes it asks himself whether the next one may be made."""
 
 
 class EndActor(NamedTuple):
@@ -198,8 +261,8 @@ def descriptor_of(
 def descriptor_of_actor(operation: MakeActor) -> Describe:
     """The descriptor of the creation tasks of such actors."""
     plain = _descriptor(operation.actor, ACTOR, 1, operation.cpus, 0, False)
-    special = operation.restarts, operation.checkpoint, operation.spread
-    if special == (0, -1, False):
+    special = operation.restarts, operation.checkpoint, operation.spread, operation.at_once
+    if special == (0, -1, False, 1):
         return plain
     return msgspec.structs.replace(
         plain,
@@ -208,6 +271,16 @@ def descriptor_of_actor(operation: MakeActor) -> Describe:
         checkpoint_interval=operation.checkpoint,
         records_calls=operation.checkpoint >= 0,
         spread=operation.spread,
+        max_concurrency=operation.at_once,
+    )
+
+
+def descriptor_of_stream(operation: SpawnStream) -> Describe:
+    """The descriptor of such tasks."""
+    plain = _descriptor(operation.function, TASK, 1, 1.0, operation.retries, False)
+    content = plain.descriptor_id + b"stream %d" % operation.ahead_max
+    return msgspec.structs.replace(
+        plain, descriptor_id=ids.content_id(content), returns=STREAM, unconsumed_max=operation.ahead_max
     )
 
 

@@ -26,6 +26,8 @@ from zray.errors import ZrayError
 if TYPE_CHECKING:
     from sim.process import Process
 
+Perform = Callable[[Any], Any]
+"""Hands an operation over and returns its result."""
 PATIENCE_NS = 120 * S
 """Virtual time without any progress after which nobody is believed to go on."""
 ROWS_SHOWN = 10
@@ -47,7 +49,7 @@ class UserThread:
         before: called in the kernel's thread each time this one is about to wake.
     """
 
-    def __init__(self, body: Callable[[Callable[[Any], Any]], Any], before: Callable[[], None]) -> None:
+    def __init__(self, body: Callable[[Perform], Any], before: Callable[[Perform], None]) -> None:
         self._before = before
         self._body = body
         self._go = threading.Semaphore(0)
@@ -62,14 +64,14 @@ class UserThread:
 
     def start(self) -> Any:
         """Run until the first operation, which is returned; ``None``, and ``ended``, if there is none."""
-        self._before()
+        self._before(self._perform)
         self._thread.start()
         return self._await()
 
     def resume(self, result: Any, error: BaseException | None = None) -> Any:
         """Run until the next operation."""
         self._result, self._error = result, error
-        self._before()
+        self._before(self._perform)
         self._go.release()
         return self._await()
 
@@ -121,12 +123,16 @@ class UserRun:
     Args:
         scenario: what there is and what goes wrong; its workload is not used.
         seed: of everything that is drawn.
-        before: called with a process before its user code goes on.
+        before: called with a process, and what performs its operations, before its user code goes on.
         cluster_options: of ``Cluster``.
     """
 
     def __init__(
-        self, scenario: Scenario, seed: int, before: Callable[[Process], None], **cluster_options: Any
+        self,
+        scenario: Scenario,
+        seed: int,
+        before: Callable[[Process, Perform], None],
+        **cluster_options: Any,
     ) -> None:
         self.before = before
         self.codes: dict[str, Callable[..., Any]] = {}
@@ -182,7 +188,7 @@ class UserRun:
             if kernel.now_ns > self._progress_ns + PATIENCE_NS and self._is_stuck():
                 raise self._deadlock(operation)
         reply = self._reply.pop()
-        self.before(self.driver)
+        self.before(self.driver, self.perform)
         if isinstance(reply, ProgramError):
             raise reply
         return reply
@@ -231,10 +237,12 @@ class UserRun:
 
     # --- tasks ---------------------------------------------------------------------------------------
 
-    def program(self, body: Callable[[Any, Callable[[Any], Any]], Any]) -> Program:
+    def program(self, body: Callable[[Any, Perform], Any]) -> Program:
         """The program of a task or call: ``body(process, perform)`` in a thread of its own."""
         process = yield WhoAmI()
-        thread = UserThread(lambda perform: body(process, perform), lambda: self.before(process))
+        thread = UserThread(
+            lambda perform: body(process, perform), lambda perform: self.before(process, perform)
+        )
         try:
             operation = thread.start()
             while not thread.ended:
@@ -249,7 +257,7 @@ class UserRun:
         finally:
             if not thread.ended:
                 thread.kill()
-            self.before(self.driver)
+            self.before(self.driver, self.perform)
 
 
 class _NextRequest:

@@ -131,5 +131,7 @@ def test_cancel(calls: ActorCalls) -> None:
     alive(calls, OLD)
     assert calls.cancel(sent.task_id, False) is None
     assert calls.out[-1] == (OLD, CancelCall(sent.task_id, False))
-    assert calls.address_of(ACTOR_ID) == OLD
+    state = calls.callees[ACTOR_ID].state
+    assert state is not None
+    assert state.address == OLD
     assert calls.pending(ACTOR_ID) == 1

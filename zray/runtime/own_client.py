@@ -59,8 +59,8 @@ class ActorIdentity(NamedTuple):
     cls: type
 
 
-def become_actor(identity: ActorIdentity) -> None:
-    """This worker is an actor from now on."""
+def become_actor(identity: ActorIdentity | None) -> None:
+    """This worker is an actor from now on; in a simulation, until the next worker goes on."""
     global _actor
     _actor = identity
 
