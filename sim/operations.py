@@ -163,6 +163,22 @@ class KillAs(NamedTuple):
         yield from process.kill_actor(self.actor_id)
 
 
+class EndProcess(NamedTuple):
+    """End a worker process at once; its own code does not go on."""
+
+    victim: Process
+    exit_code: int
+
+    def perform(self, process: Process) -> Steps:
+        """As the system does."""
+        victim: Any = self.victim
+        process.cluster.judge.process_ended()
+        process.kernel.after(0, lambda _: victim.host.worker_ended(victim, self.exit_code))
+        if victim is process:
+            yield lambda: False
+        yield 1
+
+
 class Work(NamedTuple):
     """Use the processor, and be seen doing so."""
 

@@ -453,7 +453,8 @@ class SimWorker(Process):
     def _run_beside(self, source: Address, call: Call) -> Steps:
         yield from self._run_call(source, call)
         self._start_calls()
-        yield from self._after_append()
+        yield from self._spend()
+        self.send_all()
 
     def _run_call(self, source: Address, call: Call) -> Steps:
         hosted, checkpoints = self.hosted, self.checkpoints
@@ -475,6 +476,7 @@ class SimWorker(Process):
                 result = yield from self.drive(result)
             values = yield from self._pack(call.task_id, making, result)
         except LeaveError:
+            self.cluster.judge.actor_killed(self.actor_id)
             values = hosted.leave(call)
         except InterruptError:
             values = (cancelled_value(call.task_id),) * call.num_returns

@@ -15,8 +15,9 @@ from zray.api.simulated_client import SimulatedClient, encoded
 from zray.api.virtual_loop import VirtualLoop
 from zray.core.streams import item_id
 from zray.core.task_context import TaskContext
-from zray.errors import RuntimeEnvSetupError, TaskCancelledError, TaskError
-from zray.protocol.messages import ERROR, Describe, Value
+from zray.errors import ActorDiedError, RuntimeEnvSetupError, TaskCancelledError, TaskError
+from zray.ids import short
+from zray.protocol.messages import ACTOR, ERROR, Describe, Value
 from zray.protocol.user_messages import DYNAMIC, STREAM
 from zray.runtime import own_client
 from zray.runtime.actor_class import LOAD, SAVE, ActorExitRequest, groups_of, is_async
@@ -246,5 +247,8 @@ def raised(
     if descriptor is not None and descriptor.retry_on:
         is_final = not isinstance(error, load(descriptor.retry_on, "retry_exceptions"))
     if not isinstance(error, RuntimeEnvSetupError):
-        error = TaskError(name, format_user_traceback(error), error)
+        text = format_user_traceback(error)
+        error = TaskError(name, text, error)
+        if descriptor is not None and descriptor.kind == ACTOR:
+            error = ActorDiedError(short(context.task_id), f"its constructor raised\n{text}", error)
     return user_error(dump_error(error), is_final=is_final)

@@ -38,6 +38,7 @@ from zray import ids
 from zray.api import virtual_loop
 from zray.api.simulated_actor import SimulatedActor, given, raised
 from zray.api.simulated_client import FOREVER_S, NS_PER_S, SimulatedClient
+from zray.api.virtual_process import VirtualProcesses
 from zray.config import Config
 from zray.core.placement import SCHEDULING
 from zray.protocol.messages import ACTOR, Describe
@@ -74,10 +75,8 @@ class Simulation:
         self.clock_ns = 0  # processor time of the thread of user code when it went on
         self._ungot: dict[bytes, str] = {}
         self._measuring: dict[int, tuple[str, list[int]]] = {}  # thread -> (name, its processor time)
-        self._sleep = time.sleep
         self._collector_was_on = True
         self._started_ns = self._ended_ns = 0
-        self._driver_thread = threading.current_thread()
         self._bodies = 0
         self._codes: dict[bytes, int] = {}  # function id -> its number in this run
         self._kinds: dict[bytes, Describe] = {}  # descriptor id -> descriptor in this run
@@ -92,11 +91,11 @@ class Simulation:
         """
         if own_client.get() is not None:
             raise RuntimeError("this process uses zray already; call zray.shutdown() before zray.simulate()")
-        self._driver_thread = threading.current_thread()
+        self.processes = VirtualProcesses(self, threading.current_thread())
         self.run = UserRun(self._scenario, self._seed, self._wake, config=self._config, costs=self._costs)
         self._collector_was_on = gc.isenabled()
         gc.disable()  # when it runs depends on more than the seed; see ``program``
-        time.sleep = self._virtual_sleep  # type: ignore[assignment]
+        self.processes.install()
         self._policy = virtual_loop.install(self)
         self._wake(self.run.driver, self.run.perform)
         self.run.perform(Work(1, self.run.working))
@@ -110,7 +109,7 @@ class Simulation:
         try:
             self.run.end() if error is None else self.run.abandon()
         finally:
-            time.sleep = self._sleep
+            self.processes.remove()
             virtual_loop.remove(self._policy)
             own_client.use(None)
             own_client.become_actor(None)
@@ -138,17 +137,6 @@ class Simulation:
         client.perform = perform
         own_client.use(client, in_worker=True)  # type: ignore[arg-type]
         own_client.become_actor(client.actor)
-
-    def _virtual_sleep(self, seconds: float) -> None:
-        """``time.sleep`` of simulated code; any other thread really sleeps."""
-        current = threading.current_thread()
-        if current is not self._driver_thread and current.name != "simulated task":
-            self._sleep(seconds)
-            return
-        if not seconds >= 0:
-            raise ValueError("sleep length must be non-negative")
-        client: Any = own_client.get()
-        client.hand_over(Work(round(seconds * NS_PER_S), self.run.working))
 
     # --- user code ---------------------------------------------------------------------------------
 
