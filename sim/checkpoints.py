@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sim.making import Making
 from sim.programs import ProgramError, pack, unpack
 from zray.core.own_checkpoints import OwnCheckpoints
 from zray.protocol.messages import Call, Describe, Value
@@ -50,6 +51,9 @@ class SimCheckpoints:
         worker = self.worker
         assert worker.hosted is not None
         worker.set_context(worker.hosted.context_of(call))
+        worker.making[call.task_id] = Making(
+            call.num_returns, call.returns, 0, lambda _index, _value: None, is_wanted=False
+        )
         try:
             args = yield from worker.arguments_of(call)
             result: Any = worker.method(call.method)(*args)
@@ -57,4 +61,5 @@ class SimCheckpoints:
                 yield from worker.drive(result)
         except ProgramError:
             pass
+        del worker.making[call.task_id]
         worker._keep_state()

@@ -26,6 +26,10 @@ class HostedActor(ABC):
     def refusal(self, group: str) -> ProgramError:
         """What the caller of a concurrency group that does not exist is told."""
 
+    @abstractmethod
+    def farewell(self) -> Program:
+        """What its process does at its end."""
+
 
 class HostsCoroutines(HostedActor):
     """One whose methods are coroutines."""

@@ -157,10 +157,11 @@ class KillAs(NamedTuple):
     """End an actor."""
 
     actor_id: bytes
+    no_restart: bool
 
     def perform(self, process: Process) -> Steps:
         """As ``kill()`` does."""
-        yield from process.kill_actor(self.actor_id)
+        yield from process.kill_actor(self.actor_id, self.no_restart)
 
 
 class EndProcess(NamedTuple):

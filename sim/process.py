@@ -66,6 +66,7 @@ from zray.protocol.messages import (
 from zray.protocol.user_messages import STREAM
 
 if TYPE_CHECKING:
+    from sim.checkpoints import SimCheckpoints
     from sim.cluster import Cluster
     from sim.hosts import SimNode
 
@@ -101,6 +102,7 @@ class Process(ABC):
             }
         )
         self.alive = True
+        self.checkpoints: SimCheckpoints | None = None  # of a worker that is an actor which can be saved
         self.welcome: Welcome | None = None
         self.frozen_until_ns = 0
         self._unheard: deque[tuple[Address, list[Any]]] = deque()
@@ -144,6 +146,11 @@ class Process(ABC):
         self.alive = False
         for strand in self.strands:
             strand.steps.close()
+
+    @property
+    def thread_name(self) -> str:
+        """Of the thread that runs its code."""
+        return "simulated task"
 
     @property
     def is_waiting(self) -> bool:
@@ -261,9 +268,8 @@ class Process(ABC):
         if self._frames_heard % self.cluster.check_every == 0:
             self.check()
         if not waits:
-            if self.out and not self._duty_planned:
-                self._duty_planned = True
-                self.kernel.after(self.config.idle_duty_interval_ns, self._idle_duty)
+            if self.out:
+                self.plan_duty()
         elif several:
             self._pay_for_hearing()
             self.send_all()
@@ -284,6 +290,12 @@ class Process(ABC):
     def check(self) -> None:
         """What the machines of this process say of themselves."""
         self.machine.check()
+
+    def plan_duty(self) -> None:
+        """Let the background thread come by, which sends what has gathered."""
+        if not self._duty_planned:
+            self._duty_planned = True
+            self.kernel.after(self.config.idle_duty_interval_ns, self._idle_duty)
 
     def _idle_duty(self, _: Any) -> None:
         self._duty_planned = False
@@ -388,9 +400,8 @@ class Process(ABC):
 
     def do_compute(self, operation: Compute) -> Steps:
         """Let time pass. What is in the outbox leaves with the visit of the background thread."""
-        if self.out and not self._duty_planned:
-            self._duty_planned = True
-            self.kernel.after(self.config.idle_duty_interval_ns, self._idle_duty)
+        if self.out:
+            self.plan_duty()
         self._debt_ns += operation.duration_ns
         yield from self._spend()
 
@@ -619,10 +630,13 @@ class Process(ABC):
         """Kill an actor."""
         yield from self.kill_actor(operation.actor.actor_id)
 
-    def kill_actor(self, actor_id: bytes) -> Steps:
+    def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> Steps:
         """End it at once."""
-        self.machine.kill_actor(actor_id)
-        self.cluster.judge.actor_killed(actor_id)
+        self.machine.kill_actor(actor_id, no_restart)
+        if no_restart:
+            self.cluster.judge.actor_killed(actor_id)
+        else:
+            self.cluster.judge.process_ended()
         yield from self._spend()
         self.send_all()
 

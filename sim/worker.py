@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sim.checkpoints import SimCheckpoints
 from sim.hosted import HostedActor, HostsCoroutines, LeaveError
+from sim.making import Making
 from sim.process import Process
 from sim.programs import (
     ACTORS,
@@ -59,29 +60,6 @@ if TYPE_CHECKING:
     from sim.hosts import SimNode
 
 
-class Making:
-    """What a task or call is to make, and how far it is.
-
-    Args:
-        num_returns, returns, unconsumed_max: as its descriptor or call says.
-        send: puts an item of its stream, with its index, into the outbox.
-        holder: the caller, if the values go straight to it.
-    """
-
-    __slots__ = ("holder", "items", "num_returns", "returns", "send", "unconsumed_max")
-
-    def __init__(
-        self, num_returns: int, returns: int, unconsumed_max: int, send: Callable[[int, Value], None],
-        holder: Address = b"",
-    ) -> None:  # fmt: skip
-        self.num_returns = num_returns
-        self.returns = returns
-        self.unconsumed_max = unconsumed_max
-        self.send = send
-        self.holder = holder
-        self.items = 0
-
-
 class SimWorker(Process):
     """Run what the node sends, one task at a time, or be one actor, with as many calls at once as it has."""
 
@@ -94,7 +72,6 @@ class SimWorker(Process):
         self.actor: Any = None
         self.actor_id = b""
         self.hosted: OwnCalls | None = None
-        self.checkpoints: SimCheckpoints | None = None
         self.kept: list[bytes] = []  # refs in the actor's own state, each held once
         self.making: dict[bytes, Making] = {}  # task or call -> what comes of it while it runs
         self._failed_for_good = False  # the last failure is none that another attempt is for
@@ -132,6 +109,8 @@ class SimWorker(Process):
             if self._has_work() and work.note_result(self.kernel.now_ns):
                 self.send_all()
         yield from self.wait_until(lambda: self.hosted is None or self.hosted.is_idle)
+        if isinstance(self.actor, HostedActor):
+            yield from self.drive(self.actor.farewell())
         yield from self._spend()
         self.say_goodbye()
 
@@ -156,7 +135,17 @@ class SimWorker(Process):
         return self.hosted is not None and not self.is_concurrent and self.hosted.slots.may_start()
 
     def _is_over(self) -> bool:
-        return self.work.exiting or (self.hosted is not None and self.hosted.leaving)
+        return self.work.exiting or self.is_leaving
+
+    @property
+    def thread_name(self) -> str:
+        """As in a real worker."""
+        return "zray-actor" if self.is_concurrent else super().thread_name
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is an actor that ended itself."""
+        return self.hosted is not None and self.hosted.leaving
 
     @property
     def is_concurrent(self) -> bool:
@@ -398,6 +387,8 @@ class SimWorker(Process):
         """An item for whoever reads what runs here; it leaves now, or soon."""
         task_id = self.context.task_id
         making = self.making[task_id]
+        if not making.is_wanted:
+            return
         object_id = item_id(task_id, making.items)
         value = yield from self._pack_one(object_id, pack(operation.value), making.holder)
         making.send(making.items, value)

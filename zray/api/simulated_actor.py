@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ from zray.core.streams import item_id
 from zray.core.task_context import TaskContext
 from zray.errors import ActorDiedError, RuntimeEnvSetupError, TaskCancelledError, TaskError
 from zray.ids import short
-from zray.protocol.messages import ACTOR, ERROR, Describe, Value
-from zray.protocol.user_messages import DYNAMIC, STREAM
+from zray.protocol.messages import ERROR, Value
+from zray.protocol.user_messages import DYNAMIC, STREAM, VALUES
 from zray.runtime import own_client
 from zray.runtime.actor_class import LOAD, SAVE, ActorExitRequest, groups_of, is_async
 from zray.runtime.method_retries import method_of, policies_of
@@ -30,7 +31,8 @@ from zray.serialize.values import dump, dump_error, format_user_traceback, load
 if TYPE_CHECKING:
     import asyncio
 
-    from sim.worker import Making, SimWorker
+    from sim.making import Making
+    from sim.worker import SimWorker
     from zray.api.simulation import Simulation
 
 
@@ -73,6 +75,10 @@ class SimulatedActor(HostedActor):
         error = ValueError(f"actor class {self.name} has no concurrency group {group!r}")
         return user_error(dump_error(TaskError(self.name, format_user_traceback(error), error)))
 
+    def farewell(self) -> Program:
+        """What was registered with ``atexit``."""
+        return self.simulation.run.program(lambda process, _: self.simulation.processes.run_at_exit(process))
+
     def save(self) -> Program:
         """Its state, encoded."""
         return self._called(SAVE, ())
@@ -89,7 +95,7 @@ class SimulatedActor(HostedActor):
             except (CrashedHereError, InterruptError):
                 raise
             except BaseException as error:
-                raise raised(f"{self.name}.{name}", error, process.context, None) from None
+                raise raised(f"{self.name}.{name}", error, process.context, creates=name == LOAD) from None
 
         return self.simulation.run.program(body)
 
@@ -119,7 +125,7 @@ class _AsyncActor(SimulatedActor, HostsCoroutines):
         def body(process: SimWorker, perform: Callable[[Any], Any]) -> None:
             self.loop.serve()
 
-        return self.simulation.run.program(body)
+        return self.simulation.run.program(body, "zray-actor-loop")
 
     def cancel(self, task_id: bytes) -> None:
         """A coroutine is cancelled where it waits."""
@@ -168,7 +174,7 @@ class _AsyncActor(SimulatedActor, HostsCoroutines):
         except asyncio.CancelledError:
             job.error = InterruptError()
         except BaseException as error:
-            job.error = raised(name, error, job.context, None)
+            job.error = raised(name, error, job.context)
         finally:
             self._tasks.pop(job.context.task_id, None)
             job.done = True
@@ -201,6 +207,9 @@ def given(
     client: SimulatedClient, name: str, making: Making, result: Any, *, streamed: bool = False
 ) -> Any:  # fmt: skip
     """What a task or call returned or yields, encoded, as many values as it has return objects."""
+    if not making.is_wanted and making.returns != VALUES:
+        deque(result, maxlen=0)
+        return None
     if making.returns == STREAM:
         if not streamed:
             for item in iterate(result, name):
@@ -213,7 +222,7 @@ def given(
     results, error = ([], None) if making.num_returns == 0 else listed(result, making.num_returns)
     values = [encoded(name, one) for one in results]
     if error is not None:
-        return Partly(values, raised(name, error, client.context, None))
+        return Partly(values, raised(name, error, client.context))
     if len(results) != making.num_returns:
         raise ValueError(f"{name}() has num_returns={making.num_returns} and returned {len(results)} values")
     return values
@@ -226,7 +235,7 @@ def _kept(client: SimulatedClient, name: str, result: Any) -> list[bytes]:
         for item in iterate(result, name):
             kept.append(client.put(dump(item, f"an item of {name}()"), item_id(task_id, len(kept))))
     except Exception as error:
-        value = Value(ERROR, pack_error(raised(name, error, client.context, None)))
+        value = Value(ERROR, pack_error(raised(name, error, client.context)))
         object_id = item_id(task_id, len(kept))
         client.objects.keep(object_id, value)
         kept.append(object_id)
@@ -234,9 +243,9 @@ def _kept(client: SimulatedClient, name: str, result: Any) -> list[bytes]:
 
 
 def raised(
-    name: str, error: BaseException, context: TaskContext, descriptor: Describe | None
+    name: str, error: BaseException, context: TaskContext, *, retry_on: bytes = b"", creates: bool = False
 ) -> ProgramError:  # fmt: skip
-    """What the simulator makes of an exception of user code."""
+    """What the simulator makes of an exception of user code; ``creates``: it is to make an actor."""
     if isinstance(error, ActorExitRequest):
         return LeaveError()
     if context.is_cancelled and isinstance(error, KeyboardInterrupt):
@@ -244,11 +253,11 @@ def raised(
     if isinstance(error, TaskCancelledError) and not error.task_id:
         return InterruptError()
     is_final = False
-    if descriptor is not None and descriptor.retry_on:
-        is_final = not isinstance(error, load(descriptor.retry_on, "retry_exceptions"))
+    if retry_on:
+        is_final = not isinstance(error, load(retry_on, "retry_exceptions"))
     if not isinstance(error, RuntimeEnvSetupError):
         text = format_user_traceback(error)
         error = TaskError(name, text, error)
-        if descriptor is not None and descriptor.kind == ACTOR:
+        if creates:
             error = ActorDiedError(short(context.task_id), f"its constructor raised\n{text}", error)
     return user_error(dump_error(error), is_final=is_final)

@@ -64,7 +64,7 @@ class SimulatedClient:
         self.objects = process.objects
         self.calls = process.calls
         self.streams = process.machine.streams
-        self.namespace = "simulated"
+        self.namespace = simulation.namespace
         self.environment = ""
         self.publisher = _NoPublisher()
         self.config = process.config
@@ -170,7 +170,7 @@ class SimulatedClient:
 
     def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> None:
         """End an actor."""
-        self.hand_over(KillAs(actor_id))
+        self.hand_over(KillAs(actor_id, no_restart))
 
     def _duration_ns(self, name: str) -> int:
         declared_s, self.declared_duration_s = self.declared_duration_s, None
@@ -283,6 +283,8 @@ class SimulatedClient:
 
     def settle(self, _: Any = None) -> None:
         """Count what died since the last time. For the kernel's turn, or user code's own."""
+        if (self.closed_streams or self.dropped) and self.process.alive:
+            self.process.plan_duty()
         while self.closed_streams:
             task_id = self.closed_streams.popleft()
             if self.process.alive:

@@ -63,9 +63,11 @@ class Simulation:
     """
 
     def __init__(
-        self, scenario: Scenario, seed: int, durations: Durations, *, config: Config, costs: Costs
-    ) -> None:
+        self, scenario: Scenario, seed: int, durations: Durations, *, config: Config, costs: Costs,
+        namespace: str,
+    ) -> None:  # fmt: skip
         self._scenario, self._seed, self._durations = scenario, seed, durations
+        self.namespace = namespace
         self._config, self._costs = config, costs
         self._random = Random(f"{seed}/durations")
         self.clients: dict[bytes, SimulatedClient] = {}
@@ -113,6 +115,7 @@ class Simulation:
             virtual_loop.remove(self._policy)
             own_client.use(None)
             own_client.become_actor(None)
+            own_client.on_save_wanted(None)
             if self._collector_was_on:
                 gc.enable()
         for name in self._ungot.values():
@@ -137,6 +140,8 @@ class Simulation:
         client.perform = perform
         own_client.use(client, in_worker=True)  # type: ignore[arg-type]
         own_client.become_actor(client.actor)
+        checkpoints = process.checkpoints
+        own_client.on_save_wanted(None if checkpoints is None else checkpoints.machine.want)
 
     # --- user code ---------------------------------------------------------------------------------
 
@@ -193,7 +198,10 @@ class Simulation:
             except (CrashedHereError, InterruptError):
                 raise
             except BaseException as error:
-                raise raised(name, error, process.context, descriptor) from None
+                retry_on, creates = b"", False
+                if descriptor is not None:
+                    retry_on, creates = descriptor.retry_on, descriptor.kind == ACTOR
+                raise raised(name, error, process.context, retry_on=retry_on, creates=creates) from None
             finally:
                 self._end_body(client)
 
@@ -319,6 +327,7 @@ def simulate(
     *, nodes: int = 1, cpus: int = 4, seed: int = 0, resources: Mapping[str, float] | None = None,
     object_store_memory: int = 1 << 30, durations: Durations = None,
     faults: Mapping[str, float] | None = None, policy: str = "paper", latency_s: float | None = None,
+    namespace: str = "simulated",
 ) -> Simulation:  # fmt: skip
     """A cluster in virtual time, for ``with``: what is called inside runs there.
 
@@ -334,6 +343,7 @@ def simulate(
             ``docs/simulation.md``.
         policy: when tasks are forwarded and where they go: a name in ``zray.core.placement.SCHEDULING``.
         latency_s: from one process to another; default: as measured on one machine.
+        namespace: of the names of its actors.
     Raises:
         ValueError: for values that make no sense.
     """
@@ -357,4 +367,6 @@ def simulate(
         )  # fmt: skip
     except msgspec.ValidationError as error:
         raise ValueError(f"zray.simulate(): {error}") from None
-    return Simulation(scenario, seed, durations, config=Config.from_environment(), costs=costs)
+    return Simulation(
+        scenario, seed, durations, config=Config.from_environment(), costs=costs, namespace=namespace
+    )

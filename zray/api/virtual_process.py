@@ -1,21 +1,24 @@
 """What code in a simulation sees of its process and of time.
 
-``time.sleep``, ``os.getpid``, ``os.kill`` and ``os._exit`` are replaced while a simulation runs. In its code
-they mean virtual time and the simulated worker; in any other thread, and for processes that are none of the
-simulation, they are the real ones.
+``time.sleep``, the clocks of ``time``, ``os.getpid``, ``os.kill``, ``os._exit`` and ``atexit.register`` are
+replaced while a simulation runs. In its code they mean virtual time and the simulated worker; in any other
+thread, and for processes that are none of the simulation, they are the real ones.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from sim.operations import EndProcess, Work
 from sim.process import Process
+from sim.user_code import SimulatedThread
 from zray.api.simulated_client import NS_PER_S, not_simulated
 from zray.runtime import own_client
 
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
 
 FIRST_PID = 1 << 23
 """Above the pids of any Linux."""
+CLOCKS = ("monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time", "time_ns")
 FATAL = (signal.SIGKILL, signal.SIGTERM)
 
 
@@ -40,6 +44,7 @@ class VirtualProcesses:
         self._driver_thread = driver_thread
         self._processes: dict[int, Process] = {}
         self._pids: dict[bytes, int] = {}
+        self._at_exit: dict[bytes, list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]] = {}
         self._former: list[tuple[Any, str, Callable[..., Any]]] = []
 
     def install(self) -> None:
@@ -49,10 +54,31 @@ class VirtualProcesses:
             (os, "getpid", self.getpid),
             (os, "kill", self.kill),
             (os, "_exit", self.exit),
+            (atexit, "register", self.register),
         ):
             self._former.append((module, name, getattr(module, name)))
             setattr(module, name, function)
-        self._sleep, self._getpid, self._kill, self._exit = (former for _, _, former in self._former)
+        self._sleep, self._getpid, self._kill, self._exit, self._register = (
+            one for _, _, one in self._former
+        )
+
+    def _clocks(self) -> list[tuple[Any, str, Callable[..., Any]]]:
+        """Clocks go on from what they show now, in virtual time."""
+        return [
+            (time, name, self._clock(getattr(time, name), 1 if name.endswith("_ns") else 1 / NS_PER_S))
+            for name in CLOCKS
+        ]
+
+    def _clock(self, real: Callable[[], Any], unit: float) -> Callable[[], Any]:
+        first, run = real(), self.simulation.run
+        first_ns = run.now_ns
+
+        def now() -> Any:
+            if threading.current_thread() is not self._driver_thread and not self._is_worker():
+                return real()
+            return first + (run.now_ns - first_ns) * unit
+
+        return now
 
     def remove(self) -> None:
         """Take :meth:`install` back."""
@@ -68,7 +94,7 @@ class VirtualProcesses:
         return pid
 
     def _is_worker(self) -> bool:
-        return threading.current_thread().name == "simulated task"
+        return isinstance(threading.current_thread(), SimulatedThread)
 
     def sleep(self, seconds: float) -> None:
         """``time.sleep``."""
@@ -109,3 +135,18 @@ class VirtualProcesses:
             self._exit(code)
         client: Any = own_client.get()
         client.hand_over(EndProcess(client.process, code))
+
+    def register(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """``atexit.register``; of workers only actors come to their end with their code."""
+        if not self._is_worker():
+            self._register(function, *args, **kwargs)
+        else:
+            client: Any = own_client.get()
+            self._at_exit.setdefault(client.process.address, []).append((function, args, kwargs))
+        return function
+
+    def run_at_exit(self, process: Process) -> None:
+        """Call what was registered, the last first."""
+        for function, args, kwargs in reversed(self._at_exit.pop(process.address, [])):
+            with suppress(Exception):  # the real one prints it, to a terminal that nobody has here
+                function(*args, **kwargs)
