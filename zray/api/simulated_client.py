@@ -35,6 +35,7 @@ from zray.errors import ClusterUnavailableError, ZrayError
 from zray.protocol.cluster import ListNodes
 from zray.protocol.messages import ACTOR, Describe, Value
 from zray.protocol.user_messages import STREAM, CopiesKept
+from zray.runtime import own_client
 from zray.runtime.own_client import ActorIdentity
 from zray.runtime.running import here
 from zray.serialize.functions import FunctionTable
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from zray.api.simulation import Simulation
 
 NS_PER_S = 1_000_000_000
+SETTLE_NS = 1_000
 FOREVER_S = 1_000_000.0
 
 
@@ -73,6 +75,7 @@ class SimulatedClient:
         self.functions = FunctionTable()
         self.dropped: deque[bytes] = deque()
         self.closed_streams: deque[bytes] = deque()
+        self._will_settle = False
         self.actor: ActorIdentity | None = None  # what the actor that it is knows of itself
 
     @property
@@ -276,10 +279,18 @@ class SimulatedClient:
     def note_dropped(self, object_id: bytes) -> None:
         """A ref is gone; in any thread, also inside the collector."""
         self.dropped.append(object_id)
+        self._plan_settling()
+
+    def _plan_settling(self) -> None:
+        """Whose code does not run now would not see what the code of others, or the collector, let go of."""
+        if own_client.get() is not self and not self._will_settle:
+            self._will_settle = True
+            self.simulation.run.cluster.kernel.after(SETTLE_NS, self.send_settled)
 
     def note_closed_stream(self, task_id: bytes) -> None:
         """Nobody reads a stream any more; otherwise like :meth:`note_dropped`."""
         self.closed_streams.append(task_id)
+        self._plan_settling()
 
     def settle(self, _: Any = None) -> None:
         """Count what died since the last time. For the kernel's turn, or user code's own."""
@@ -296,6 +307,7 @@ class SimulatedClient:
 
     def send_settled(self, _: Any = None) -> None:
         """The same, and let the node hear of it if nothing else will."""
+        self._will_settle = False
         self.settle()
         if self.process.alive and self.process.is_waiting:
             self.process.send_all()

@@ -37,7 +37,7 @@ from sim.worker import SimWorker
 from zray import ids
 from zray.api import virtual_loop
 from zray.api.simulated_actor import SimulatedActor, given, raised
-from zray.api.simulated_client import FOREVER_S, NS_PER_S, SimulatedClient
+from zray.api.simulated_client import FOREVER_S, NS_PER_S, SETTLE_NS, SimulatedClient
 from zray.api.virtual_process import VirtualProcesses
 from zray.config import Config
 from zray.core.placement import SCHEDULING
@@ -48,7 +48,6 @@ from zray.serialize.functions import load_args
 from zray.serialize.values import load
 
 Durations = Mapping[str, float] | Callable[[str, Random], float | None] | None
-SETTLE_NS = 1_000
 COLLECT_EVERY = 1_000
 MEASURED_MAX = 10_000
 CHECK_EVERY = 1_000
@@ -246,7 +245,7 @@ class Simulation:
         """The end of a wait in virtual time."""
         if timeout_s is None:
             return None
-        until_ns = self.run.now_ns + round(min(timeout_s, 1e9) * NS_PER_S)
+        until_ns = self.run.now_ns + math.ceil(min(timeout_s, 1e9) * NS_PER_S)
         self.run.deadline_ns = max(self.run.deadline_ns, until_ns)
         return until_ns
 

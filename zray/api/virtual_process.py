@@ -31,6 +31,14 @@ CLOCKS = ("monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time"
 FATAL = (signal.SIGKILL, signal.SIGTERM)
 
 
+_current: VirtualProcesses | None = None
+
+
+def _installed() -> VirtualProcesses:
+    assert _current is not None
+    return _current
+
+
 class VirtualProcesses:
     """The replaced functions of one simulation.
 
@@ -47,8 +55,13 @@ class VirtualProcesses:
         self._at_exit: dict[bytes, list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]]] = {}
         self._former: list[tuple[Any, str, Callable[..., Any]]] = []
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _installed, ()  # as a part of code that is pickled: ``time.sleep`` of whoever runs it
+
     def install(self) -> None:
         """Replace them."""
+        global _current
+        _current = self
         for module, name, function in (
             (time, "sleep", self.sleep),
             (os, "getpid", self.getpid),
@@ -82,6 +95,8 @@ class VirtualProcesses:
 
     def remove(self) -> None:
         """Take :meth:`install` back."""
+        global _current
+        _current = None
         for module, name, former in self._former:
             setattr(module, name, former)
 
