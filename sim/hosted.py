@@ -9,7 +9,7 @@ from typing import Any
 from sim.programs import Program, ProgramError
 
 
-class HostedActor(ABC):
+class UserActor(ABC):
     """An instance of a user's class. Its methods are programs of the simulator.
 
     Attributes:
@@ -31,7 +31,7 @@ class HostedActor(ABC):
         """What its process does at its end."""
 
 
-class HostsCoroutines(HostedActor):
+class CoroutineActor(UserActor):
     """One whose methods are coroutines."""
 
     @abstractmethod

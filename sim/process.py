@@ -19,37 +19,29 @@ from sim.programs import (
     ActorRef,
     Await,
     CallActor,
-    CallStream,
-    CloseStream,
     Compute,
     EndActor,
     Fetch,
     Forget,
     InterruptError,
     MakeActor,
-    NextItem,
     Packed,
     Program,
     ProgramError,
     Ref,
     Spawn,
-    SpawnStream,
     Store,
-    Stream,
     descriptor_of,
     descriptor_of_actor,
-    descriptor_of_stream,
     error_in,
     pack,
     pack_args,
     unpack,
 )
 from sim.strands import Steps, Strand
-from zray import ids
 from zray.core.client import ARGS_IN_LAST_DEP, HAS_VALUE, ROOM, TOO_LARGE, ClientMachine, MethodCall
 from zray.core.client_objects import Want
 from zray.core.machine import Address, bound_handlers, take_effects
-from zray.core.streams import item_id
 from zray.core.task_context import TaskContext
 from zray.protocol.messages import (
     EXTENT,
@@ -63,7 +55,6 @@ from zray.protocol.messages import (
     Warn,
     Welcome,
 )
-from zray.protocol.user_messages import STREAM
 
 if TYPE_CHECKING:
     from sim.checkpoints import SimCheckpoints
@@ -640,45 +631,6 @@ class Process(ABC):
         yield from self._spend()
         self.send_all()
 
-    # --- streams -----------------------------------------------------------------------------------
-
-    def do_spawn_stream(self, operation: SpawnStream) -> Steps:
-        """Submit a task that streams."""
-        (end,) = yield from self._submit(descriptor_of_stream(operation), operation.args)
-        return Stream(ids.producer_of(end), Ref(end), operation.ahead_max > 0)
-
-    def do_call_stream(self, operation: CallStream) -> Steps:
-        """Call a method that streams."""
-        handle, method, args, ahead_max, repeats = operation
-        call = MethodCall(method, 1, STREAM, "", ahead_max, repeats)
-        (end,) = yield from self.call_actor(handle, call, args)
-        return Stream(ids.producer_of(end), Ref(end), ahead_max > 0)
-
-    def do_next_item(self, operation: NextItem) -> Steps:
-        """Take the next item."""
-        stream, streams = operation.stream, self.machine.streams
-        end = stream.end.object_id
-        want = self.objects.want((end,), None, True)
-        try:
-            yield from self.wait_until(lambda: streams.has_next(stream.task_id) or self.objects.is_ready(end))
-        finally:
-            self.objects.end_want(want)
-        index = streams.take(stream.task_id)
-        if index is None:
-            yield from self.do_fetch(Fetch([stream.end]))
-            return None
-        if stream.is_bounded:
-            streams.note_consumed(stream.task_id, index + 1)
-        object_id = item_id(stream.task_id, index)
-        self._add_handle(object_id)
-        return Ref(object_id)
-
-    def do_close_stream(self, operation: CloseStream) -> Steps:
-        """Its items go."""
-        self.machine.streams.let_go(operation.stream.task_id)
-        return None
-        yield  # a generator like the others
-
     # --- what arrives ------------------------------------------------------------------------------
 
     def _on_ready(self, now_ns: int, source: Address, message: ObjectReady) -> None:
@@ -716,10 +668,6 @@ class Process(ABC):
         MakeActor: do_make_actor,
         CallActor: do_call_actor,
         EndActor: do_end_actor,
-        SpawnStream: do_spawn_stream,
-        CallStream: do_call_stream,
-        NextItem: do_next_item,
-        CloseStream: do_close_stream,
     }
 
 

@@ -23,9 +23,8 @@ from zray.errors import (
     ZrayError,
 )
 from zray.protocol.faults import fault_error
-from zray.protocol.messages import ACTOR, ERROR, FAULT, RESOURCE_UNIT, TASK, Demand, Describe, Value
+from zray.protocol.messages import ACTOR, ERROR, FAULT, RESOURCE_UNIT, Demand, Describe, Value
 from zray.protocol.strategies import Strategy
-from zray.protocol.user_messages import STREAM
 
 Program = Generator[Any, Any, Any]
 _Ext = msgspec.msgpack.Ext
@@ -58,15 +57,6 @@ class ActorRef(Ref):
     def actor_id(self) -> bytes:
         """The creation task."""
         return ids.producer_of(self.object_id)
-
-
-class Stream(NamedTuple):
-    """What the reader of a stream has in its hands."""
-
-    task_id: bytes
-    end: Ref
-    """Ready once there are no more items; an error if the generator raised."""
-    is_bounded: bool
 
 
 class Partly(NamedTuple):
@@ -177,41 +167,6 @@ class CallActor(NamedTuple):
     """How often it may run again if the actor is made again; -1: without end."""
 
 
-class SpawnStream(NamedTuple):
-    """Submit a task whose items are read while it runs; the result is a :class:`Stream`."""
-
-    function: str
-    args: tuple[Any, ...] = ()
-    ahead_max: int = 0
-    """How many items it may be ahead of its reader; 0: any number."""
-    retries: int = -1
-
-
-class CallStream(NamedTuple):
-    """The same of a method."""
-
-    actor: ActorRef
-    method: str
-    args: tuple[Any, ...] = ()
-    ahead_max: int = 0
-    repeats: int = 0
-
-
-class NextItem(NamedTuple):
-    """Wait for the next item of a stream; the result is its ref, or ``None`` after the last one.
-
-    Raises :class:`ProgramError` if the stream ended with an error.
-    """
-
-    stream: Stream
-
-
-class CloseStream(NamedTuple):
-    """Read no more of a stream."""
-
-    stream: Stream
-
-
 class Emit(NamedTuple):
     """Make an item of the stream that this task or call makes, and wait until the next one may be made."""
 
@@ -272,15 +227,6 @@ def descriptor_of_actor(operation: MakeActor) -> Describe:
         records_calls=operation.checkpoint >= 0,
         spread=operation.spread,
         max_concurrency=operation.at_once,
-    )
-
-
-def descriptor_of_stream(operation: SpawnStream) -> Describe:
-    """The descriptor of such tasks."""
-    plain = _descriptor(operation.function, TASK, 1, 1.0, operation.retries, False)
-    content = plain.descriptor_id + b"stream %d" % operation.ahead_max
-    return msgspec.structs.replace(
-        plain, descriptor_id=ids.content_id(content), returns=STREAM, unconsumed_max=operation.ahead_max
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sim.checkpoints import SimCheckpoints
-from sim.hosted import HostedActor, HostsCoroutines, LeaveError
+from sim.hosted import CoroutineActor, LeaveError, UserActor
 from sim.making import Making
 from sim.process import Process
 from sim.programs import (
@@ -109,7 +109,7 @@ class SimWorker(Process):
             if self._has_work() and work.note_result(self.kernel.now_ns):
                 self.send_all()
         yield from self.wait_until(lambda: self.hosted is None or self.hosted.is_idle)
-        if isinstance(self.actor, HostedActor):
+        if isinstance(self.actor, UserActor):
             yield from self.drive(self.actor.farewell())
         yield from self._spend()
         self.say_goodbye()
@@ -152,7 +152,7 @@ class SimWorker(Process):
         """Whether it is an actor whose calls run beside each other."""
         if self.hosted is None:
             return False
-        return self.hosted.slots.limit > 1 or isinstance(self.actor, HostsCoroutines)
+        return self.hosted.slots.limit > 1 or isinstance(self.actor, CoroutineActor)
 
     def check(self) -> None:
         """Those of a worker, too."""
@@ -229,7 +229,7 @@ class SimWorker(Process):
     def on_cancel(self, now_ns: int, source: Address, message: Interrupt | CancelCall) -> None:
         """A task was cancelled: it is taken out of the queue, or its code sees an interrupt."""
         if self.hosted is not None and isinstance(message, CancelCall):
-            if self.hosted.cancel(message) is not None and isinstance(self.actor, HostsCoroutines):
+            if self.hosted.cancel(message) is not None and isinstance(self.actor, CoroutineActor):
                 self.actor.cancel(message.task_id)
             return
         queued = list(self.work.runs)
@@ -346,7 +346,7 @@ class SimWorker(Process):
         made = (self.cluster.functions.get(code) or ACTORS[kind.name])(*args)
         self.actor = (yield from self.drive(made)) if hasattr(made, "send") else made
         self.actor_id = run.task_id
-        groups = self.actor.groups if isinstance(self.actor, HostedActor) else {}
+        groups = self.actor.groups if isinstance(self.actor, UserActor) else {}
         self.hosted = OwnCalls(self.machine, self.work.credits, kind, groups)
         self.cluster.judge.actor_made(run.task_id, run.attempt)
         self._keep_state()
@@ -355,7 +355,7 @@ class SimWorker(Process):
             self.hosted.checkpoints = self.checkpoints.machine
             if run.attempt:
                 yield from self.checkpoints.restore()
-        if isinstance(self.actor, HostsCoroutines):
+        if isinstance(self.actor, CoroutineActor):
             self.begin(self.drive(self.actor.serve()), self.context)
         self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
         return (Value(INLINE, pack(None).data),)
@@ -493,7 +493,7 @@ class SimWorker(Process):
 
     def method(self, name: str) -> Callable[..., Any]:
         """What callers mean by the name of a method."""
-        if isinstance(self.actor, HostedActor):
+        if isinstance(self.actor, UserActor):
             return self.actor.method(name)
         method: Callable[..., Any] = getattr(self.actor, name)
         return method

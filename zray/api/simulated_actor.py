@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from sim.hosted import HostedActor, HostsCoroutines, LeaveError
+from sim.hosted import CoroutineActor, LeaveError, UserActor
 from sim.operations import WaitFor, WhoAmI, user_error
 from sim.programs import Emit, InterruptError, Partly, Program, ProgramError, pack_error
 from sim.user_code import CrashedHereError
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from zray.api.simulation import Simulation
 
 
-class SimulatedActor(HostedActor):
+class SimulatedActor(UserActor):
     """An instance of a user's class.
 
     Args:
@@ -111,7 +111,7 @@ class _Job:
         self.error: ProgramError | None = None
 
 
-class _AsyncActor(SimulatedActor, HostsCoroutines):
+class _AsyncActor(SimulatedActor, CoroutineActor):
     """One with coroutines: its calls run in one event loop, in virtual time."""
 
     def __init__(self, simulation: Simulation, name: str, instance: Any) -> None:

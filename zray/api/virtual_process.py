@@ -68,12 +68,12 @@ class VirtualProcesses:
             (os, "kill", self.kill),
             (os, "_exit", self.exit),
             (atexit, "register", self.register),
+            *self._clocks(),
         ):
             self._former.append((module, name, getattr(module, name)))
             setattr(module, name, function)
-        self._sleep, self._getpid, self._kill, self._exit, self._register = (
-            one for _, _, one in self._former
-        )
+        former = [one for _, _, one in self._former]
+        self._sleep, self._getpid, self._kill, self._exit, self._register = former[:5]
 
     def _clocks(self) -> list[tuple[Any, str, Callable[..., Any]]]:
         """Clocks go on from what they show now, in virtual time."""
