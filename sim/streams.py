@@ -10,7 +10,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from msgspec.structs import replace
 
-from sim.programs import ActorRef, Fetch, Program, Ref, descriptor_of
+from sim.kernel import US
+from sim.programs import (
+    ActorRef,
+    Blob,
+    CallActor,
+    Compute,
+    Emit,
+    Fetch,
+    Forget,
+    MakeActor,
+    Program,
+    ProgramError,
+    Ref,
+    Spawn,
+    actor,
+    descriptor_of,
+    task,
+)
 from zray import ids
 from zray.core.client import MethodCall
 from zray.core.streams import item_id
@@ -18,7 +35,10 @@ from zray.protocol.messages import TASK, Describe
 from zray.protocol.user_messages import STREAM
 
 if TYPE_CHECKING:
+    from random import Random
+
     from sim.process import Process
+    from sim.scenario import WorkloadPart
     from sim.strands import Steps
 
 
@@ -110,13 +130,75 @@ class CloseStream(NamedTuple):
         yield  # a generator like the others
 
 
-def read(stream: Stream, items_max: int = -1) -> Program:
-    """Take so many items, or all; their refs."""
-    refs: list[Ref] = []
-    while len(refs) != items_max:
-        ref = yield NextItem(stream)
-        if ref is None:
-            break
-        refs.append(ref)
+# --- a workload ----------------------------------------------------------------------------------
+
+OPEN_MAX = 3
+"""Streams that a program reads from at once."""
+AT_ONCE = 2 * OPEN_MAX
+"""Calls at once of an actor whose bounded streams may wait for their readers: none keeps others away."""
+ITEMS_MAX = 12
+
+
+@task
+def items_of(first: int, count: int, size: int, duration_ns: int, breaks: bool) -> Program:
+    """Numbers, or large objects; then perhaps an error."""
+    for number in range(first, first + count):
+        yield Compute(duration_ns)
+        yield Emit(Blob(size, number) if size else number)
+    if breaks:
+        raise ProgramError("user", f"broken {first}")
+
+
+@actor
+class StreamerActor:
+    """Makes the same streams, and does small things meanwhile."""
+
+    items = staticmethod(items_of)
+
+    def add_one(self, number: int, duration_ns: int) -> Program:
+        """What takes its time beside other calls."""
+        yield Compute(duration_ns)
+        return number + 1
+
+
+def streams(work: WorkloadPart, random: Random) -> Program:
+    """Streams of tasks and of an actor, bounded or not, read to their end, in part, or not at all."""
+    at_once = random.choice((1, AT_ONCE))
+    streamer = yield MakeActor("StreamerActor", (), 0.0, -1, at_once=at_once)
+    opened: list[tuple[Stream, int]] = []
+    answers: list[Ref] = []
+    for number in range(max(1, work.tasks // 8)):
+        duration_ns = work.task_us * random.choice((0, 1, 5)) * US // 4
+        size = random.choice((0, 0, work.object_kib * 1024))
+        args = (1000 * number, random.randint(0, ITEMS_MAX), size, duration_ns, random.random() < 0.15)
+        ahead_max = random.choice((0, 0, 1, 2, 5))
+        if random.random() < 0.5:
+            made = yield SpawnStream("items_of", args, ahead_max, work.retries)
+        else:
+            made = yield CallStream(streamer, "items", args, ahead_max if at_once > 1 else 0, -1)
+        opened.append((made, random.choice((-1, -1, -1, 0, 2, 5))))
+        if random.random() < 0.5:
+            answers.append((yield CallActor(streamer, "add_one", (number, duration_ns), 1, -1)))
+        if len(opened) > OPEN_MAX:
+            answers += yield from _read(*opened.pop(random.randrange(len(opened))), work.retries)
+    for one in opened:
+        answers += yield from _read(*one, work.retries)
+    return (yield Fetch(answers))
+
+
+def _read(stream: Stream, items_max: int, retries: int) -> Program:
+    """Take so many items of a stream, or all, and let a task look at them; the refs of its answers."""
+    answers: list[Ref] = []
+    try:
+        while len(answers) != items_max:
+            ref = yield NextItem(stream)
+            if ref is None:
+                break
+            answers.append((yield Spawn("merge", (ref,), 1, retries)))
+            yield Forget([ref])
+    except ProgramError as error:
+        if error.origin != "user":
+            raise
     yield CloseStream(stream)
-    return refs
+    yield Forget([stream.end])
+    return answers
