@@ -216,8 +216,10 @@ def descriptor_of(
 def descriptor_of_actor(operation: MakeActor) -> Describe:
     """The descriptor of the creation tasks of such actors."""
     plain = _descriptor(operation.actor, ACTOR, 1, operation.cpus, 0, False)
-    special = operation.restarts, operation.checkpoint, operation.spread, operation.at_once
-    if special == (0, -1, False, 1):
+    special: tuple[int, ...] = operation.restarts, operation.checkpoint, operation.spread
+    if operation.at_once > 1:  # apart, so that the ids of the others, and with them seeds, stay what they are
+        special = (*special, operation.at_once)
+    elif special == (0, -1, False):
         return plain
     return msgspec.structs.replace(
         plain,

@@ -108,7 +108,9 @@ class SimWorker(Process):
             yield from self._do_one()
             if self._has_work() and work.note_result(self.kernel.now_ns):
                 self.send_all()
-        yield from self.wait_until(lambda: self.hosted is None or self.hosted.is_idle)
+        hosted = self.hosted
+        if hosted is not None and not hosted.is_idle:
+            yield from self.wait_until(lambda: hosted.is_idle)
         if isinstance(self.actor, UserActor):
             yield from self.drive(self.actor.farewell())
         yield from self._spend()
