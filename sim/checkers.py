@@ -239,6 +239,11 @@ class Judge:
         if actor_id:
             self.gone[actor_id] = None
 
+    def process_ended(self) -> None:
+        """A program ends a worker process: what that explains is explained from now on."""
+        self.allowed += CRASH_ORIGINS
+        self.may_retry = True
+
     # --- nodes ---------------------------------------------------------------------------------------
 
     def buried_alive(self, node: Address) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from sim.making import Making
 from sim.programs import ProgramError, pack, unpack
 from zray.core.own_checkpoints import OwnCheckpoints
-from zray.core.task_context import TaskContext
 from zray.protocol.messages import Call, Describe, Value
 from zray.protocol.user_messages import CheckpointFound, FindCheckpoint
 
 if TYPE_CHECKING:
-    from sim.process import Steps
+    from sim.strands import Steps
     from sim.worker import SimWorker
 
 
@@ -28,7 +28,7 @@ class SimCheckpoints:
         if not self.machine.note(call, values):
             yield from worker.confirm_acquired()
             return
-        object_id = yield from worker._put(pack(worker.actor.save()))
+        object_id = yield from worker._put(pack((yield from self._driven(worker.actor.save()))))
         self.machine.save(object_id)
         yield from worker.confirm_acquired()
         worker.objects.drop(object_id)
@@ -40,18 +40,26 @@ class SimCheckpoints:
         found: CheckpointFound = yield from worker.answer_to(worker.machine.ask(FindCheckpoint))
         if found.object_id:
             inputs = yield from worker._fetch_inputs([found.object_id])
-            worker.actor.load(unpack(inputs[found.object_id])[0])
+            yield from self._driven(worker.actor.load(unpack(inputs[found.object_id])[0]))
         for call in self.machine.calls_to_repeat():
             yield from self._repeat(call)
 
+    def _driven(self, result: Any) -> Steps:
+        return (yield from self.worker.drive(result)) if hasattr(result, "send") else result
+
     def _repeat(self, call: Call) -> Steps:
         worker = self.worker
-        worker.set_context(TaskContext(call.task_id, call.method, in_group=worker.actor_in_group))
+        assert worker.hosted is not None
+        worker.set_context(worker.hosted.context_of(call))
+        worker.making[call.task_id] = Making(
+            call.num_returns, call.returns, 0, lambda _index, _value: None, is_wanted=False
+        )
         try:
             args = yield from worker.arguments_of(call)
-            result: Any = getattr(worker.actor, call.method)(*args)
+            result: Any = worker.method(call.method)(*args)
             if hasattr(result, "send"):
                 yield from worker.drive(result)
         except ProgramError:
             pass
+        del worker.making[call.task_id]
         worker._keep_state()

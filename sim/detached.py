@@ -35,8 +35,9 @@ from zray.protocol.codec import encode_batch
 from zray.protocol.user_messages import ClaimName, FindName, NameAnswer
 
 if TYPE_CHECKING:
-    from sim.process import Process, Steps
+    from sim.process import Process
     from sim.scenario import WorkloadPart
+    from sim.strands import Steps
 
 NAMESPACE = "sim"
 

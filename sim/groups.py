@@ -33,8 +33,9 @@ from zray.protocol.group_messages import (
 from zray.protocol.messages import TASK, Describe
 
 if TYPE_CHECKING:
-    from sim.process import Process, Steps
+    from sim.process import Process
     from sim.scenario import WorkloadPart
+    from sim.strands import Steps
 
 REMOVED = "TaskGroupRemovedError"
 """The origin of the error of a task whose group was removed."""

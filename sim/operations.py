@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sim.programs import Compute, ProgramError, Ref, pack, unpack, unpack_error
+from sim.programs import ActorRef, Compute, ProgramError, Ref, pack, unpack, unpack_error
+from zray.core.client import MethodCall
 from zray.protocol.group_messages import CreateGroup, RemoveGroup
 from zray.protocol.messages import ERROR, FAULT, INLINE, Describe, Value
 
 if TYPE_CHECKING:
-    from sim.process import Process, Steps
+    from sim.process import Process
+    from sim.strands import Steps
 
 
 class SubmitAs(NamedTuple):
@@ -63,11 +65,43 @@ class Keep(NamedTuple):
 
     data: bytes
     refs: tuple[Ref, ...]
+    object_id: bytes = b""
+    """Empty: the next thing that the task puts."""
 
     def perform(self, process: Process) -> Steps:
         """As ``put()`` does."""
         process._debt_ns += process.costs.submit_ns
-        return (yield from process._put(pack([self.data, list(self.refs)])))
+        return (yield from process._put(pack([self.data, list(self.refs)]), self.object_id))
+
+
+class CallAs(NamedTuple):
+    """Call a method as a real handle does; the result is the ids of its return objects, each held once."""
+
+    actor: ActorRef
+    method: MethodCall
+    args: tuple[Any, ...]
+
+    def perform(self, process: Process) -> Steps:
+        """As ``remote()`` of a method does."""
+        returns = yield from process.call_actor(self.actor, self.method, self.args)
+        return [Ref(object_id) for object_id in returns]
+
+
+class WaitFor(NamedTuple):
+    """Wait until something is true or the time is over; the result is whether it is true."""
+
+    done: Callable[[], bool]
+    until_ns: int | None = None
+
+    def perform(self, process: Process) -> Steps:
+        """As iterating over a stream does."""
+        if self.until_ns is not None:
+            process.kernel.at(self.until_ns, process.look)
+        with process.interruptible():
+            yield from process.wait_until(
+                lambda: self.done() or (self.until_ns is not None and process.kernel.now_ns >= self.until_ns)
+            )
+        return self.done()
 
 
 class KeepCopiesOf(NamedTuple):
@@ -123,10 +157,27 @@ class KillAs(NamedTuple):
     """End an actor."""
 
     actor_id: bytes
+    no_restart: bool
 
     def perform(self, process: Process) -> Steps:
         """As ``kill()`` does."""
-        yield from process.kill_actor(self.actor_id)
+        yield from process.kill_actor(self.actor_id, self.no_restart)
+
+
+class EndProcess(NamedTuple):
+    """End a worker process at once; its own code does not go on."""
+
+    victim: Process
+    exit_code: int
+
+    def perform(self, process: Process) -> Steps:
+        """As the system does."""
+        victim: Any = self.victim
+        process.cluster.judge.process_ended()
+        process.kernel.after(0, lambda _: victim.host.worker_ended(victim, self.exit_code))
+        if victim is process:
+            yield lambda: False
+        yield 1
 
 
 class Work(NamedTuple):
@@ -192,9 +243,11 @@ class AwaitUntil(NamedTuple):
         return [process.objects.is_ready(object_id) for object_id in self.object_ids]
 
 
-def user_error(data: bytes) -> ProgramError:
-    """A pickled error of user code, as programs raise it."""
-    return ProgramError("user", data.decode("latin-1"))
+def user_error(data: bytes, *, is_final: bool = False) -> ProgramError:
+    """A pickled error of user code, as programs raise it; no other attempt is worth it if it is final."""
+    error = ProgramError("user", data.decode("latin-1"))
+    error.is_final = is_final
+    return error
 
 
 def bytes_of(error: ProgramError) -> bytes:

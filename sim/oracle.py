@@ -18,6 +18,7 @@ from sim.programs import (
     Await,
     CallActor,
     Compute,
+    Emit,
     EndActor,
     Fetch,
     Forget,
@@ -34,7 +35,9 @@ from sim.programs import (
     unpack_args,
     unpack_error,
 )
+from sim.streams import CallStream, CloseStream, NextItem, SpawnStream, Stream
 from zray import ids
+from zray.core.streams import item_id
 
 Outcome = tuple[bool, bytes]
 """Whether it is an error, and the encoded value or error."""
@@ -93,8 +96,11 @@ class _Frame:
 
     def __init__(self, oracle: Oracle, task_id: bytes) -> None:
         self.oracle = oracle
+        self.task_id = task_id
         self.prefix = ids.child_prefix(task_id)
         self.counter = 0
+        self.items = 0  # of the stream that it makes
+        self.taken: dict[bytes, int] = {}  # items of streams that it reads
 
     def call(self, code: Any, args: list[Any]) -> Any:
         result = code(*args)
@@ -142,14 +148,50 @@ class _Frame:
                 return oracle.names[name]
             case CallActor(handle, method, args):
                 return self._call_actor(handle, method, args)
+            case SpawnStream(function, args):
+                packed, deps = pack_args(args)
+                return self._stream(FUNCTIONS[function], packed.data, deps)
+            case CallStream(handle, method, args):
+                packed, deps = pack_args(args)
+                return self._call_stream(handle, method, packed.data, deps)
+            case Emit(value):
+                object_id = item_id(self.task_id, self.items)
+                oracle.values[object_id] = False, pack(value).data
+                self.items += 1
+            case NextItem(made):
+                return self._next_item(made)
             case SpawnIn(_, _, spawn):
                 return self.perform(spawn)
             case MakeGroup():
                 return self._next_task()
-            case EndActor() | Forget() | EndGroup():
+            case EndActor() | Forget() | EndGroup() | CloseStream():
                 return None
             case _:
                 raise TypeError(f"{operation!r} is no operation")
+
+    def _stream(self, code: Any, data: bytes, deps: tuple[bytes, ...]) -> Stream:
+        task_id = self._next_task()
+        self.oracle.evaluate(task_id, code, data, deps, 1)
+        return Stream(task_id, Ref(ids.first_return_id(task_id)), False)
+
+    def _call_stream(
+        self, handle: ActorRef, method: str, data: bytes, deps: tuple[bytes, ...]
+    ) -> Stream:  # fmt: skip
+        made = self.oracle.actors.get(handle.actor_id)
+        if made is not None:
+            return self._stream(getattr(made, method), data, deps)
+        end = Ref(ids.first_return_id(self._next_task()))
+        self.oracle.values[end.object_id] = self.oracle.values[handle.object_id]
+        return Stream(ids.producer_of(end.object_id), end, False)
+
+    def _next_item(self, stream: Stream) -> Ref | None:
+        index = self.taken.get(stream.task_id, 0)
+        object_id = item_id(stream.task_id, index)
+        if object_id not in self.oracle.values:
+            self.oracle.data_of(stream.end.object_id)
+            return None
+        self.taken[stream.task_id] = index + 1
+        return Ref(object_id)
 
     def _next_task(self) -> bytes:
         self.counter += 1

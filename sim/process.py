@@ -1,16 +1,17 @@
 """What a simulated driver and worker share: what surrounds the client's machine, in virtual time.
 
 What is decided is decided by the real :class:`ClientMachine`. Around it a process is one Python generator
-that yields how long it computes, in nanoseconds, or a predicate that it waits for. Messages are handled when
-they arrive, also while the process computes (the real one has a thread for that); what they make the
-process say leaves when it waits, or with the next visit of that thread.
+that yields how long it computes, in nanoseconds, or a predicate that it waits for; an actor with several
+calls at once has one more for each (``sim/strands.py``). Messages are handled when they arrive, also while
+the process computes (the real one has a thread for that); what they make the process say leaves when it
+waits, or with the next visit of that thread.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,6 +38,7 @@ from sim.programs import (
     pack_args,
     unpack,
 )
+from sim.strands import Steps, Strand
 from zray.core.client import ARGS_IN_LAST_DEP, HAS_VALUE, ROOM, TOO_LARGE, ClientMachine, MethodCall
 from zray.core.client_objects import Want
 from zray.core.machine import Address, bound_handlers, take_effects
@@ -55,11 +57,9 @@ from zray.protocol.messages import (
 )
 
 if TYPE_CHECKING:
+    from sim.checkpoints import SimCheckpoints
     from sim.cluster import Cluster
     from sim.hosts import SimNode
-
-Wish = int | Callable[[], bool]
-Steps = Generator[Wish, None, Any]
 
 
 class Process(ABC):
@@ -93,6 +93,7 @@ class Process(ABC):
             }
         )
         self.alive = True
+        self.checkpoints: SimCheckpoints | None = None  # of a worker that is an actor which can be saved
         self.welcome: Welcome | None = None
         self.frozen_until_ns = 0
         self._unheard: deque[tuple[Address, list[Any]]] = deque()
@@ -103,8 +104,8 @@ class Process(ABC):
         self._hearing_until_ns = 0  # processor time that frames take, beside what it waits for
         self._duty_planned = False
         self._frames_heard = 0
-        self._steps: Steps = self.main()
-        self._waiting: Callable[[], bool] | None = None
+        self._main = self._strand = Strand(self.main(), self.context)
+        self.strands = [self._main]
         self._interrupts = 0  # how often it did not compute to the end
         self._interruptible = self._to_interrupt = False
         cluster.network.attach(address, self.receive)
@@ -119,51 +120,87 @@ class Process(ABC):
 
     def start(self, _: Any = None) -> None:
         """Take the first steps."""
-        self._advance()
+        self._advance(self._main)
+
+    def begin(self, steps: Steps, context: TaskContext) -> None:
+        """Do something beside what it does."""
+        strand = Strand(steps, context)
+        self.strands.append(strand)
+        self.kernel.after(0, self._begin, strand)
+
+    def _begin(self, strand: Strand) -> None:
+        if self.alive:
+            self._advance(strand)
 
     def crash(self) -> None:
         """Be gone, at once."""
         self.alive = False
-        self._steps.close()
+        for strand in self.strands:
+            strand.steps.close()
 
-    def _advance(self, error: InterruptError | None = None) -> None:
-        steps = self._steps
+    @property
+    def thread_name(self) -> str:
+        """Of the thread that runs its code."""
+        return "simulated task"
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits, with at least one strand."""
+        return any(strand.waiting is not None for strand in self.strands)
+
+    def _switch_to(self, strand: Strand) -> None:
+        former, self._strand = self._strand, strand
+        former.context, former.handles, former.debt_ns = self.context, self.handles, self._debt_ns
+        self.context, self.handles, self._debt_ns = strand.context, strand.handles, strand.debt_ns
+
+    def _advance(self, strand: Strand, error: InterruptError | None = None) -> None:
+        if strand is not self._strand:
+            self._switch_to(strand)
+        steps = strand.steps
         while True:
             try:
                 wish = next(steps) if error is None else steps.throw(error)
                 error = None
             except StopIteration:
-                if self.alive:
+                if strand is not self._main:
+                    self.strands.remove(strand)
+                    self.look()
+                elif self.alive:
                     self.ended()
                 return
             if type(wish) is int:
-                self._waiting = None
+                strand.waiting = None
                 until_ns = max(self.kernel.now_ns + wish, self.frozen_until_ns)
-                self.kernel.at(until_ns, self._wake, self._interrupts)
+                self.kernel.at(until_ns, self._wake, (strand, self._interrupts))
                 return
             assert not isinstance(wish, int)
             if not wish():
-                self._waiting = wish
+                strand.waiting = wish
                 return
 
-    def _wake(self, interrupts: int) -> None:
-        if not self.alive or interrupts != self._interrupts:
+    def _wake(self, alarm: tuple[Strand, int]) -> None:
+        strand, interrupts = alarm
+        if not self.alive or (strand is self._main and interrupts != self._interrupts):
             return
         if self.frozen_until_ns > self.kernel.now_ns:
-            self.kernel.at(self.frozen_until_ns, self._wake, interrupts)
+            self.kernel.at(self.frozen_until_ns, self._wake, alarm)
             return
-        self._advance()
+        self._advance(strand)
 
     def look(self, _: Any = None) -> None:
         """See whether what it waits for has come."""
-        waiting = self._waiting
-        if self.alive and waiting is not None and waiting():
-            self._waiting = None
-            self._advance()
+        for strand in self.strands if len(self.strands) == 1 else list(self.strands):
+            waiting = strand.waiting
+            if self.alive and waiting is not None and waiting():
+                strand.waiting = None
+                self._advance(strand)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
         """Within it what the process computes or waits for may be cut short, and an earlier interrupt comes.
+
+        Only tasks are, which a worker runs one at a time.
+
 
         Raises:
             InterruptError: if the running task was cancelled.
@@ -188,8 +225,8 @@ class Process(ABC):
             self.kernel.at(self.frozen_until_ns, self.interrupt, context)
             return
         self._interrupts += 1
-        self._waiting = None
-        self._advance(InterruptError())
+        self._main.waiting = None
+        self._advance(self._main, InterruptError())
 
     # --- sending and receiving ---------------------------------------------------------------------
 
@@ -211,29 +248,45 @@ class Process(ABC):
 
     def _hear(self, source: Address, messages: list[Any]) -> None:
         handlers = self.handlers
-        now_ns, waiting = self.kernel.now_ns, self._waiting
+        now_ns, several = self.kernel.now_ns, len(self.strands) > 1
+        waits = self.is_waiting if several else self._main.waiting is not None
         self._hearing_until_ns = max(self._hearing_until_ns, now_ns) + self.costs.of_frame(
-            len(messages), slept=waiting is not None and self._hearing_until_ns <= now_ns
+            len(messages), slept=waits and self._hearing_until_ns <= now_ns
         )
         for message in messages:
             handlers[type(message)](now_ns, source, message)
         self._frames_heard += 1
         if self._frames_heard % self.cluster.check_every == 0:
             self.check()
-        if waiting is not None:
+        if not waits:
+            if self.out:
+                self.plan_duty()
+        elif several:
+            self._pay_for_hearing()
+            self.send_all()
+            self.look()
+        else:
+            waiting = self._main.waiting
+            assert waiting is not None
             if waiting():
-                self._waiting = None
-                self._debt_ns += self._hearing_until_ns - now_ns
-                self._advance()
+                self._main.waiting = None
+                self._pay_for_hearing()
+                self._advance(self._main)
             else:
                 self.send_all()
-        elif self.out and not self._duty_planned:
-            self._duty_planned = True
-            self.kernel.after(self.config.idle_duty_interval_ns, self._idle_duty)
+
+    def _pay_for_hearing(self) -> None:
+        self._debt_ns += max(0, self._hearing_until_ns - self.kernel.now_ns)
 
     def check(self) -> None:
         """What the machines of this process say of themselves."""
         self.machine.check()
+
+    def plan_duty(self) -> None:
+        """Let the background thread come by, which sends what has gathered."""
+        if not self._duty_planned:
+            self._duty_planned = True
+            self.kernel.after(self.config.idle_duty_interval_ns, self._idle_duty)
 
     def _idle_duty(self, _: Any) -> None:
         self._duty_planned = False
@@ -338,9 +391,8 @@ class Process(ABC):
 
     def do_compute(self, operation: Compute) -> Steps:
         """Let time pass. What is in the outbox leaves with the visit of the background thread."""
-        if self.out and not self._duty_planned:
-            self._duty_planned = True
-            self.kernel.after(self.config.idle_duty_interval_ns, self._idle_duty)
+        if self.out:
+            self.plan_duty()
         self._debt_ns += operation.duration_ns
         yield from self._spend()
 
@@ -404,16 +456,17 @@ class Process(ABC):
             self.cluster.faults.copies_acknowledged(self.host)
         return answer
 
-    def _put(self, packed: Packed) -> Steps:
-        """Keep a value; the id of the object, held once."""
-        machine, object_id = self.machine, self.context.next_put_id()
+    def _put(self, packed: Packed, object_id: bytes = b"") -> Steps:
+        """Keep a value; the id of the object, held once. Without one it is the next that this task puts."""
+        machine, holder = self.machine, self.address if object_id else b""
+        object_id = object_id or self.context.next_put_id()
         if packed.total_bytes <= machine.inline_bytes_max:
             machine.keep(object_id, packed.data, packed.contained)
             return object_id
-        written = yield from self.store(object_id, packed)
+        written = yield from self.store(object_id, packed, holder)
         if not written:
             machine.hold_former(object_id)
-            written = yield from self.store(object_id, packed)
+            written = yield from self.store(object_id, packed, holder)
         machine.stored(object_id, packed.contained, written=written)
         yield from self._after_append()
         return object_id
@@ -546,28 +599,35 @@ class Process(ABC):
 
     def do_call_actor(self, operation: CallActor) -> Steps:
         """Call a method."""
-        self._debt_ns += self.costs.submit_ns
         handle, method, args, count, repeats = operation
+        returns = yield from self.call_actor(handle, MethodCall(method, count, repeats=repeats), args)
+        return Ref(returns[0]) if count == 1 else [Ref(object_id) for object_id in returns]
+
+    def call_actor(self, handle: ActorRef, method: MethodCall, args: tuple[Any, ...]) -> Steps:
+        """Make a call; the ids of its return objects."""
+        self._debt_ns += self.costs.submit_ns
         packed, deps = pack_args(args) if args else (_NO_ARGS, ())
         data, deps, stored = yield from self._args_as_sent(packed, deps)
         task_id, returns = self.machine.call_actor(
-            self.context, handle.actor_id, handle.object_id, MethodCall(method, count, repeats=repeats),
-            data, deps, packed.contained, stored,
-        )  # fmt: skip
+            self.context, handle.actor_id, handle.object_id, method, data, deps, packed.contained, stored
+        )
         self.cluster.judge.call_made(self.address, handle.actor_id, task_id)
         for object_id in returns:
             self._add_handle(object_id)
         yield from self._after_append()
-        return Ref(returns[0]) if count == 1 else [Ref(object_id) for object_id in returns]
+        return returns
 
     def do_end_actor(self, operation: EndActor) -> Steps:
         """Kill an actor."""
         yield from self.kill_actor(operation.actor.actor_id)
 
-    def kill_actor(self, actor_id: bytes) -> Steps:
+    def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> Steps:
         """End it at once."""
-        self.machine.kill_actor(actor_id)
-        self.cluster.judge.actor_killed(actor_id)
+        self.machine.kill_actor(actor_id, no_restart)
+        if no_restart:
+            self.cluster.judge.actor_killed(actor_id)
+        else:
+            self.cluster.judge.process_ended()
         yield from self._spend()
         self.send_all()
 

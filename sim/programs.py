@@ -59,6 +59,13 @@ class ActorRef(Ref):
         return ids.producer_of(self.object_id)
 
 
+class Partly(NamedTuple):
+    """What a generator with several return objects gave until it raised: the rest holds the error."""
+
+    values: list[Any]
+    error: ProgramError
+
+
 class Blob(NamedTuple):
     """A large value: ``size`` bytes, told from others by ``tag``."""
 
@@ -77,6 +84,7 @@ class ProgramError(Exception):
     def __init__(self, origin: str, text: str) -> None:
         super().__init__(origin, text)
         self.origin, self.text = origin, text
+        self.is_final = False  # not worth another attempt
 
 
 class InterruptError(ProgramError):
@@ -144,6 +152,8 @@ class MakeActor(NamedTuple):
     checkpoint: int = -1
     """Calls between two checkpoints; -1: it has none, 0: none but the recorded calls."""
     spread: bool = False
+    at_once: int = 1
+    """How many calls run at once."""
 
 
 class CallActor(NamedTuple):
@@ -155,6 +165,14 @@ class CallActor(NamedTuple):
     returns: int = 1
     repeats: int = 0
     """How often it may run again if the actor is made again; -1: without end."""
+
+
+class Emit(NamedTuple):
+    """Make an item of the stream that this task or call makes, and wait until the next one may be made."""
+
+    value: Any
+    waits: bool = True
+    """Otherwise whoever makes it asks himself whether the next one may be made."""
 
 
 class EndActor(NamedTuple):
@@ -198,8 +216,10 @@ def descriptor_of(
 def descriptor_of_actor(operation: MakeActor) -> Describe:
     """The descriptor of the creation tasks of such actors."""
     plain = _descriptor(operation.actor, ACTOR, 1, operation.cpus, 0, False)
-    special = operation.restarts, operation.checkpoint, operation.spread
-    if special == (0, -1, False):
+    special: tuple[int, ...] = operation.restarts, operation.checkpoint, operation.spread
+    if operation.at_once > 1:  # apart, so that the ids of the others, and with them seeds, stay what they are
+        special = (*special, operation.at_once)
+    elif special == (0, -1, False):
         return plain
     return msgspec.structs.replace(
         plain,
@@ -208,6 +228,7 @@ def descriptor_of_actor(operation: MakeActor) -> Describe:
         checkpoint_interval=operation.checkpoint,
         records_calls=operation.checkpoint >= 0,
         spread=operation.spread,
+        max_concurrency=operation.at_once,
     )
 
 

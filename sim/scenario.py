@@ -18,7 +18,7 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=1_000_000.0)]
 WorkloadKind = Literal[
     "empty", "chain", "tree", "fan_out", "random_dag", "shuffle", "counter", "ordered_log", "heavy_tail",
     "memory_pressure", "references", "mixed", "lone",
-    "choosy", "actors", "groups", "copies", "detached", "allreduce", "parameter_server",
+    "choosy", "actors", "groups", "copies", "detached", "allreduce", "parameter_server", "streams",
 ]  # fmt: skip
 
 

@@ -29,7 +29,17 @@ from sim.scenario import (
 from sim.workload import KINDS
 
 TRAINING_KINDS = ("allreduce", "parameter_server")
-LATER_KINDS = ("empty", "lone", "choosy", "actors", "groups", "copies", "detached", *TRAINING_KINDS)
+LATER_KINDS = (
+    "empty",
+    "lone",
+    "choosy",
+    "actors",
+    "groups",
+    "copies",
+    "detached",
+    *TRAINING_KINDS,
+    "streams",
+)
 """Not drawn with the others, so that what a seed draws stays what it was."""
 RATES = {
     "worker_crash": 200.0, "worker_crash_creating": 200.0, "worker_freeze": 100.0, "driver_crash": 20.0,
@@ -63,6 +73,8 @@ DETACHED_SEEDS = 1_600_000
 """All seeds from here on draw clusters whose nodes die, and programs with detached actors."""
 MESSAGE_SEEDS = 1_700_000
 """All seeds from here on draw clusters whose processes die over single messages of every kind."""
+STREAM_SEEDS = 1_900_000
+"""All seeds from here on draw programs that stream, on one node or on several."""
 REPLICATED_SHARE = 1 / 3
 """Of the seeds below this share draws replicated shards."""
 CLUSTER_SHARE = 0.5
@@ -91,6 +103,8 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= STREAM_SEEDS:
+        return _streaming(seed, plain)
     if seed >= MESSAGE_SEEDS:
         return _over_messages(seed, plain)
     if seed >= DETACHED_SEEDS:
@@ -293,6 +307,14 @@ def _over_messages(seed: int, plain: Scenario) -> Scenario:
         faults=FaultsPart(message_death=round(rate, 2), outage_ms=drawn.faults.outage_ms),
         phases=msgspec.structs.replace(drawn.phases, faulty_s=round(random.uniform(0.05, 0.6), 3)),
     )
+
+
+def _streaming(seed: int, plain: Scenario) -> Scenario:
+    """The same with streams, on a cluster or not."""
+    random = stream(seed, "swarm/streams")
+    drawn = _clustered(seed, plain) if random.random() < 0.5 else plain
+    work = {"kind": "streams", "tasks": random.randint(8, 120), "retries": random.choice((-1, -1, 3))}
+    return msgspec.structs.replace(drawn, workload=msgspec.structs.replace(drawn.workload, **work))
 
 
 def _with_copies(seed: int, clustered: Scenario) -> Scenario:

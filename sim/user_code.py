@@ -8,6 +8,8 @@ system's scheduler, so a run depends on its seed alone. See ``docs/decisions/001
 
 from __future__ import annotations
 
+import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator
@@ -26,9 +28,14 @@ from zray.errors import ZrayError
 if TYPE_CHECKING:
     from sim.process import Process
 
+Perform = Callable[[Any], Any]
+"""Hands an operation over and returns its result."""
 PATIENCE_NS = 120 * S
 """Virtual time without any progress after which nobody is believed to go on."""
 ROWS_SHOWN = 10
+STALL_S = 5.0
+"""Real time after which it is looked whether user code waits for a thread that cannot go on."""
+_WAITING_FILES = (threading.__file__, queue.__file__)
 
 
 class DeadlockError(ZrayError):
@@ -39,15 +46,22 @@ class CrashedHereError(BaseException):
     """Ends the thread of a task whose simulated process was killed; user code must not catch it."""
 
 
+class SimulatedThread(threading.Thread):
+    """A thread that runs code of the simulation."""
+
+
 class UserThread:
     """One call of user code, awake only between :meth:`resume` and its next operation.
 
     Args:
         body: the call; it gets ``perform``, which hands an operation over and returns its result.
         before: called in the kernel's thread each time this one is about to wake.
+        name: of the thread, as the user's code sees it.
     """
 
-    def __init__(self, body: Callable[[Callable[[Any], Any]], Any], before: Callable[[], None]) -> None:
+    def __init__(
+        self, body: Callable[[Perform], Any], before: Callable[[Perform], None], name: str
+    ) -> None:  # fmt: skip
         self._before = before
         self._body = body
         self._go = threading.Semaphore(0)
@@ -57,24 +71,25 @@ class UserThread:
         self._error: BaseException | None = None
         self._raised: BaseException | None = None
         self.ended = False
-        self._crashed = False
-        self._thread = threading.Thread(target=self._run, name="simulated task", daemon=True)
+        self._crashed = self._stalled = False
+        self._thread = SimulatedThread(target=self._run, name=name, daemon=True)
 
     def start(self) -> Any:
         """Run until the first operation, which is returned; ``None``, and ``ended``, if there is none."""
-        self._before()
+        self._before(self._perform)
         self._thread.start()
         return self._await()
 
     def resume(self, result: Any, error: BaseException | None = None) -> Any:
         """Run until the next operation."""
         self._result, self._error = result, error
-        self._before()
+        self._before(self._perform)
         self._go.release()
         return self._await()
 
     def _await(self) -> Any:
-        self._back.acquire()
+        while not self._back.acquire(timeout=STALL_S):
+            self._check_stall()
         if self.ended:
             self._thread.join()
             if self._raised is not None:
@@ -82,9 +97,26 @@ class UserThread:
             return self._result
         return self._operation
 
+    def _check_stall(self) -> None:
+        """
+        Raises:
+            DeadlockError: if user code waits for another thread, of which none is awake.
+        """
+        frame = sys._current_frames().get(self._thread.ident or 0)
+        if frame is None or frame.f_code.co_filename not in _WAITING_FILES:
+            return
+        where = frame
+        while where.f_back is not None and where.f_code.co_filename in _WAITING_FILES:
+            where = where.f_back
+        self._stalled = True
+        raise DeadlockError(
+            f"{where.f_code.co_name}() waits at {where.f_code.co_filename}:{where.f_lineno} for another "
+            "thread, and in zray.simulate() none goes on meanwhile; let tasks and calls wait for refs instead"
+        )
+
     def kill(self) -> None:
-        """End the thread, wherever it is."""
-        while self._thread.is_alive() and not self.ended:
+        """End the thread, wherever it is, unless nothing can."""
+        while self._thread.is_alive() and not self.ended and not self._stalled:
             self._crashed = True
             self._go.release()
             self._back.acquire()
@@ -121,12 +153,16 @@ class UserRun:
     Args:
         scenario: what there is and what goes wrong; its workload is not used.
         seed: of everything that is drawn.
-        before: called with a process before its user code goes on.
+        before: called with a process, and what performs its operations, before its user code goes on.
         cluster_options: of ``Cluster``.
     """
 
     def __init__(
-        self, scenario: Scenario, seed: int, before: Callable[[Process], None], **cluster_options: Any
+        self,
+        scenario: Scenario,
+        seed: int,
+        before: Callable[[Process, Perform], None],
+        **cluster_options: Any,
     ) -> None:
         self.before = before
         self.codes: dict[str, Callable[..., Any]] = {}
@@ -182,7 +218,7 @@ class UserRun:
             if kernel.now_ns > self._progress_ns + PATIENCE_NS and self._is_stuck():
                 raise self._deadlock(operation)
         reply = self._reply.pop()
-        self.before(self.driver)
+        self.before(self.driver, self.perform)
         if isinstance(reply, ProgramError):
             raise reply
         return reply
@@ -231,10 +267,13 @@ class UserRun:
 
     # --- tasks ---------------------------------------------------------------------------------------
 
-    def program(self, body: Callable[[Any, Callable[[Any], Any]], Any]) -> Program:
+    def program(self, body: Callable[[Any, Perform], Any], name: str = "") -> Program:
         """The program of a task or call: ``body(process, perform)`` in a thread of its own."""
         process = yield WhoAmI()
-        thread = UserThread(lambda perform: body(process, perform), lambda: self.before(process))
+        thread = UserThread(
+            lambda perform: body(process, perform), lambda perform: self.before(process, perform),
+            name or process.thread_name,
+        )  # fmt: skip
         try:
             operation = thread.start()
             while not thread.ended:
@@ -249,7 +288,7 @@ class UserRun:
         finally:
             if not thread.ended:
                 thread.kill()
-            self.before(self.driver)
+            self.before(self.driver, self.perform)
 
 
 class _NextRequest:

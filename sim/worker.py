@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from sim.checkpoints import SimCheckpoints
-from sim.process import Process, Steps
+from sim.hosted import CoroutineActor, LeaveError, UserActor
+from sim.making import Making
+from sim.process import Process
 from sim.programs import (
     ACTORS,
+    Emit,
     InterruptError,
     Packed,
+    Partly,
     Program,
     ProgramError,
     error_in,
@@ -19,14 +23,16 @@ from sim.programs import (
     refs_in,
     unpack_args,
 )
+from sim.strands import Steps
 from zray import ids
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.cancellation import cancelled_value
 from zray.core.client import ARGS_IN_LAST_DEP
 from zray.core.machine import Address, bound_handlers
+from zray.core.own_calls import OwnCalls
+from zray.core.streams import item_id
 from zray.core.task_context import TaskContext
 from zray.core.worker import WorkerMachine
-from zray.protocol.base import InGroup
 from zray.protocol.messages import (
     ACTOR,
     DRIVER,
@@ -44,7 +50,6 @@ from zray.protocol.messages import (
     LeasedRun,
     PrepareLease,
     Recall,
-    Reply,
     Run,
     Value,
 )
@@ -56,7 +61,7 @@ if TYPE_CHECKING:
 
 
 class SimWorker(Process):
-    """Run what the node sends, one task at a time, or be one actor."""
+    """Run what the node sends, one task at a time, or be one actor, with as many calls at once as it has."""
 
     def __init__(self, cluster: Cluster, address: Address, node: SimNode, pid: int, slot: int) -> None:
         super().__init__(cluster, address, node, ids.NIL_ID)
@@ -66,10 +71,10 @@ class SimWorker(Process):
         self.functions: dict[bytes, bytes] = {}
         self.actor: Any = None
         self.actor_id = b""
-        self.actor_in_group: InGroup | None = None
-        self.checkpoints: SimCheckpoints | None = None
+        self.hosted: OwnCalls | None = None
         self.kept: list[bytes] = []  # refs in the actor's own state, each held once
-        self.current_returns = 0  # return objects of what runs
+        self.making: dict[bytes, Making] = {}  # task or call -> what comes of it while it runs
+        self._failed_for_good = False  # the last failure is none that another attempt is for
         self.lent_since_ns = 0
         self.lent_ns = 0  # of the current task
         self.crash_when_creating = False
@@ -79,7 +84,7 @@ class SimWorker(Process):
                 Run: self.on_run,
                 Call: self.on_call,
                 PrepareLease: self.on_prepare_lease,
-                LeasedRun: self.on_call,
+                LeasedRun: self.on_leased,
                 ExportFunction: self.on_export,
                 JobContext: self.on_job,
                 Recall: self.on_recall,
@@ -95,26 +100,61 @@ class SimWorker(Process):
         self.out.append((self.node, Hello(PROTOCOL_VERSION, WORKER, self.pid, ids.NIL_ID, "sim")))
         yield from self.wait_until(lambda: self.welcome is not None)
         work = self.work
-        while work.runs or work.calls or not work.exiting:
-            if not work.runs and not work.calls:
+        while self._has_work() or not self._is_over():
+            if not self._has_work():
                 work.note_idle()
-                yield from self.wait_until(self._has_work)
+                yield from self.wait_until(lambda: self._has_work() or self._is_over())
                 continue
-            if work.runs:
-                yield from self._run_task(work.runs.popleft())
-            else:
-                yield from self._serve(*work.calls.popleft())
-            if (work.runs or work.calls) and work.note_result(self.kernel.now_ns):
+            yield from self._do_one()
+            if self._has_work() and work.note_result(self.kernel.now_ns):
                 self.send_all()
+        hosted = self.hosted
+        if hosted is not None and not hosted.is_idle:
+            yield from self.wait_until(lambda: hosted.is_idle)
+        if isinstance(self.actor, UserActor):
+            yield from self.drive(self.actor.farewell())
         yield from self._spend()
         self.say_goodbye()
+
+    def _do_one(self) -> Steps:
+        if self.work.runs:
+            yield from self._run_task(self.work.runs.popleft())
+        elif self.work.calls:
+            yield from self._serve(*self.work.calls.popleft())
+        elif self.hosted is not None:
+            item = self.hosted.start()
+            assert item is not None
+            self.work.current = item[1].task_id
+            yield from self._run_call(*item)
 
     def ended(self) -> None:
         """Exit with code 0."""
         self.host.worker_ended(self, 0)
 
     def _has_work(self) -> bool:
-        return bool(self.work.runs or self.work.calls or self.work.exiting)
+        if self.work.runs or self.work.calls:
+            return True
+        return self.hosted is not None and not self.is_concurrent and self.hosted.slots.may_start()
+
+    def _is_over(self) -> bool:
+        return self.work.exiting or self.is_leaving
+
+    @property
+    def thread_name(self) -> str:
+        """As in a real worker."""
+        return "zray-actor" if self.is_concurrent else super().thread_name
+
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is an actor that ended itself."""
+        return self.hosted is not None and self.hosted.leaving
+
+    @property
+    def is_concurrent(self) -> bool:
+        """Whether it is an actor whose calls run beside each other."""
+        if self.hosted is None:
+            return False
+        return self.hosted.slots.limit > 1 or isinstance(self.actor, CoroutineActor)
 
     def check(self) -> None:
         """Those of a worker, too."""
@@ -144,11 +184,30 @@ class SimWorker(Process):
         self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
         self.work.on_prepare_lease(now_ns, source, message)
 
-    def on_call(self, now_ns: int, source: Address, message: Call | LeasedRun) -> None:
-        """A method call, or a task straight from its submitter."""
+    def on_leased(self, now_ns: int, source: Address, message: LeasedRun) -> None:
+        """A task straight from its submitter."""
+        self._note_caller(source)
+        self.work.on_call(now_ns, source, message)
+
+    def on_call(self, now_ns: int, source: Address, message: Call) -> None:
+        """A call of the actor that this is."""
+        self._note_caller(source)
+        if self.hosted is None:
+            return
+        if not self.hosted.arrived(source, message):
+            error = Value(ERROR, pack_error(self.actor.refusal(message.group)))
+            self.hosted.refuse(source, message, (error,) * message.num_returns)
+        elif self.is_concurrent:
+            self._start_calls()
+
+    def _note_caller(self, source: Address) -> None:
         if source != self.node:  # which passes on calls from other nodes
             self.routes[source] = self.address + SERVER_SUFFIX
-        self.work.on_call(now_ns, source, message)
+
+    def _start_calls(self) -> None:
+        assert self.hosted is not None
+        while (item := self.hosted.start()) is not None:
+            self.begin(self._run_beside(*item), self.hosted.contexts[item[1].task_id])
 
     def on_export(self, now_ns: int, source: Address, message: ExportFunction) -> None:
         """Code."""
@@ -171,8 +230,12 @@ class SimWorker(Process):
 
     def on_cancel(self, now_ns: int, source: Address, message: Interrupt | CancelCall) -> None:
         """A task was cancelled: it is taken out of the queue, or its code sees an interrupt."""
+        if self.hosted is not None and isinstance(message, CancelCall):
+            if self.hosted.cancel(message) is not None and isinstance(self.actor, CoroutineActor):
+                self.actor.cancel(message.task_id)
+            return
         queued = list(self.work.runs)
-        if self.work.withdraw(source, message) and not self.actor_id and not self.context.is_cancelled:
+        if self.work.withdraw(source, message) and not self.context.is_cancelled:
             self.context.is_cancelled = True
             self.kernel.after(0, self.interrupt, self.context)
         left = dict.fromkeys(run.task_id for run in self.work.runs)
@@ -202,28 +265,30 @@ class SimWorker(Process):
 
     def _run_task(self, run: Run) -> Steps:
         values, run_ns, failed = yield from self._attempt(run)
-        self.work.done(run, values, run_ns, failed=failed)
+        self.work.done(run, values, run_ns, failed=failed, is_final=failed and self._failed_for_good)
         self.let_go()
 
     def _attempt(self, run: Run) -> Steps:
         """Run a task: (the values of its return objects, run time, whether it failed)."""
         kind = self.work.descriptors[run.descriptor_id]
         self.host.cells[self.slot] = self.work.current = run.task_id
-        self.current_returns = kind.num_returns
+        self.making[run.task_id] = Making(
+            kind.num_returns, kind.returns, kind.unconsumed_max, lambda *item: self.work.yielded(run, *item)
+        )
         self.set_context(TaskContext(run.task_id, kind.name, run.attempt, kind.demand, kind.in_group))
         self.cluster.judge.attempt_started(self.address, run.task_id, run.attempt)
         if kind.in_group is not None:
             self.cluster.judge.groups.used(self.node, kind.in_group.group_id)
         self._debt_ns += self.costs.run_ns
         started_ns, self.lent_ns = self.kernel.now_ns, 0
-        failed = False
+        failed = self._failed_for_good = False
         try:
             values = yield from self._execute(run, kind)
         except InterruptError:
             failed = True
             values = (cancelled_value(run.task_id),) * kind.num_returns
         except ProgramError as error:
-            failed = True
+            failed, self._failed_for_good = True, error.is_final
             values = (Value(ERROR, pack_error(error)),) * kind.num_returns
         except _InputFailedError as error:
             failed = True
@@ -231,6 +296,7 @@ class SimWorker(Process):
         yield from self._spend()
         now_ns = self.kernel.now_ns
         self.work.current = ids.NIL_ID
+        del self.making[run.task_id]
         self.cluster.task_ended(
             self.address, kind.name, run.task_id, started_ns, now_ns, self.lent_ns, run.attempt
         )
@@ -250,7 +316,7 @@ class SimWorker(Process):
             result = self.cluster.functions[self.functions[kind.function_id].decode()](*args)
             if hasattr(result, "send"):
                 result = yield from self.drive(result)
-            return (yield from self._pack(run.task_id, kind.num_returns, result))
+            return (yield from self._pack(run.task_id, self.making[run.task_id], result))
         finally:
             self.give_back(views)
 
@@ -281,13 +347,18 @@ class SimWorker(Process):
         code = self.functions[kind.function_id].decode()
         made = (self.cluster.functions.get(code) or ACTORS[kind.name])(*args)
         self.actor = (yield from self.drive(made)) if hasattr(made, "send") else made
-        self.actor_id, self.actor_in_group = run.task_id, kind.in_group
+        self.actor_id = run.task_id
+        groups = self.actor.groups if isinstance(self.actor, UserActor) else {}
+        self.hosted = OwnCalls(self.machine, self.work.credits, kind, groups)
         self.cluster.judge.actor_made(run.task_id, run.attempt)
         self._keep_state()
         if kind.checkpoint_interval >= 0:
             self.checkpoints = SimCheckpoints(self, kind)
+            self.hosted.checkpoints = self.checkpoints.machine
             if run.attempt:
                 yield from self.checkpoints.restore()
+        if isinstance(self.actor, CoroutineActor):
+            self.begin(self.drive(self.actor.serve()), self.context)
         self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
         return (Value(INLINE, pack(None).data),)
 
@@ -302,12 +373,38 @@ class SimWorker(Process):
                 self.objects.drop(object_id)
         self.kept = kept
 
-    def _pack(self, task_id: bytes, num_returns: int, result: Any, holder: Address = b"") -> Steps:
-        results = [result] if num_returns == 1 else list(result or ())
+    def _pack(self, task_id: bytes, making: Making, result: Any) -> Steps:
+        count, error = making.num_returns, None
+        if isinstance(result, Partly):
+            result, error = result
+        results = [result] if count == 1 else list(result or ())
         values = []
-        for object_id, one in zip(ids.return_ids(task_id, num_returns), results, strict=True):
-            values.append((yield from self._pack_one(object_id, pack(one), holder)))
+        for object_id, one in zip(ids.return_ids(task_id, count), results, strict=error is None):
+            values.append((yield from self._pack_one(object_id, pack(one), making.holder)))
+        if error is not None:
+            values += [Value(ERROR, pack_error(error))] * (count - len(values))
         return tuple(values)
+
+    def do_emit(self, operation: Emit) -> Steps:
+        """An item for whoever reads what runs here; it leaves now, or soon."""
+        task_id = self.context.task_id
+        making = self.making[task_id]
+        if not making.is_wanted:
+            return
+        object_id = item_id(task_id, making.items)
+        value = yield from self._pack_one(object_id, pack(operation.value), making.holder)
+        making.send(making.items, value)
+        making.items += 1
+        yield from self._after_append()
+        if not operation.waits or self.may_emit(task_id):
+            return
+        with self.interruptible():
+            yield from self.wait_until(lambda: self.may_emit(task_id))
+
+    def may_emit(self, task_id: bytes) -> bool:
+        """Whether the next item of a stream is within its bound."""
+        making = self.making[task_id]
+        return self.work.credits.may_make(task_id, making.items, making.unconsumed_max)
 
     def _pack_one(self, object_id: bytes, packed: Packed, holder: Address) -> Steps:
         if packed.contained:
@@ -323,10 +420,8 @@ class SimWorker(Process):
 
     # --- direct calls ------------------------------------------------------------------------------
 
-    def _serve(self, source: Address, message: Call | LeasedRun | EndLease) -> Steps:
-        if isinstance(message, Call):
-            yield from self._run_call(source, message)
-        elif isinstance(message, EndLease):
+    def _serve(self, source: Address, message: LeasedRun | EndLease) -> Steps:
+        if isinstance(message, EndLease):
             self.work.end_lease(message)
         elif self.work.is_wanted(message):
             yield from self._run_leased(source, message)
@@ -348,41 +443,64 @@ class SimWorker(Process):
         self.take_up(refs)
         return args
 
+    def _run_beside(self, source: Address, call: Call) -> Steps:
+        yield from self._run_call(source, call)
+        self._start_calls()
+        yield from self._spend()
+        self.send_all()
+
     def _run_call(self, source: Address, call: Call) -> Steps:
-        checkpoints = self.checkpoints
-        answer = None if checkpoints is None else checkpoints.machine.take_answer(call)
-        if answer is not None:  # it ran before this process was made, and only its reply was lost
-            self.out.append((source, Reply(call.task_id, answer)))
-            return
-        self.work.current, self.current_returns = call.task_id, call.num_returns
-        self.set_context(TaskContext(call.task_id, call.method, in_group=self.actor_in_group))
+        hosted, checkpoints = self.hosted, self.checkpoints
+        assert hosted is not None
+        making = self.making[call.task_id] = Making(
+            call.num_returns, call.returns, call.unconsumed_max,
+            lambda *item: hosted.yielded(source, call, *item), source,
+        )  # fmt: skip
+        self.set_context(hosted.contexts[call.task_id])
         self._debt_ns += self.costs.run_ns
         started_ns, self.lent_ns = self.kernel.now_ns, 0
         acquires = self.objects.acquires
         values: tuple[Value, ...]
+        self.cluster.judge.call_applied(self.actor_id, call, self.address)
         try:
             args = yield from self.arguments_of(call)
-            self.cluster.judge.call_applied(self.actor_id, call, self.address)
-            result = getattr(self.actor, call.method)(*args)
+            result = self.method(call.method)(*args)
             if hasattr(result, "send"):
                 result = yield from self.drive(result)
-            values = yield from self._pack(call.task_id, call.num_returns, result, source)
+            values = yield from self._pack(call.task_id, making, result)
+        except LeaveError:
+            self.cluster.judge.actor_killed(self.actor_id)
+            values = hosted.leave(call)
+        except InterruptError:
+            values = (cancelled_value(call.task_id),) * call.num_returns
         except ProgramError as error:
             values = (Value(ERROR, pack_error(error)),) * call.num_returns
         except _InputFailedError as error:
-            self.cluster.judge.call_applied(self.actor_id, call, self.address)
             values = (error.value,) * call.num_returns
         self._keep_state()
-        if checkpoints is not None:
-            yield from checkpoints.note(call, values)
+        if checkpoints is not None and not hosted.leaving:
+            try:
+                yield from checkpoints.note(call, values)
+            except ProgramError as error:  # it ran; the checkpoint after it could not be saved
+                values = (Value(ERROR, pack_error(error)),) * call.num_returns
         elif self.objects.acquires != acquires:
             yield from self.confirm_acquired()
         yield from self._spend()
         self.work.current = ids.NIL_ID
-        self.out.append((source, Reply(call.task_id, values)))
+        del self.making[call.task_id]
+        hosted.ended(source, call, values)
         now_ns = self.kernel.now_ns
         self.cluster.task_ended(self.address, call.method, call.task_id, started_ns, now_ns, self.lent_ns)
         self.let_go()
+
+    def method(self, name: str) -> Callable[..., Any]:
+        """What callers mean by the name of a method."""
+        if isinstance(self.actor, UserActor):
+            return self.actor.method(name)
+        method: Callable[..., Any] = getattr(self.actor, name)
+        return method
+
+    PERFORM: ClassVar[dict[type, Any]] = {**Process.PERFORM, Emit: do_emit}
 
 
 class _InputFailedError(Exception):

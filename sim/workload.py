@@ -36,6 +36,7 @@ from sim.programs import (
     task,
 )
 from sim.scenario import Scenario, WorkloadPart
+from sim.streams import streams
 from sim.training import allreduce, parameter_server
 from zray.protocol.strategies import ABSENT, NONE_OF, ONE_OF, PRESENT, LabelRule, Strategy
 
@@ -538,6 +539,7 @@ KINDS: dict[str, Callable[[WorkloadPart, Random], Program]] = {
     for function in (
         empty, chain, tree, fan_out, random_dag, shuffle, counter, ordered_log, heavy_tail, memory_pressure,
         references, mixed, lone, choosy, actors, groups, copies, detached, allreduce, parameter_server,
+        streams,
     )
 }  # fmt: skip
 

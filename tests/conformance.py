@@ -61,6 +61,7 @@ def virtual_time() -> Iterator[None]:
             cpus=options["num_cpus"],
             resources={name: amount for name, amount in resources.items() if amount},
             object_store_memory=options.get("object_store_memory", STORE_BYTES),
+            namespace=options.get("namespace", "simulated"),
         ),
     ):
         warnings.filterwarnings("ignore", "[0-9]+ tasks? had not ended", RuntimeWarning)

@@ -47,6 +47,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     mark = item.get_closest_marker("one_node")
     if mark is not None and item.config.getoption("--nodes") > 1:
         pytest.skip(f"on one node only: {mark.args[0]}")
+    mark = item.get_closest_marker("not_simulated")
+    if mark is not None and item.config.getoption("--simulate"):
+        pytest.skip(f"not in virtual time: {mark.args[0]}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

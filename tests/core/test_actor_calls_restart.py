@@ -18,7 +18,7 @@ from zray.protocol.messages import (
     Reply,
     WatchActor,
 )
-from zray.protocol.user_messages import CancelCall
+from zray.protocol.user_messages import CancelCall, ConsumedItems
 
 NODE, OLD, NEW = b"node", b"old", b"new"
 ACTOR_ID = b"a" * 16
@@ -131,5 +131,27 @@ def test_cancel(calls: ActorCalls) -> None:
     alive(calls, OLD)
     assert calls.cancel(sent.task_id, False) is None
     assert calls.out[-1] == (OLD, CancelCall(sent.task_id, False))
-    assert calls.address_of(ACTOR_ID) == OLD
+    state = calls.callees[ACTOR_ID].state
+    assert state is not None
+    assert state.address == OLD
     assert calls.pending(ACTOR_ID) == 1
+
+
+def test_who_makes_a_stream_hears_of_its_reader_after_the_call_itself(calls: ActorCalls) -> None:
+    """Before the call is sent, and again when another process makes the stream."""
+    stream = make(calls, 1, repeats=1)
+    calls.note_consumed(stream.task_id, 2, False)
+    assert calls.out == [(NODE, WatchActor(ACTOR_ID))]
+    alive(calls, OLD)
+    assert calls.out[1:] == [(OLD, stream), (OLD, ConsumedItems(stream.task_id, 2, False))]
+    calls.note_consumed(stream.task_id, 5, False)
+    assert calls.out[-1] == (OLD, ConsumedItems(stream.task_id, 5, False))
+    calls.note_consumed(stream.task_id, 0, True)  # it went away, having read so far
+    restarting(calls)
+    calls.out.clear()
+    alive(calls, NEW)
+    again = replace(stream, attempt=1)
+    assert calls.out == [(NEW, again), (NEW, ConsumedItems(stream.task_id, 5, True))]
+    calls.on_reply(Reply(stream.task_id, ()))
+    assert not calls.consumed
+    calls.check()

@@ -225,6 +225,7 @@ def double(value: int) -> int:
 
 
 class TestThreadedActors:
+    @pytest.mark.not_simulated("its calls wait for each other at a barrier of threads")
     def test_calls_run_at_once(self) -> None:
         threads = Threads.options(max_concurrency=2).remote()
         assert sorted(zray.get([threads.meet.remote() for _ in range(2)], timeout=PATIENCE_S)) == [0, 1]

@@ -156,8 +156,9 @@ def test_more_refs_than_a_byte_counts() -> None:
 
 
 def test_wait_and_timeouts_are_virtual() -> None:
+    started_s = time.monotonic()
     with zray.simulate(durations=DURATIONS) as cluster:
-        started_s = time.monotonic()
+        began_s = time.monotonic()
         refs = [add.options(_duration_s=float(seconds)).remote(1, 1) for seconds in (300, 100, 200)]
         ready, left = zray.wait(refs, num_returns=2)
         assert (ready, left) == (refs[1:], refs[:1])
@@ -166,7 +167,8 @@ def test_wait_and_timeouts_are_virtual() -> None:
             zray.get(left, timeout=50)
         assert cluster.now_s == pytest.approx(250.0, rel=0.01)
         assert zray.wait(left, timeout=1000.0) == (left, [])
-        assert time.monotonic() - started_s < 30
+        assert time.monotonic() - began_s == pytest.approx(300.0, rel=0.01)
+    assert time.monotonic() - started_s < 30
 
 
 def test_sleep_passes_virtual_time_and_holds_the_cpu() -> None:

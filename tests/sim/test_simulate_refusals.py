@@ -1,19 +1,15 @@
-"""What ``zray.simulate`` cannot do yet it refuses by name, and goes on."""
+"""What ``zray.simulate`` cannot do it refuses by name, and goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import signal
 from typing import Any
 
 import pytest
 
 import zray
 from zray.util.state import list_actors
-
-
-@zray.remote
-def yields() -> Iterator[int]:
-    yield 1
 
 
 @zray.remote
@@ -26,19 +22,19 @@ class Plain:
     def read(self) -> int:
         return 7
 
-    def yields(self) -> Iterator[int]:
-        yield 1
+    def pid(self) -> int:
+        return os.getpid()
 
 
-def test_what_has_no_simulated_worker() -> None:
+def test_what_has_no_place_in_a_simulation() -> None:
     with zray.simulate(nodes=1, cpus=2):
         plain, ended = Plain.remote(), echo.remote(1)
         assert zray.get(ended) == 1
+        pid = zray.get(plain.pid.remote())
         refused: list[tuple[str, Any]] = [
-            ("task that yields", yields.remote),
-            ("method that yields", plain.yields.remote),
-            ("several calls at once", Plain.options(max_concurrency=2).remote),
             ("what all nodes have", list_actors),
+            ("future", ended.future),
+            ("signal", lambda: os.kill(pid, signal.SIGINT)),
             ("runtime environment", lambda: echo.options(runtime_env={"env_vars": {"A": "1"}}).remote(1)),
             ("runtime environment", lambda: echo.options(runtime_env={"working_dir": "."}).remote(1)),
         ]

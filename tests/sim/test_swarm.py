@@ -20,6 +20,7 @@ from sim.swarm import (
     GROUP_SEEDS,
     OFFLOAD_SEEDS,
     SCHEDULER_SEEDS,
+    STREAM_SEEDS,
     TRAINING_SEEDS,
     Regression,
     difference,
@@ -45,6 +46,7 @@ SMOKE_SEEDS = [
     *range(COPY_SEEDS, COPY_SEEDS + 6),
     *range(FLUSHING_SEEDS, FLUSHING_SEEDS + 8),
     *range(DETACHED_SEEDS, DETACHED_SEEDS + 12),
+    *range(STREAM_SEEDS, STREAM_SEEDS + 5),
 ]
 
 

@@ -58,7 +58,9 @@ LAYERS = (
     Layer(own=("zray.services",), project=BELOW_SERVICES, third_party=PROCESS_LIBRARIES),
     Layer(own=("zray.api",), project=BELOW_SERVICES, third_party=PROCESS_LIBRARIES),
     # The simulation of a user's own program: the API on one side, the simulator on the other.
-    Layer(own=("zray.api.simulation",), project=(*BELOW_SERVICES, "zray.api", "sim"),
+    Layer(own=("zray.api.simulation", "zray.api.simulated_actor", "zray.api.simulated_client",
+               "zray.api.virtual_loop", "zray.api.virtual_process"),
+          project=(*BELOW_SERVICES, "zray.api", "sim"),
           third_party=PROCESS_LIBRARIES),
     # Commands that start clusters elsewhere, and what runs there for them.
     Layer(own=("zray.launch",), project=BELOW_SERVICES, third_party=("msgspec",)),

@@ -27,308 +27,30 @@ from msgspec.structs import replace
 from sim import chrome
 from sim.cluster import Span
 from sim.costs import Costs, default_costs
-from sim.operations import (
-    Ask,
-    AwaitUntil,
-    CancelAs,
-    Handed,
-    Keep,
-    KeepCopiesOf,
-    KillAs,
-    Look,
-    SubmitAs,
-    Work,
-    user_error,
-)
+from sim.operations import Work
 from sim.process import Process
-from sim.programs import ActorRef, CallActor, InterruptError, ProgramError, Ref
+from sim.programs import InterruptError
 from sim.run import summary_of
 from sim.scenario import ClusterPart, FaultsPart, NetworkPart, PhasesPart, Scenario
-from sim.user_code import CrashedHereError, UserRun
+from sim.user_code import CrashedHereError, Perform, UserRun
 from sim.worker import SimWorker
 from zray import ids
+from zray.api import virtual_loop
+from zray.api.simulated_actor import SimulatedActor, given, raised
+from zray.api.simulated_client import FOREVER_S, NS_PER_S, SETTLE_NS, SimulatedClient
+from zray.api.virtual_process import VirtualProcesses
 from zray.config import Config
-from zray.core.client import MethodCall
-from zray.core.membership import Membership
-from zray.core.node_lists import nodes_report
 from zray.core.placement import SCHEDULING
-from zray.core.reports import report
-from zray.core.task_context import TaskContext
-from zray.errors import ClusterUnavailableError, TaskError, ZrayError
-from zray.protocol.cluster import ListNodes
-from zray.protocol.messages import ACTOR, Describe, Value
-from zray.protocol.user_messages import VALUES, CopiesKept
+from zray.protocol.messages import ACTOR, Describe
 from zray.runtime import own_client
-from zray.serialize.functions import FunctionTable, load_args
-from zray.serialize.values import Serialized, dump, dump_error, format_user_traceback, load
+from zray.runtime.own_client import ActorIdentity
+from zray.serialize.functions import load_args
+from zray.serialize.values import load
 
 Durations = Mapping[str, float] | Callable[[str, Random], float | None] | None
-NS_PER_S = 1_000_000_000
-SETTLE_NS = 1_000
-FAULTY_S = 1_000_000.0
 COLLECT_EVERY = 1_000
 MEASURED_MAX = 10_000
 CHECK_EVERY = 1_000
-
-
-class SimulatedClient:
-    """What the API takes for the connection of this process: one process of the simulated cluster.
-
-    Args:
-        simulation: the run.
-        process: the driver or worker for which user code runs now.
-    """
-
-    def __init__(self, simulation: Simulation, process: Process) -> None:
-        self.simulation = simulation
-        self.process = process
-        self.pid = os.getpid()
-        self.lock = threading.RLock()
-        self.objects = process.objects
-        self.calls = process.calls
-        self.namespace = "simulated"
-        self.environment = ""
-        self.publisher = _NoPublisher()
-        self.config = process.config
-        self.perform: Callable[[Any], Any] = simulation.run.perform
-        self.declared_duration_s: float | None = None
-        self.functions = FunctionTable()
-        self.dropped: deque[bytes] = deque()
-
-    @property
-    def context(self) -> TaskContext:
-        """The task, call or driver whose code runs."""
-        return self.process.context
-
-    @property
-    def welcome(self) -> Any:
-        """What its node said of itself."""
-        return self.process.welcome
-
-    def is_inside(self) -> bool:
-        """User code is never called from within a call of the API here."""
-        return False
-
-    def close(self) -> None:
-        """The simulation ends with its ``with``, not before."""
-
-    def hand_over(self, operation: Any) -> Any:
-        """Let the kernel perform an operation.
-
-        Raises:
-            ZrayError: if the object store refuses it.
-        """
-        self.simulation.charge(self)
-        self.settle()
-        try:
-            return self.perform(operation)
-        except InterruptError:
-            raise KeyboardInterrupt from None
-        except ProgramError as error:
-            raise ZrayError(f"{error.origin}: {error.text}") from None
-        finally:
-            self.simulation.clock_ns = time.thread_time_ns()
-
-    # --- tasks and actors --------------------------------------------------------------------------
-
-    def submit(
-        self, descriptor: Describe, code: bytes, captured: tuple[bytes, ...], args: Serialized | bytes,
-        deps: tuple[bytes, ...], task_id: bytes = b"",
-    ) -> tuple[bytes, tuple[bytes, ...]]:  # fmt: skip
-        """Submit a task, or the creation of an actor; its id and those of its return objects.
-
-        Raises:
-            NotImplementedError: for what has no simulated worker yet.
-        """
-        _check_simulated(descriptor)
-        descriptor = self.simulation.learn(descriptor, code)
-        payload = (_payload(args), self._duration_ns(descriptor.name), *map(Ref, deps))
-        made = self.hand_over(Handed(SubmitAs(descriptor, payload, task_id)))
-        returns = tuple(ref.object_id for ref in made)
-        task_id = ids.producer_of(returns[0]) if returns else ids.NIL_ID
-        if descriptor.kind == ACTOR:
-            self.simulation.actor_names[task_id] = descriptor.name
-            self.simulation.note_got(deps)
-        else:
-            self.simulation.note_submitted(descriptor.name, returns, deps)
-        return task_id, returns
-
-    def reserve_task_id(self) -> bytes:
-        """The id of what is made next."""
-        return self.process.context.next_task_id()
-
-    def call_actor(
-        self, actor_id: bytes, handle: bytes, method: MethodCall, args: Serialized | bytes,
-        deps: tuple[bytes, ...],
-    ) -> tuple[bytes, ...]:  # fmt: skip
-        """Call a method; the ids of its return objects.
-
-        Raises:
-            NotImplementedError: for a method that yields.
-        """
-        if method.returns != VALUES:
-            raise _not_simulated("a method that yields")
-        name = f"{self.simulation.actor_names.get(actor_id, '')}.{method.name}"
-        payload = (_payload(args), self._duration_ns(name), *map(Ref, deps))
-        made = self.hand_over(Handed(CallActor(ActorRef(handle), method.name, payload, method.num_returns)))
-        returns = tuple(ref.object_id for ref in (made if isinstance(made, list) else [made]))
-        self.simulation.note_submitted(name, returns, deps)
-        return returns
-
-    def cancel(self, task_id: bytes, *, force: bool, recursive: bool) -> None:
-        """Take a task back, or a call that this process made."""
-        self.simulation.note_got(ids.return_ids(task_id, 1))  # nobody asks for it any more
-        self.hand_over(CancelAs(task_id, force, recursive))
-
-    def ask(self, make: Callable[[int], Any], timeout_s: float | None) -> Any:
-        """Ask the control store.
-
-        Raises:
-            ClusterUnavailableError: if it does not answer in (virtual) time.
-        """
-        timeout_s = FAULTY_S if timeout_s is None else timeout_s
-        answer = self.hand_over(Ask(make, self.simulation.run.now_ns + round(timeout_s * NS_PER_S)))
-        if answer is None:
-            raise ClusterUnavailableError("the node does not answer", timeout_s)
-        return answer
-
-    def kill_actor(self, actor_id: bytes, no_restart: bool = True) -> None:
-        """End an actor."""
-        self.hand_over(KillAs(actor_id))
-
-    def _duration_ns(self, name: str) -> int:
-        declared_s, self.declared_duration_s = self.declared_duration_s, None
-        return self.simulation.duration_ns(name, declared_s)
-
-    # --- objects -----------------------------------------------------------------------------------
-
-    def put(self, value: Serialized) -> bytes:
-        """Keep a value; its id, held once."""
-        object_id: bytes = self.hand_over(Keep(value.to_bytes(), tuple(map(Ref, value.contained))))
-        return object_id
-
-    def keep_copies(self, object_id: bytes, copies: int) -> CopiesKept:
-        """Have copies kept on as many nodes."""
-        answer: CopiesKept = self.hand_over(KeepCopiesOf(object_id, copies))
-        return answer
-
-    def fetch(self, object_ids: Sequence[bytes], timeout_s: float | None) -> dict[bytes, Value] | None:
-        """Values, or ``None`` if the (virtual) time is over."""
-        found: dict[bytes, Value] | None
-        try:
-            found = self.hand_over(Look(tuple(object_ids), self.simulation.until_ns(timeout_s)))
-        except KeyboardInterrupt:  # cancelled: they are not forgotten, and were asked for
-            self.simulation.note_got(object_ids)
-            raise
-        if found is not None:
-            self.simulation.note_got(object_ids)
-        return found
-
-    def wait_ready(
-        self, object_ids: Sequence[bytes], needed: int, timeout_s: float | None, fetch: bool
-    ) -> list[bool]:
-        """Which are ready, once enough are or the (virtual) time is over."""
-        until_ns = self.simulation.until_ns(timeout_s)
-        ready: list[bool] = self.hand_over(AwaitUntil(tuple(object_ids), needed, until_ns))
-        self.simulation.note_got([one for one, there in zip(object_ids, ready, strict=True) if there])
-        return ready
-
-    def first_ready(
-        self, object_ids: Sequence[bytes], needed: int, timeout_s: float | None, fetch: bool
-    ) -> list[int]:
-        """The positions of the first of them, at most ``needed``."""
-        here = self.wait_ready(object_ids, needed, timeout_s, fetch)
-        return [position for position, is_here in enumerate(here) if is_here][:needed]
-
-    def view(self, object_id: bytes, value: Value) -> bytes:
-        """The bytes of a value; here they always came with it."""
-        return value.data
-
-    def give_back(self, taken: dict[bytes, Value]) -> None:
-        """Nothing is pinned here."""
-
-    def query(self, what: str, timeout_s: float = 10.0) -> bytes:
-        """A report of the node, or of all of them.
-
-        Raises:
-            NotImplementedError: for what each of all nodes would have to be asked.
-        """
-        host = self.process.host
-        if what.startswith("everywhere/"):
-            raise _not_simulated("a report of what all nodes have")
-        if what != "nodes":
-            return report(host.node, what)
-        for machine in host.cluster.shards[0].machines if host.cluster.shards else ():
-            if isinstance(machine, Membership):
-                rows = machine.census.answer(ListNodes(0)).rows
-                return nodes_report(host.node, rows, 0)
-        return nodes_report(host.node, (), 0)
-
-    # --- what dies -----------------------------------------------------------------------------------
-
-    def note_dropped(self, object_id: bytes) -> None:
-        """A ref is gone; in any thread, also inside the collector."""
-        self.dropped.append(object_id)
-
-    def settle(self, _: Any = None) -> None:
-        """Count what died since the last time. For the kernel's turn, or user code's own."""
-        while self.dropped:
-            object_id = self.dropped.popleft()
-            if self.process.alive and object_id in self.objects.objects:
-                self.objects.drop(object_id)
-
-    def send_settled(self, _: Any = None) -> None:
-        """The same, and let the node hear of it if nothing else will."""
-        self.settle()
-        if self.process.alive and self.process._waiting is not None:
-            self.process.send_all()
-
-
-def _not_simulated(what: str) -> NotImplementedError:
-    return NotImplementedError(f"{what} has no place in zray.simulate() yet; try it on a real cluster")
-
-
-class _NoPublisher:
-    """There is no store that directories could go to."""
-
-    def publish(self, environment: str) -> str:
-        """Refuse."""
-        raise _not_simulated("a runtime environment")
-
-
-def _check_simulated(descriptor: Describe) -> None:
-    """Simulated workers run plain tasks and plain actors."""
-    if descriptor.returns != VALUES:
-        raise _not_simulated("a task that yields")
-    if descriptor.max_concurrency > 1 or descriptor.concurrency_groups:
-        raise _not_simulated("an actor with several calls at once")
-    if descriptor.environment:
-        raise _not_simulated("a runtime environment")
-
-
-def _payload(args: Serialized | bytes) -> list[Any]:
-    if isinstance(args, Serialized):
-        return [args.to_bytes(), [Ref(object_id) for object_id in args.contained]]
-    return [bytes(args), []]
-
-
-class _SimulatedActor:
-    """An instance of a user's class; its methods are programs of the simulator."""
-
-    def __init__(self, simulation: Simulation, name: str, instance: Any) -> None:
-        self._simulation, self._name, self._instance = simulation, name, instance
-
-    def __getattr__(self, method: str) -> Any:
-        if method == "kept":  # what shipped actors call their state
-            raise AttributeError(method)
-
-        def call(payload: list[Any], duration_ns: int, *values: Any) -> Any:
-            name = f"{self._name}.{method}"
-            return self._simulation.program(
-                name, duration_ns, payload, values, lambda _: getattr(self._instance, method), None
-            )
-
-        return call
 
 
 class Simulation:
@@ -340,9 +62,11 @@ class Simulation:
     """
 
     def __init__(
-        self, scenario: Scenario, seed: int, durations: Durations, *, config: Config, costs: Costs
-    ) -> None:
+        self, scenario: Scenario, seed: int, durations: Durations, *, config: Config, costs: Costs,
+        namespace: str,
+    ) -> None:  # fmt: skip
         self._scenario, self._seed, self._durations = scenario, seed, durations
+        self.namespace = namespace
         self._config, self._costs = config, costs
         self._random = Random(f"{seed}/durations")
         self.clients: dict[bytes, SimulatedClient] = {}
@@ -351,11 +75,9 @@ class Simulation:
         self.forgotten: dict[str, int] = {}
         self.clock_ns = 0  # processor time of the thread of user code when it went on
         self._ungot: dict[bytes, str] = {}
-        self._measuring: dict[bytes, tuple[str, list[int]]] = {}  # worker -> (name, its processor time)
-        self._sleep = time.sleep
+        self._measuring: dict[int, tuple[str, list[int]]] = {}  # thread -> (name, its processor time)
         self._collector_was_on = True
         self._started_ns = self._ended_ns = 0
-        self._driver_thread = threading.current_thread()
         self._bodies = 0
         self._codes: dict[bytes, int] = {}  # function id -> its number in this run
         self._kinds: dict[bytes, Describe] = {}  # descriptor id -> descriptor in this run
@@ -370,12 +92,13 @@ class Simulation:
         """
         if own_client.get() is not None:
             raise RuntimeError("this process uses zray already; call zray.shutdown() before zray.simulate()")
-        self._driver_thread = threading.current_thread()
+        self.processes = VirtualProcesses(self, threading.current_thread())
         self.run = UserRun(self._scenario, self._seed, self._wake, config=self._config, costs=self._costs)
         self._collector_was_on = gc.isenabled()
         gc.disable()  # when it runs depends on more than the seed; see ``program``
-        time.sleep = self._virtual_sleep  # type: ignore[assignment]
-        self._wake(self.run.driver)
+        self.processes.install()
+        self._policy = virtual_loop.install(self)
+        self._wake(self.run.driver, self.run.perform)
         self.run.perform(Work(1, self.run.working))
         self._started_ns = self.run.now_ns
         return self
@@ -387,8 +110,11 @@ class Simulation:
         try:
             self.run.end() if error is None else self.run.abandon()
         finally:
-            time.sleep = self._sleep
+            self.processes.remove()
+            virtual_loop.remove(self._policy)
             own_client.use(None)
+            own_client.become_actor(None)
+            own_client.on_save_wanted(None)
             if self._collector_was_on:
                 gc.enable()
         for name in self._ungot.values():
@@ -403,25 +129,18 @@ class Simulation:
                 RuntimeWarning, stacklevel=2,
             )  # fmt: skip
 
-    def _wake(self, process: Process) -> None:
+    def _wake(self, process: Process, perform: Perform) -> None:
         """User code of this process is about to go on."""
         client = self.clients.get(process.address)
         if client is None:
             self.clients = {name: one for name, one in self.clients.items() if one.process.alive}
             client = self.clients[process.address] = SimulatedClient(self, process)
         client.settle()
+        client.perform = perform
         own_client.use(client, in_worker=True)  # type: ignore[arg-type]
-
-    def _virtual_sleep(self, seconds: float) -> None:
-        """``time.sleep`` of simulated code; any other thread really sleeps."""
-        current = threading.current_thread()
-        if current is not self._driver_thread and current.name != "simulated task":
-            self._sleep(seconds)
-            return
-        if not seconds >= 0:
-            raise ValueError("sleep length must be non-negative")
-        client: Any = own_client.get()
-        client.hand_over(Work(round(seconds * NS_PER_S), self.run.working))
+        own_client.become_actor(client.actor)
+        checkpoints = process.checkpoints
+        own_client.on_save_wanted(None if checkpoints is None else checkpoints.machine.want)
 
     # --- user code ---------------------------------------------------------------------------------
 
@@ -458,27 +177,30 @@ class Simulation:
     ) -> Any:  # fmt: skip
         """The program of one task, constructor or method."""
 
-        def body(process: SimWorker, perform: Callable[[Any], Any]) -> Any:
+        def body(process: SimWorker, perform: Perform) -> Any:
             client = self.clients[process.address]
-            client.perform = perform
+            making = process.making[process.context.task_id]
             if duration_ns < 0:
-                self._measuring[process.address] = name, []
+                self._measuring[threading.get_ident()] = name, []
             try:
                 if duration_ns >= 0:
                     perform(Work(duration_ns, self.run.working))
                 self.clock_ns = time.thread_time_ns()
                 args, kwargs = load_args(payload[0], [load(value[0], "an argument") for value in values])
-                result = load_code(client)(*args, **kwargs)
-                if descriptor is not None and descriptor.kind == ACTOR:
-                    return _SimulatedActor(self, name, result)
-                return _returned(name, result, process.current_returns)
+                code = load_code(client)
+                if descriptor is None or descriptor.kind != ACTOR:
+                    return given(client, name, making, code(*args, **kwargs))
+                restarts = process.context.attempt
+                client.actor = ActorIdentity(process.context.task_id, descriptor.actor_name, restarts, code)
+                own_client.become_actor(client.actor)
+                return SimulatedActor.of(self, name, code(*args, **kwargs))
             except (CrashedHereError, InterruptError):
                 raise
             except BaseException as error:
-                if isinstance(error, KeyboardInterrupt) and process.context.is_cancelled:
-                    raise InterruptError from None
-                raised = TaskError(name, format_user_traceback(error), error)
-                raise user_error(dump_error(raised)) from None
+                retry_on, creates = b"", False
+                if descriptor is not None:
+                    retry_on, creates = descriptor.retry_on, descriptor.kind == ACTOR
+                raise raised(name, error, process.context, retry_on=retry_on, creates=creates) from None
             finally:
                 self._end_body(client)
 
@@ -486,7 +208,7 @@ class Simulation:
 
     def _end_body(self, client: SimulatedClient) -> None:
         """A call of user code is over; what it let go of is counted once its result is on its way."""
-        found = self._measuring.pop(client.process.address, None)
+        found = self._measuring.pop(threading.get_ident(), None)
         if found is not None:
             name, spent = found
             last_ns = time.thread_time_ns() - self.clock_ns
@@ -500,7 +222,7 @@ class Simulation:
 
     def charge(self, client: SimulatedClient) -> None:
         """Let a task pay for what it computed since it last went on, if it is measured."""
-        found = self._measuring.get(client.process.address)
+        found = self._measuring.get(threading.get_ident())
         if found is not None:
             spent_ns = time.thread_time_ns() - self.clock_ns
             found[1].append(spent_ns)
@@ -523,7 +245,7 @@ class Simulation:
         """The end of a wait in virtual time."""
         if timeout_s is None:
             return None
-        until_ns = self.run.now_ns + round(min(timeout_s, 1e9) * NS_PER_S)
+        until_ns = self.run.now_ns + math.ceil(min(timeout_s, 1e9) * NS_PER_S)
         self.run.deadline_ns = max(self.run.deadline_ns, until_ns)
         return until_ns
 
@@ -595,20 +317,6 @@ class Simulation:
         draw_gantt(self.run.cluster, Path(path))
 
 
-def _returned(name: str, result: Any, count: int) -> Any:
-    """What a task returned, encoded, as many values as it has return objects."""
-    if count == 1:
-        return _encoded(name, result)
-    results = list(result) if isinstance(result, Sequence) else [] if result is None else [result]
-    if len(results) != count:
-        raise ValueError(f"{name}() has num_returns={count} and returned {len(results)} values")
-    return [_encoded(name, one) for one in results]
-
-
-def _encoded(name: str, value: Any) -> list[Any]:
-    return _payload(dump(value, f"the return value of {name}()"))
-
-
 def node_of(span: Span) -> int:
     """The number of the node where something ran."""
     return int(span.worker[4:12])
@@ -618,6 +326,7 @@ def simulate(
     *, nodes: int = 1, cpus: int = 4, seed: int = 0, resources: Mapping[str, float] | None = None,
     object_store_memory: int = 1 << 30, durations: Durations = None,
     faults: Mapping[str, float] | None = None, policy: str = "paper", latency_s: float | None = None,
+    namespace: str = "simulated",
 ) -> Simulation:  # fmt: skip
     """A cluster in virtual time, for ``with``: what is called inside runs there.
 
@@ -633,6 +342,7 @@ def simulate(
             ``docs/simulation.md``.
         policy: when tasks are forwarded and where they go: a name in ``zray.core.placement.SCHEDULING``.
         latency_s: from one process to another; default: as measured on one machine.
+        namespace: of the names of its actors.
     Raises:
         ValueError: for values that make no sense.
     """
@@ -652,8 +362,10 @@ def simulate(
             cluster=msgspec.convert(shape, ClusterPart),
             network=msgspec.convert({"latency_us": round(latency_us), "jitter_us": 0}, NetworkPart),
             faults=msgspec.convert(dict(faults or {}), FaultsPart),
-            phases=PhasesPart(faulty_s=FAULTY_S if faults else 0.0),
+            phases=PhasesPart(faulty_s=FOREVER_S if faults else 0.0),
         )  # fmt: skip
     except msgspec.ValidationError as error:
         raise ValueError(f"zray.simulate(): {error}") from None
-    return Simulation(scenario, seed, durations, config=Config.from_environment(), costs=costs)
+    return Simulation(
+        scenario, seed, durations, config=Config.from_environment(), costs=costs, namespace=namespace
+    )

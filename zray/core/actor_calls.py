@@ -26,7 +26,7 @@ from zray.protocol.messages import (
     Value,
     WatchActor,
 )
-from zray.protocol.user_messages import CancelCall
+from zray.protocol.user_messages import CancelCall, ConsumedItems
 
 
 class _Callee:
@@ -56,6 +56,7 @@ class ActorCalls:
         self.callees: dict[bytes, _Callee] = {}
         self.actor_of_call: dict[bytes, bytes] = {}
         self.repeats: dict[bytes, int] = {}  # calls that may be repeated -> how often; -1: without end
+        self.consumed: dict[bytes, ConsumedItems] = {}  # how far the readers of calls without a reply are
         self.sequences: dict[bytes, int] = {}  # calls ever made to actors that were forgotten and may live
 
     def next_sequence(self, actor_id: bytes) -> int:
@@ -78,12 +79,16 @@ class ActorCalls:
         callees = self.callees.values()
         return [call.method for callee in callees for call in (*callee.in_flight.values(), *callee.waiting)]
 
-    def address_of(self, actor_id: bytes) -> Address:
-        """Where an actor is; empty if that is not known, or nowhere."""
-        callee = self.callees.get(actor_id)
-        if callee is None or callee.state is None or callee.state.state != ACTOR_ALIVE:
-            return b""
-        return callee.state.address
+    def note_consumed(self, task_id: bytes, items: int, done: bool) -> None:
+        """How far the reader of a call's stream is: the actor hears of it now, or after the call."""
+        former = self.consumed.get(task_id)
+        if former is not None:
+            items, done = max(items, former.items), done or former.done
+        word = self.consumed[task_id] = ConsumedItems(task_id, items, done)
+        callee = self.callees[self.actor_of_call[task_id]]
+        if task_id in callee.in_flight:
+            assert callee.state is not None
+            self.out.append((callee.state.address, word))
 
     def call(self, call: Call, repeats: int = 0) -> Value | None:
         """Take a call; returns the fault it ends with at once if the actor is known to be dead.
@@ -120,6 +125,8 @@ class ActorCalls:
             for call in callee.waiting:
                 callee.in_flight[call.task_id] = call
                 self.out.append((message.address, call))
+                if call.task_id in self.consumed:  # before it was sent, or by who ran it before
+                    self.out.append((message.address, self.consumed[call.task_id]))
             callee.waiting.clear()
         elif message.state == ACTOR_RESTARTING:
             if not message.address and former is not None and former.state != ACTOR_RESTARTING:
@@ -138,7 +145,7 @@ class ActorCalls:
         for call in callee.in_flight.values():
             left = self.repeats.pop(call.task_id, 0)
             if not left:
-                del self.actor_of_call[call.task_id]
+                self._ended(call.task_id)
                 ended.append((call, message.cause))
                 continue
             if left != 1:
@@ -167,6 +174,7 @@ class ActorCalls:
 
     def _ended(self, task_id: bytes) -> bytes | None:
         self.repeats.pop(task_id, None)
+        self.consumed.pop(task_id, None)
         return self.actor_of_call.pop(task_id, None)
 
     def _fail_all(self, callee: _Callee, message: ActorState) -> list[tuple[Call, Value]]:
@@ -213,4 +221,6 @@ class ActorCalls:
                 count += 1
         unknown = [short(task_id) for task_id in self.repeats if task_id not in self.actor_of_call]
         invariant(not unknown, "repeats of unknown calls", unknown)
+        unread = [short(task_id) for task_id in self.consumed if task_id not in self.actor_of_call]
+        invariant(not unread, "readers of unknown calls", unread)
         invariant(count == len(self.actor_of_call), "calls", count, len(self.actor_of_call))

@@ -13,7 +13,7 @@ from zray.core.client_objects import ClientObjects
 from zray.core.machine import Address, Effect
 from zray.core.streams import StreamReader, item_id
 from zray.protocol.messages import EXTENT
-from zray.protocol.user_messages import Consumed, ConsumedItems, ReplyItem, StreamItem
+from zray.protocol.user_messages import Consumed, ReplyItem, StreamItem
 
 
 class ClientStreams(StreamReader):
@@ -62,13 +62,10 @@ class ClientStreams(StreamReader):
 
     def note_consumed(self, task_id: bytes, items: int, *, done: bool = False) -> None:
         """Tell who makes a stream how far its reader is."""
-        actor_id = self.calls.actor_of_call.get(task_id)
-        if actor_id is None:
+        if task_id in self.calls.actor_of_call:
+            self.calls.note_consumed(task_id, items, done)
+        else:
             self.out.append((self.node, Consumed(task_id, items, done)))
-            return
-        address = self.calls.address_of(actor_id)
-        if address:
-            self.out.append((address, ConsumedItems(task_id, items, done)))
 
     def let_go(self, task_id: bytes) -> None:
         """Nobody reads a stream any more: its items go, and its maker hears of it."""

@@ -24,7 +24,6 @@ from zray.protocol.messages import (
     EXTENT,
     FAULT,
     Blocked,
-    Call,
     Describe,
     EndLease,
     Exit,
@@ -35,14 +34,20 @@ from zray.protocol.messages import (
     LeaseReady,
     PrepareLease,
     Recall,
-    Reply,
     Returned,
     Run,
     TaskDone,
     Unblocked,
     Value,
 )
-from zray.protocol.user_messages import STREAM, CancelCall, ConsumedItems, Interrupt, StreamCredit
+from zray.protocol.user_messages import (
+    STREAM,
+    CancelCall,
+    ConsumedItems,
+    Interrupt,
+    StreamCredit,
+    Yielded,
+)
 
 
 class WorkerMachine:
@@ -59,7 +64,7 @@ class WorkerMachine:
         self.out = client.out
         self.descriptors: dict[bytes, Describe] = {}
         self.runs: deque[Run] = deque()
-        self.calls: deque[tuple[Address, Call | LeasedRun | EndLease]] = deque()  # with where they came from
+        self.calls: deque[tuple[Address, LeasedRun | EndLease]] = deque()  # with where they came from
         self.current = NIL_ID  # the task that runs
         self.exiting = False  # the node wants no more of it
         self.credits = StreamCredits()
@@ -77,6 +82,7 @@ class WorkerMachine:
             self.runs.clear()
             for run in returned:
                 self.look_away(run)
+                self.credits.close(run.task_id)
             self.out.append((self.node, Returned(tuple(run.task_id for run in returned))))
         return returned
 
@@ -103,11 +109,6 @@ class WorkerMachine:
             if isinstance(item[1], LeasedRun) and item[1].spec.task_id == task_id:
                 self.calls.remove(item)
                 self._reply(source, LeasedReply(item[1].lease_id, task_id, cancelled_value(task_id), 1, True))
-                return False
-            if isinstance(item[1], Call) and item[1].task_id == task_id:
-                self.calls.remove(item)
-                values = (cancelled_value(task_id),) * item[1].num_returns
-                self.out.append((item[0], Reply(task_id, values)))
                 return False
         if message.recursive:
             self.client.leased.cancel_children(task_id)
@@ -142,10 +143,16 @@ class WorkerMachine:
         """It goes on."""
         self.out.append((self.node, Unblocked(task_id)))
 
+    def yielded(self, run: Run, index: int, value: Value) -> None:
+        """A task of the node made an item of its stream."""
+        self.out.append((self.node, Yielded(run.task_id, run.attempt, index, value)))
+
     def done(
         self, run: Run, values: tuple[Value, ...], run_ns: int, *, failed: bool, is_final: bool = False
     ) -> None:
         """A task of the node has ended, with the values of its return objects."""
+        if self.credits.consumed:
+            self.credits.close(run.task_id)
         self.out.append((self.node, TaskDone(run.task_id, run.attempt, values, run_ns, failed, is_final)))
 
     def leased_done(
@@ -187,8 +194,8 @@ class WorkerMachine:
         if self.descriptors[message.descriptor_id].returns == STREAM:
             self.credits.open(message.task_id)
 
-    def on_call(self, now_ns: int, source: Address, message: Call | LeasedRun | EndLease) -> None:
-        """A task straight from its submitter, the end of that, or a call of the actor that this is."""
+    def on_call(self, now_ns: int, source: Address, message: LeasedRun | EndLease) -> None:
+        """A task straight from its submitter, or the end of that."""
         self.calls.append((source, message))
 
     def on_describe(self, now_ns: int, source: Address, message: Describe) -> None:
@@ -225,7 +232,7 @@ class WorkerMachine:
         """Nothing is timed."""
 
     def check(self) -> None:
-        """What waits is described; see also the client's machine."""
+        """What waits is described, and streams are of what is here; see also the client's machine."""
         for run in self.runs:
             invariant(run.descriptor_id in self.descriptors, "not described:", short(run.task_id))
 

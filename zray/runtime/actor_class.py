@@ -54,3 +54,14 @@ def is_saved(cls: type) -> bool:
             f"actor class {cls.__name__} has {has[0]}(); a checkpoint needs both {SAVE}() and {LOAD}()"
         )
     return bool(has)
+
+
+def groups_of(cls: type) -> dict[str, str]:
+    """Method -> the concurrency group that it was declared in."""
+    groups = {}
+    for name in dir(cls):
+        attribute = inspect.getattr_static(cls, name)
+        options = getattr(getattr(attribute, "__func__", attribute), METHOD_OPTIONS, None)
+        if options and options.get("concurrency_group"):
+            groups[name] = options["concurrency_group"]
+    return groups

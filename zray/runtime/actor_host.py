@@ -7,7 +7,6 @@ concurrency groups they run in threads, and with coroutine methods in one event 
 
 from __future__ import annotations
 
-import functools
 import inspect
 import logging
 import sys
@@ -17,20 +16,17 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zray import ids
-from zray.core.call_slots import CallSlots
-from zray.core.cancellation import cancelled_value
 from zray.core.machine import Address
+from zray.core.own_calls import OwnCalls
 from zray.core.stream_credits import StreamCredits
-from zray.core.task_context import TaskContext
 from zray.errors import TaskCancelledError
-from zray.protocol import faults
-from zray.protocol.messages import TASK, Call, Describe, Reply, Value
-from zray.protocol.user_messages import DYNAMIC, STREAM, Cancel, CancelCall, Leaving, ReplyItem
-from zray.runtime.actor_class import METHOD_OPTIONS, SHUT_DOWN, SPECIAL_METHODS, ActorExitRequest
+from zray.protocol.messages import TASK, Call, Describe, Value
+from zray.protocol.user_messages import DYNAMIC, STREAM, CancelCall
+from zray.runtime.actor_class import SHUT_DOWN, ActorExitRequest, groups_of
 from zray.runtime.actor_loop import ActorLoop
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import Client
-from zray.runtime.method_retries import policies_of, retried
+from zray.runtime.method_retries import method_of, policies_of
 from zray.runtime.results import NOTHING, Results
 from zray.runtime.running import here
 from zray.runtime.streaming import StreamMaker
@@ -44,8 +40,6 @@ if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
 log = logging.getLogger("zray.worker")
 
 ATOMS = (type(None), bool, int, float)
-NAMES_MAX = 1_000
-"""Names of methods that are kept; callers may make up more."""
 
 Execute = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 LoadArguments = Callable[[Call], tuple[tuple[Any, ...], dict[str, Any]]]
@@ -81,23 +75,16 @@ class ActorHost:
     ) -> None:
         self.client = client
         self.actor = actor
-        self.name = descriptor.name
-        self.demand, self.in_group = descriptor.demand, descriptor.in_group
         self.results = results
-        self.credits = credits
         self.streams = StreamMaker(client, results, credits)
         self.arguments = arguments
         self.execute = execute
         self.wrap_items = wrap_items
-        self.slots = CallSlots(
-            descriptor.max_concurrency, dict(descriptor.concurrency_groups), _groups_of(type(actor))
-        )
+        self.calls = OwnCalls(client.machine, credits, descriptor, groups_of(type(actor)))
+        self.slots = self.calls.slots
         self.checkpoints: Checkpoints | None = None  # of an actor that can be saved and has a life to lose
         self._retries = policies_of(type(actor))
-        self.leaving = False
         self.current = ids.NIL_ID  # the call that a plain actor runs
-        self.contexts: dict[bytes, TaskContext] = {}
-        self._names: dict[str, str] = {}  # method -> what its calls are called
         self._spawned: dict[bytes, asyncio.Task[None]] = {}  # not begun yet: to cancel these would lose them
         self._coroutines: dict[bytes, asyncio.Task[None]] = {}
         self._loop = None if loop is None else loop.loop
@@ -113,42 +100,26 @@ class ActorHost:
 
     def on_call(self, source: Address, call: Call) -> None:
         """A call has come."""
-        if self.leaving:
-            return  # its caller hears of the end
-        answer = None if self.checkpoints is None else self.checkpoints.machine.take_answer(call)
-        if answer is not None:  # it ran before this process was made, and only its reply was lost
-            self.client.out.append((source, Reply(call.task_id, answer)))
-            return
-        if not self.slots.arrived(source, call):
-            error = ValueError(f"actor class {self.name} has no concurrency group {call.group!r}")
-            values = self.results.errors(call.task_id, TASK, self._name_of(call), call.num_returns, error)
-            self.client.out.append((source, Reply(call.task_id, values)))
+        if not self.calls.arrived(source, call):
+            error = ValueError(f"actor class {self.calls.name} has no concurrency group {call.group!r}")
+            name = self.calls.name_of(call)
+            self.calls.refuse(
+                source, call, self.results.errors(call.task_id, TASK, name, call.num_returns, error)
+            )
         elif self.is_concurrent:
             self._start_calls()
 
     def on_cancel(self, source: Address, message: CancelCall) -> None:
         """A caller takes a call back. One that runs ends only if it is a coroutine."""
-        if message.recursive:
-            self.client.leased.cancel_children(message.task_id)
-            self.client.out.append((self.client.node, Cancel(message.task_id)))
-        queued = self.slots.withdraw(message.task_id)
-        if queued is not None:
-            caller, call = queued
-            values = (cancelled_value(call.task_id),) * call.num_returns
-            self.client.out.append((caller, Reply(call.task_id, values)))
+        if self.calls.cancel(message) is None:
             return
-        context = self.contexts.get(message.task_id)
-        if context is None:
-            return
-        context.is_cancelled = True
         coroutine = self._coroutines.get(message.task_id)
         if coroutine is not None and self._loop is not None:
             self._loop.call_soon_threadsafe(coroutine.cancel)
 
     def _start_calls(self) -> None:
-        while (item := self.slots.next()) is not None:
+        while (item := self.calls.start()) is not None:
             source, call = item
-            self.contexts[call.task_id] = self._context_of(call)
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(self._spawn, source, call)
             else:
@@ -160,18 +131,22 @@ class ActorHost:
     @property
     def is_idle(self) -> bool:
         """Whether no call runs, and none may start."""
-        return not self.slots.running and (self.leaving or not self.slots.queued)
+        return self.calls.is_idle
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the actor ended itself."""
+        return self.calls.leaving
 
     def run_next(self) -> bool:
         """For a plain actor: run the next call, in this thread; false if there is none."""
         with self.client.lock:
-            item = self.slots.next()
+            item = self.calls.start()
         if item is None:
             return False
         source, call = item
         self.current = call.task_id
-        context = self.contexts[call.task_id] = self._context_of(call)
-        self.client.set_context(context)
+        self.client.set_context(self.calls.contexts[call.task_id])
         self._run(source, call)
         return True
 
@@ -187,21 +162,21 @@ class ActorHost:
 
                 asyncio.run_coroutine_threadsafe(result, self._loop).result()
         except BaseException as error:  # who watches the output may want to know; nobody waits for a value
-            print(f"{self.name}.{SHUT_DOWN}() raised:\n{format_user_traceback(error)}", file=sys.stderr)
+            print(f"{self.calls.name}.{SHUT_DOWN}() raised:\n{format_user_traceback(error)}", file=sys.stderr)
 
     def repeat(self, call: Call) -> None:
         """Run a call that has its reply once more, for its effect on the actor alone."""
-        self.client.set_context(self._context_of(call))
+        self.client.set_context(self.calls.context_of(call))
         try:
             args, kwargs = self.arguments(call)
-            result = self.execute(self._method_of(call.method), args, kwargs)
+            result = self.execute(self._method(call.method), args, kwargs)
             if call.returns in (STREAM, DYNAMIC):
                 deque(result, maxlen=0)
         except Exception as error:
-            log.info("%s raised again: %r", self._name_of(call), error)
+            log.info("%s raised again: %r", self.calls.name_of(call), error)
 
     def _run_in_thread(self, source: Address, call: Call) -> None:
-        here.set(self.contexts[call.task_id])
+        here.set(self.calls.contexts[call.task_id])
         self._run(source, call)
         with self.client.lock:
             self._start_calls()
@@ -214,14 +189,14 @@ class ActorHost:
         result = None
         started_ns = time.monotonic_ns()
         try:
-            method = self._method_of(call.method)
+            method = self._method(call.method)
             args, kwargs = self.arguments(call)
             result = self.execute(method, args, kwargs)
             del args, kwargs
             result, values = self._pack(source, call, result)
         except BaseException as error:
             values = self._errors(call, error)
-        client.spans.note(self._name_of(call), call.task_id, started_ns, time.monotonic_ns())
+        client.spans.note(self.calls.name_of(call), call.task_id, started_ns, time.monotonic_ns())
         if self.checkpoints is not None and not self.leaving:
             values = self._record(self.checkpoints, call, values)
         elif self._told() != told:
@@ -234,7 +209,8 @@ class ActorHost:
         try:
             checkpoints.note(call, values)
         except BaseException as error:
-            error.add_note(f"{self._name_of(call)} itself ran; the checkpoint after it could not be saved")
+            name = self.calls.name_of(call)
+            error.add_note(f"{name} itself ran; the checkpoint after it could not be saved")
             return self._errors(call, error)
         return values
 
@@ -245,13 +221,10 @@ class ActorHost:
     def _reply(self, source: Address, call: Call, values: tuple[Value, ...]) -> None:
         self.current = ids.NIL_ID
         with self.client.lock:
-            self.contexts.pop(call.task_id, None)
-            self.credits.close(call.task_id)
-            self.slots.ended(call.task_id)
-            self.client.out.append((source, Reply(call.task_id, values)))
+            self.calls.ended(source, call, values)
 
     def _pack(self, source: Address, call: Call, result: Any) -> tuple[Any, tuple[Value, ...]]:
-        name = self._name_of(call)
+        name = self.calls.name_of(call)
         if call.returns == STREAM:
             send = self._sender(source, call)
             self.streams.run(call.task_id, name, result, call.unconsumed_max, send, source)
@@ -261,12 +234,8 @@ class ActorHost:
         return result, self.results.pack(call.task_id, name, call.num_returns, result, source)
 
     def _sender(self, source: Address, call: Call) -> Callable[[int, Value], None]:
-        with self.client.lock:
-            self.credits.open(call.task_id)
-        out = self.client.out
-
         def send(index: int, value: Value) -> None:
-            out.append((source, ReplyItem(call.task_id, index, value)))
+            self.calls.yielded(source, call, index, value)
 
         return send
 
@@ -274,36 +243,12 @@ class ActorHost:
         if isinstance(error, SystemExit) and error.code not in (None, 0):
             end_worker(self.client, error)  # no success: it is made again, if it may be, as after any crash
         if isinstance(error, ActorExitRequest | SystemExit):
-            self._leave()
-            reason = "it ended itself with exit_actor() or sys.exit()"
-            cause = faults.fault_value(faults.ACTOR_DIED, ids.short(call.actor_id), reason)
-            return (cause,) * call.num_returns
-        return self.results.errors(call.task_id, TASK, self._name_of(call), call.num_returns, error)
+            with self.client.lock:
+                return self.calls.leave(call)
+        return self.results.errors(call.task_id, TASK, self.calls.name_of(call), call.num_returns, error)
 
-    def _leave(self) -> None:
-        with self.client.lock:
-            self.leaving = True
-            self.slots.withdraw_all()  # their callers hear of the end
-            self.client.out.append((self.client.node, Leaving("exit_actor() or sys.exit()")))
-
-    def _method_of(self, name: str) -> Callable[..., Any]:
-        if name in SPECIAL_METHODS:
-            return functools.partial(SPECIAL_METHODS[name], self.actor)
-        method: Callable[..., Any] = getattr(self.actor, name)
-        if self._retries and name in self._retries:
-            return retried(method, self._retries[name])
-        return method
-
-    def _name_of(self, call: Call) -> str:
-        name = self._names.get(call.method)
-        if name is None:
-            name = f"{self.name}.{call.method}"
-            if len(self._names) < NAMES_MAX:
-                self._names[call.method] = name
-        return name
-
-    def _context_of(self, call: Call) -> TaskContext:
-        return TaskContext(call.task_id, self._name_of(call), call.attempt, self.demand, self.in_group)
+    def _method(self, name: str) -> Callable[..., Any]:
+        return method_of(self.actor, name, self._retries)
 
     # --- coroutines --------------------------------------------------------------------------------
 
@@ -316,7 +261,7 @@ class ActorHost:
         import asyncio
 
         client = self.client
-        context = self.contexts[call.task_id]
+        context = self.calls.contexts[call.task_id]
         here.set(context)
         told = self._told()
         result = None
@@ -326,7 +271,7 @@ class ActorHost:
                 self._coroutines[call.task_id] = self._spawned.pop(call.task_id)
                 if context.is_cancelled:
                     raise asyncio.CancelledError
-            method = self._method_of(call.method)
+            method = self._method(call.method)
             if call.deps:
                 args, kwargs = await asyncio.to_thread(self.arguments, call)
             else:
@@ -340,7 +285,7 @@ class ActorHost:
             values = self._errors(call, TaskCancelledError())
         except BaseException as error:
             values = self._errors(call, error)
-        client.spans.note(self._name_of(call), call.task_id, started_ns, time.monotonic_ns())
+        client.spans.note(self.calls.name_of(call), call.task_id, started_ns, time.monotonic_ns())
         with client.lock:
             self._coroutines.pop(call.task_id, None)  # too late to cancel it
         if self._told() != told:
@@ -359,7 +304,7 @@ class ActorHost:
     async def _pack_async(self, source: Address, call: Call, result: Any) -> tuple[Any, tuple[Value, ...]]:
         if call.returns == STREAM:
             send = self._sender(source, call)
-            name = self._name_of(call)
+            name = self.calls.name_of(call)
             await self.streams.run_async(call.task_id, name, result, call.unconsumed_max, send, source)
             return None, NOTHING
         if type(result) in ATOMS:  # what takes no time needs no thread
@@ -367,14 +312,3 @@ class ActorHost:
         import asyncio
 
         return await asyncio.to_thread(self._pack, source, call, result)
-
-
-def _groups_of(cls: type) -> dict[str, str]:
-    """Method -> the concurrency group that it was declared in."""
-    groups = {}
-    for name in dir(cls):
-        attribute = inspect.getattr_static(cls, name)
-        options = getattr(getattr(attribute, "__func__", attribute), METHOD_OPTIONS, None)
-        if options and options.get("concurrency_group"):
-            groups[name] = options["concurrency_group"]
-    return groups

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from zray.runtime.actor_class import METHOD_OPTIONS
+from zray.runtime.actor_class import METHOD_OPTIONS, SPECIAL_METHODS
 
 Policy = tuple[int, tuple[type[BaseException], ...]]
 """How often a method runs again (-1: without end), and after which exceptions."""
@@ -59,3 +59,11 @@ def retried(method: Callable[..., Any], policy: Policy) -> Callable[..., Any]:
             tried += 1
 
     return again
+
+
+def method_of(actor: Any, name: str, policies: dict[str, Policy]) -> Callable[..., Any]:
+    """What runs when callers ask for method ``name`` of an actor, with its policy around it."""
+    if name in SPECIAL_METHODS:
+        return functools.partial(SPECIAL_METHODS[name], actor)
+    method: Callable[..., Any] = getattr(actor, name)
+    return retried(method, policies[name]) if name in policies else method

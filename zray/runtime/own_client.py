@@ -59,8 +59,8 @@ class ActorIdentity(NamedTuple):
     cls: type
 
 
-def become_actor(identity: ActorIdentity) -> None:
-    """This worker is an actor from now on."""
+def become_actor(identity: ActorIdentity | None) -> None:
+    """This worker is an actor from now on; in a simulation, until the next worker goes on."""
     global _actor
     _actor = identity
 
@@ -75,8 +75,11 @@ def in_actor() -> bytes:
     return _actor.actor_id if _actor is not None and _in_worker else b""
 
 
-def on_save_wanted(want: Callable[[], None]) -> None:
-    """This worker is an actor that can be saved; ``want`` asks for a checkpoint after the present call."""
+def on_save_wanted(want: Callable[[], None] | None) -> None:
+    """This worker is an actor that can be saved; ``want`` asks for a checkpoint after the present call.
+
+    ``None``: in a simulation the next worker that goes on is none.
+    """
     global _want_save
     _want_save = want
 

@@ -63,7 +63,7 @@ class Results:
             return (self.pack_one(ids.first_return_id(task_id), name, result, holder),)
         if num_returns == 0:
             return ()
-        results, error = _listed(result, num_returns)
+        results, error = listed(result, num_returns)
         if error is None and len(results) != num_returns:
             raise ValueError(f"{name}() has num_returns={num_returns} and returned {len(results)} values")
         values: list[Value] = []
@@ -150,7 +150,7 @@ class Results:
         return (Value(ERROR, data),) * count
 
 
-def _listed(result: Any, num_returns: int) -> tuple[Sequence[Any], BaseException | None]:
+def listed(result: Any, num_returns: int) -> tuple[Sequence[Any], BaseException | None]:
     """Several results as a sequence, and the error of a generator that raised after some of them."""
     if isinstance(result, GeneratorType):
         values: list[Any] = []

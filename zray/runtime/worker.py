@@ -48,7 +48,6 @@ from zray.protocol.user_messages import (
     CancelCall,
     Interrupt,
     SeeGpus,
-    Yielded,
 )
 from zray.runtime import math_threads, output, own_client, visible_gpus
 from zray.runtime.actor_class import is_async
@@ -366,6 +365,7 @@ class WorkerProcess:
         )
         if descriptor.checkpoint_interval >= 0:
             checkpoints = self.actor.checkpoints = Checkpoints(self.client, actor, descriptor)
+            self.actor.calls.checkpoints = checkpoints.machine
             own_client.on_save_wanted(checkpoints.machine.want)
             if again:
                 checkpoints.restore(self._fetch_views, self.actor.repeat)
@@ -385,16 +385,10 @@ class WorkerProcess:
         return result, self.results.pack(run.task_id, name, descriptor.num_returns, result)
 
     def _stream(self, run: Run, name: str, result: Any, unconsumed_max: int) -> None:
-        client = self.client
-
         def send(index: int, value: Value) -> None:
-            client.out.append((client.node, Yielded(run.task_id, run.attempt, index, value)))
+            self.machine.yielded(run, index, value)
 
-        try:
-            self.streams.run(run.task_id, name, result, unconsumed_max, send)
-        finally:
-            with client.lock:
-                self.credits.close(run.task_id)
+        self.streams.run(run.task_id, name, result, unconsumed_max, send)
 
     def _wrap_items(self, object_ids: Sequence[bytes]) -> Any:
         """The user's handle of items that were put: a thing of the layer above."""
