@@ -85,7 +85,7 @@ def test_who_leaves_takes_no_call_any_more(own: OwnCalls) -> None:
     own.start()
     (cause,) = own.leave(leaving)
     assert "exit_actor" in str(fault_error(cause.data))
-    assert own.out == [(NODE, Leaving("exit_actor()"))]
+    assert own.out == [(NODE, Leaving("exit_actor() or sys.exit()"))]
     arrive(own, 3)
     own.ended(CALLER, leaving, (cause,))
     assert own.start() is None
