@@ -22,6 +22,7 @@ from zray.ids import is_put, producer_of, short
 from zray.protocol import faults
 from zray.protocol.chain import ShardOpened
 from zray.protocol.cluster import (
+    COMING,
     COPY,
     DROP,
     EXPECT,
@@ -52,8 +53,8 @@ class SharedRow:
     """What is known of one shared object; every dictionary is an ordered set of nodes."""
 
     __slots__ = (
-        "asked", "copies", "copies_wanted", "holders", "idle", "kept", "makers", "object_id", "refused",
-        "told", "value", "waiters",
+        "asked", "coming", "copies", "copies_wanted", "holders", "idle", "kept", "makers", "object_id",
+        "refused", "told", "value", "waiters",
     )  # fmt: skip
 
     def __init__(self, object_id: bytes) -> None:
@@ -63,6 +64,7 @@ class SharedRow:
         self.makers: dict[Address, None] = {}
         self.idle: dict[Address, None] = {}  # makers that only follow the lineage of what was made once
         self.waiters: dict[Address, None] = {}
+        self.coming: dict[Address, None] = {}  # nodes that have it and will say where
         self.value: Value | None = None  # inline, or how large it is and what it contains
         self.copies_wanted = 0  # on as many nodes a copy is to be kept
         self.kept: dict[Address, None] = {}  # copies that do not go while anybody holds the object
@@ -81,15 +83,17 @@ class SharedRow:
         """Whether it is not made (any more) and somebody will.
 
         A maker that said ``HOME`` only follows its lineage. Of a row whose value is known nothing follows
-        from its makers: they stay, for its lineage.
+        from its makers: they stay, for its lineage. What is made, and not announced yet, is coming, too.
         """
+        if self.coming:
+            return True
         return self.value is None and any(maker not in self.idle for maker in self.makers)
 
     def forget(self, node: Address) -> bool:
         """Drop all that ``node`` said; whether there was any."""
         kinds = (
-            self.holders, self.copies, self.makers, self.idle, self.waiters, self.kept, self.asked,
-            self.refused,
+            self.holders, self.copies, self.makers, self.idle, self.waiters, self.coming, self.kept,
+            self.asked, self.refused,
         )  # fmt: skip
         found = [kind for kind in kinds if node in kind]
         for kind in found:
@@ -190,6 +194,8 @@ class ObjectDirectory:
                 return
             row = self.rows[update.object_id] = SharedRow(update.object_id)
         self.touched[update.object_id] = row
+        if row.coming and update.kind != HOLD:
+            row.coming.pop(node, None)
         match update.kind:
             case k if k == HOLD:
                 row.holders[node] = None
@@ -207,6 +213,8 @@ class ObjectDirectory:
                 self._refused(row, node)
             case k if k == WANT:
                 row.waiters[node] = None
+            case k if k == COMING:
+                row.coming[node] = None
             case k if k == COPY and update.value is not None:
                 self._copied(row, node, update.value)
                 if update.copies:

@@ -28,6 +28,7 @@ from zray.core.references import References
 from zray.core.table_writer import TableWriter
 from zray.ids import shard_of, short
 from zray.protocol.cluster import (
+    COMING,
     COPY,
     DROP,
     EXPECT,
@@ -175,6 +176,8 @@ class Sharing:
         """Tell where the value is, once its lineage is acknowledged; what it contains is exposed as well."""
         assert entry.value is not None
         shared.announced = True
+        if not shared.expected:  # else the directory waits for it anyway
+            self._update(COMING, entry.object_id)
         self._wait(b"", ShareUpdate(COPY, entry.object_id))
         return entry.value.contained
 
@@ -239,7 +242,7 @@ class Sharing:
         for entry in evictions:
             shared = self.shared.get(entry.object_id)
             if shared is not None:
-                if shared.copied:
+                if shared.copied or shared.announced:
                     self._update(UNCOPY, entry.object_id)
                 shared.announced = shared.copied = False
                 for object_id in shared.contained:
@@ -299,6 +302,8 @@ class Sharing:
             self._update(EXPECT if _will_be_told(entry, shared) else HOME, entry.object_id)
         if shared.copied:
             self.say_copied(entry)
+        elif _waits_at_gate(entry, shared):
+            self._update(COMING, entry.object_id)
         elif shared.wanted and entry.state == PENDING:
             self._update(WANT, entry.object_id)
 
@@ -374,6 +379,8 @@ class Sharing:
             self._update(EXPECT if _will_be_told(entry, shared) else HOME, object_id)
         if shared.copied:
             self.say_copied(entry)
+        elif _waits_at_gate(entry, shared):
+            self._update(COMING, object_id)
         if shared.wanted and entry.state == PENDING:
             self._update(WANT, object_id)
 
@@ -402,7 +409,10 @@ class Sharing:
 
     def _copied(self, object_id: bytes) -> None:
         shared, entry = self.shared.get(object_id), self.store.objects.get(object_id)
-        if shared is None or entry is None or entry.state != SEALED or not shared.announced:
+        if shared is None or entry is None:
+            return
+        if entry.state != SEALED or not shared.announced:
+            self._update(UNCOPY, object_id)  # it was said to be coming
             return
         shared.copied = True
         self.say_copied(entry)
@@ -514,8 +524,12 @@ def _is_made_here(entry: ObjectEntry, shared: SharedObject) -> bool:
 
 def _will_be_told(entry: ObjectEntry, shared: SharedObject) -> bool:
     """Whether this node is still to announce the value, which a directory without one has to wait for."""
-    waits_at_gate = entry.state == SEALED and shared.announced and not shared.copied
-    return _is_made_here(entry, shared) or waits_at_gate
+    return _is_made_here(entry, shared) or _waits_at_gate(entry, shared)
+
+
+def _waits_at_gate(entry: ObjectEntry, shared: SharedObject) -> bool:
+    """Whether the value is here and the word of it waits until its lineage is acknowledged."""
+    return entry.state == SEALED and shared.announced and not shared.copied
 
 
 def _as_shared(entry: ObjectEntry) -> Value:

@@ -28,6 +28,7 @@ UNCOPY = 4  # the node has it no more
 WANT = 5  # look up or subscribe: one ObjectFound, now or as soon as there is a copy
 HOME = 6  # it was made, and the node follows its lineage: what a snapshot says instead of EXPECT
 REFUSE = 7  # the node was to make it again and does not: its job has ended, and nobody else there needs it
+COMING = 8  # the node has it, and will say where once its lineage is acknowledged
 
 # --- node -> directory of a shard ----------------------------------------------------------------
 
