@@ -413,7 +413,6 @@ class Judge:
             "lines": [short(actor_id) for actor_id in cluster.actors.succession.lines],
             "deeds": [short(actor_id) for actor_id in cluster.actors.deeds.deeds],
             "pasts": [short(actor_id) for actor_id in node.scheduler.lives.checkpoints.pasts],
-            "counted": list(node.references.counted),
             "copies": [short(object_id) for object_id in node.store.copies],
         }
         for what, rest in left.items():

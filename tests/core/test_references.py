@@ -52,6 +52,12 @@ class Counts:
             lineage_max=LINEAGE_MAX,
         )
 
+    def ran(self, number: int, *outputs: bytes, deps: tuple[bytes, ...] = ()) -> None:
+        """A task ended, maybe not for the first time, and made these."""
+        objects = self.store.objects
+        made = [objects[one] if one in objects else self.sealed(one) for one in outputs]
+        self.machine.follow_lineage(task(number), self.machine.newly_made(made), deps)
+
     def sealed(self, key: bytes, *contained: bytes, holder: bytes = ANN) -> ObjectEntry:
         """An object with a value, held by one process."""
         entry = self.store.announce(key)
@@ -206,9 +212,7 @@ def test_an_actor_is_released_with_its_handle(counts: Counts) -> None:
 
 
 def test_lineage_is_needed_until_all_outputs_are_gone(counts: Counts) -> None:
-    for index in (0, 1):
-        counts.sealed(result(7, index))
-    counts.machine.follow_lineage(task(7), 2, ())
+    counts.ran(7, result(7, 0), result(7, 1))
     counts.release(ANN, result(7, 0))
     assert not counts.released
     counts.release(ANN, result(7, 1))
@@ -216,10 +220,8 @@ def test_lineage_is_needed_until_all_outputs_are_gone(counts: Counts) -> None:
 
 
 def test_lineage_is_needed_while_a_consumer_may_run_again(counts: Counts) -> None:
-    counts.sealed(A)
-    counts.machine.follow_lineage(task(0), 1, ())
-    counts.sealed(B)
-    counts.machine.follow_lineage(task(1), 1, (A, A))
+    counts.ran(0, A)
+    counts.ran(1, B, deps=(A, A))
     counts.release(ANN, A)
     assert not counts.released
     counts.release(ANN, B)
@@ -227,10 +229,8 @@ def test_lineage_is_needed_while_a_consumer_may_run_again(counts: Counts) -> Non
 
 
 def test_a_task_that_ran_again_counts_only_what_it_made_anew(counts: Counts) -> None:
-    counts.sealed(result(7, 0))
-    counts.machine.follow_lineage(task(7), 1, ())
-    counts.sealed(result(7, 1))
-    counts.machine.follow_lineage(task(7), 1, ())
+    counts.ran(7, result(7, 0))
+    counts.ran(7, result(7, 0), result(7, 1))
     counts.release(ANN, result(7, 0))
     assert not counts.released
     counts.release(ANN, result(7, 1))
@@ -239,8 +239,7 @@ def test_a_task_that_ran_again_counts_only_what_it_made_anew(counts: Counts) -> 
 
 def test_too_much_lineage_is_given_up_from_the_oldest(counts: Counts) -> None:
     for number in range(LINEAGE_MAX + 1):
-        counts.sealed(result(number))
-        counts.machine.follow_lineage(task(number), 1, (result(number - 1),) if number else ())
+        counts.ran(number, result(number), deps=(result(number - 1),) if number else ())
     assert counts.released == [task(0)]
     assert counts.machine.lineage_truncated == 1
     assert len(counts.machine.lineage) == LINEAGE_MAX

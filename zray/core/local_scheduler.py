@@ -429,10 +429,12 @@ class LocalScheduler:
             # What is sealed, or was sealed and freed, is left of a former run of the same task.
             if entry is not None and entry.state != SEALED:
                 made.append((entry, value))
-        new_outputs = len(made)
-        if references.counted:
-            new_outputs = references.newly_made(entry.object_id for entry, _ in made)
-        self._record(task, state, new_outputs, recorded)
+        outputs = [entry for entry, _ in made]
+        if task.streamed and self.streams is not None:
+            outputs += self.streams.living_items(task)
+        is_guest = bool(self.guests) and spec.task_id in self.guests
+        # The lineage of a guest is followed at its origin.
+        self._record(task, state, len(outputs) if is_guest else references.newly_made(outputs), recorded)
         for entry, value in made:
             if value.contained:
                 references.contain(self.now_ns, value.contained)
@@ -456,9 +458,7 @@ class LocalScheduler:
     def _record(self, task: TaskEntry, state: int, new_outputs: int, recorded: bool) -> None:
         spec = task.spec
         is_guest = bool(self.guests) and spec.task_id in self.guests
-        if task.streamed and self.streams is not None:
-            new_outputs += self.streams.living_items(task)
-        if new_outputs and not is_guest:  # the lineage of a guest is followed at its origin
+        if new_outputs and not is_guest:
             self.references.follow_lineage(spec.task_id, new_outputs, spec.deps)
         released = not (new_outputs or is_guest) and spec.task_id not in self.references.lineage
         if not recorded:

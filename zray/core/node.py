@@ -442,6 +442,8 @@ class Node:
             return
         self.now_ns = now_ns
         entry = self.store.announce(message.object_id)
+        if producer_of(message.object_id) in self.references.lineage:
+            entry.counted = True  # when its maker, which ran on a leased worker, was recorded
         # What was promised is held since then, unless it was released meanwhile.
         if message.object_id in client.promised:
             del client.promised[message.object_id]

@@ -51,6 +51,7 @@ class ObjectEntry:
     """One object known to the node; found in ``NodeStore.objects``."""
 
     __slots__ = (
+        "counted",
         "created_for",
         "creator",
         "dependents",
@@ -92,6 +93,7 @@ class ObjectEntry:
         self.on_disk = False
         self.detached = False  # freed, but its extent is still being read or written
         self.is_actor = False
+        self.counted = False  # among the outputs for which the record of its maker is followed here
 
 
 class NodeStore:

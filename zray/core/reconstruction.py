@@ -141,9 +141,6 @@ class Reconstruction:
         """The object is made here, once more."""
         self.scheduler.store.lose(entry)
         if entry.state == PENDING:
-            shared = self.sharing.shared.get(entry.object_id)
-            if shared is not None and shared.expected:
-                self.scheduler.references.lost(entry.object_id)
             self.sharing.made_again(entry)
 
     def _go_on(self, now_ns: int, message: Rebuild, record: TaskRecord) -> None:

@@ -48,7 +48,6 @@ class References:
         self.handed: dict[Address, dict[bytes, dict[bytes, int]]] = {}
         self.lineage: dict[bytes, tuple[list[int], tuple[bytes, ...]]] = {}  # task -> ([needs], deps)
         self.lineage_truncated = 0
-        self.counted: dict[bytes, None] = {}  # lost return objects whose need of their lineage is counted
         self.on_unneeded: Callable[[ObjectEntry], None] | None = None  # of shared objects
 
     # --- processes -------------------------------------------------------------------------------
@@ -187,7 +186,7 @@ class References:
             contained = self.store.free(entry)
             if entry.is_actor:
                 self.on_actor_released(entry.object_id)
-            self._output_gone(entry.object_id)
+            self._output_gone(entry)
             for object_id in contained:
                 inner = objects[object_id]
                 inner.pins -= 1
@@ -203,14 +202,15 @@ class References:
 
     # --- lineage ---------------------------------------------------------------------------------
 
-    def lost(self, object_id: bytes) -> None:
-        """A return object is to be made again: its need of its maker's record is counted already."""
-        if producer_of(object_id) in self.lineage:
-            self.counted[object_id] = None
-
-    def newly_made(self, object_ids: Iterable[bytes]) -> int:
-        """How many of these need the record of their maker and are not counted yet."""
-        return sum(self.counted.pop(object_id, self) is self for object_id in object_ids)
+    @staticmethod
+    def newly_made(entries: Iterable[ObjectEntry]) -> int:
+        """How many need the record of their maker from now on: each counts once, however often it is made."""
+        found = 0
+        for entry in entries:
+            if not entry.counted:
+                entry.counted = True
+                found += 1
+        return found
 
     def follow_lineage(self, task_id: bytes, new_outputs: int, deps: tuple[bytes, ...]) -> None:
         """Keep a task's record until its outputs and its consumers' records are gone.
@@ -230,12 +230,10 @@ class References:
         if len(lineage) > self.lineage_max:
             self._truncate()
 
-    def _output_gone(self, object_id: bytes) -> None:
-        if self.counted:
-            self.counted.pop(object_id, None)
-        task_id = producer_of(object_id)
-        if task_id in self.lineage:
-            self._lineage_unneeded(task_id)
+    def _output_gone(self, entry: ObjectEntry) -> None:
+        if entry.counted:
+            entry.counted = False
+            self._lineage_unneeded(producer_of(entry.object_id))
 
     def _lineage_unneeded(self, task_id: bytes) -> None:
         """One need of a record is gone; release it, and up its inputs, at the last."""

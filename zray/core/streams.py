@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from zray.core.machine import invariant
-from zray.core.node_store import CREATING, SEALED
+from zray.core.node_store import CREATING, SEALED, ObjectEntry
 from zray.core.worker_pool import TaskEntry, Worker
 from zray.ids import return_id, short
 from zray.protocol.messages import EXTENT, Value
@@ -83,10 +83,11 @@ class Streams:
             if message.task_id in worker.queue:
                 self.scheduler.out.append((worker.worker_id, credit_of(message)))
 
-    def living_items(self, task: TaskEntry) -> int:
-        """How many items of a stream are still objects of this node."""
-        objects = self.scheduler.store.objects
-        return sum(item_id(task.spec.task_id, index) in objects for index in range(task.streamed))
+    def living_items(self, task: TaskEntry) -> list[ObjectEntry]:
+        """The items of a stream that are still objects of this node."""
+        objects, items = self.scheduler.store.objects, range(task.streamed)
+        found = [objects.get(item_id(task.spec.task_id, index)) for index in items]
+        return [entry for entry in found if entry is not None]
 
 
 def credit_of(message: Consumed) -> StreamCredit:
