@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from zray.errors import OutOfDiskError
-from zray.store.arena import Arena, ArenaView
+from zray.store.arena import Arena, ArenaView, file_bytes
 
 # Newer Pythons warn of a fork beside threads, such as those of numpy; these children only read and exit.
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -309,7 +309,7 @@ def test_no_room_for_fresh_pages_is_a_typed_error(small_disk: Path) -> None:
     """A file stands for the memory, which only a limit of the whole machine could make short."""
     path = small_disk / "arena"
     with path.open("wb") as file:
-        file.truncate(64 * MIB)
+        file.truncate(file_bytes(64 * MIB))
     view = ArenaView(str(path), 64 * MIB)
     with pytest.raises(OutOfDiskError) as caught:
         view.copy_in(0, bytes(32 * MIB))

@@ -12,7 +12,7 @@ import pytest
 from tests.store.test_arena import in_child, nothing
 from zray.errors import OutOfDiskError
 from zray.store import arena as arena_module
-from zray.store.arena import Arena, ArenaView
+from zray.store.arena import Arena, ArenaView, file_bytes
 from zray.store.mapping import SharedMapping, huge_page_bytes
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
@@ -149,9 +149,10 @@ def test_a_mapping_that_cannot_be_made_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_a_typed_error_with_huge_pages_too(small_disk: Path) -> None:
     """A file on shared memory with a limit: huge pages must not take the place of the error."""
-    arena = Arena(32 * HUGE, str(small_disk))
-    view = ArenaView(arena.path, arena.capacity_bytes)
+    path = small_disk / "arena"
+    with path.open("wb") as file:
+        file.truncate(file_bytes(32 * HUGE))
+    view = ArenaView(str(path), 32 * HUGE)
     with pytest.raises(OutOfDiskError):
         view.copy_in(0, bytes(32 * HUGE))
     view.close()
-    arena.close()

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.store.mapping import SharedMapping, huge_page_bytes
-from zray.store.writing import flat, pwrite_all
+from zray.store.writing import flat, pwrite_all, typed
 
 _CHUNK_SHIFT = 18  # what this process touched is remembered per 256 KiB
 _MAPPED_COPY_MAX = 1 << _CHUNK_SHIFT
@@ -52,11 +52,11 @@ class Arena:
         self._fd = os.memfd_create("zray-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self.path = f"/proc/{os.getpid()}/fd/{self._fd}"
         try:
-            os.ftruncate(self._fd, _file_bytes(capacity_bytes))
+            os.ftruncate(self._fd, file_bytes(capacity_bytes))
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-        except OSError:
+        except OSError as error:
             self.close()
-            raise
+            raise typed(error, capacity_bytes) from error
 
     def close(self) -> None:
         """End the arena. Processes that still map it keep their bytes until they let go."""
@@ -84,7 +84,7 @@ class ArenaView:
         self.capacity_bytes = capacity_bytes
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         there_are = os.fstat(self._fd).st_size
-        if there_are < _file_bytes(capacity_bytes):
+        if there_are < file_bytes(capacity_bytes):
             os.close(self._fd)
             raise ValueError(f"the size of the arena is {there_are} bytes, too few for {capacity_bytes}")
         self._huge_bytes = huge_page_bytes() if huge_pages else 0
@@ -174,7 +174,7 @@ class ArenaView:
                 last = min(own_end, offset + size + -(offset + size) % huge_bytes)
                 count = min(count, page + huge_bytes - start)
                 if own_start <= page and page + huge_bytes <= last:
-                    taken = self._take_huge(mapping, page, last - last % huge_bytes - page)
+                    taken = self._take_huge(mapping, page, last - last % huge_bytes - page, size)
                     if taken:
                         count = min(size - position, page + taken - start)
                         self._bytes[start : start + count] = source[position : position + count]
@@ -182,19 +182,20 @@ class ArenaView:
                         self._touched[first:end] = bytes([_TOUCHED]) * (end - first)
                         position += count
                         continue
-            self._write_by_system(start, source[position : position + count])
+            self._write_by_system(start, source[position : position + count], size)
             position += count
 
-    def _write_by_system(self, offset: int, source: memoryview) -> None:
-        pwrite_all(self._fd, source, offset)
+    def _write_by_system(self, offset: int, source: memoryview, need_bytes: int) -> None:
+        pwrite_all(self._fd, source, offset, need_bytes=need_bytes)
         first, end = _chunks(offset, source.nbytes)
         self._touched[first:end] = self._touched[first:end].replace(bytes([_UNSEEN]), bytes([_SEEN]))
 
-    def _take_huge(self, mapping: SharedMapping, start: int, size: int) -> int:
+    def _take_huge(self, mapping: SharedMapping, start: int, size: int, need_bytes: int) -> int:
         """How many bytes from ``start`` on are in huge pages, some of them made now; 0: none are.
 
         Args:
             start, size: int, bytes, multiples of a huge page.
+            need_bytes: int, of the whole write.
         """
         huge_bytes = self._huge_bytes
         size = min(size, _HUGE_RUN_MAX * huge_bytes)
@@ -207,13 +208,13 @@ class ArenaView:
         if not fresh or not self._asks_for_huge():
             return 0
         for page in range(fresh):  # the system makes none out of nothing at all
-            pwrite_all(self._fd, memoryview(b"\0"), start + page * huge_bytes)
+            pwrite_all(self._fd, memoryview(b"\0"), start + page * huge_bytes, need_bytes=need_bytes)
         if not mapping.collapse(start, fresh * huge_bytes):
             self._refusals += 1
             self._writes_to_skip = (1 << min(self._refusals, _REFUSALS_MAX)) - 1
             return 0
         self._refusals = 0
-        pwrite_all(self._fd, memoryview(b"\1" * fresh), hints_at)
+        pwrite_all(self._fd, memoryview(b"\1" * fresh), hints_at, need_bytes=need_bytes)
         return fresh * huge_bytes
 
     def _asks_for_huge(self) -> bool:
@@ -253,7 +254,7 @@ class ArenaView:
         return mapping
 
 
-def _file_bytes(capacity_bytes: int) -> int:
+def file_bytes(capacity_bytes: int) -> int:
     """The size of the file of an arena: its bytes, and one for each huge page of them."""
     return capacity_bytes + capacity_bytes // (huge_page_bytes() or capacity_bytes + 1)
 

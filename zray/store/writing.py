@@ -31,9 +31,11 @@ def flat(data: Any) -> memoryview:
     return PickleBuffer(view).raw()
 
 
-def pwrite_all(fd: int, source: memoryview, offset: int) -> None:
+def pwrite_all(fd: int, source: memoryview, offset: int, *, need_bytes: int = 0) -> None:
     """Write all of ``source`` at ``offset`` of a file.
 
+    Args:
+        need_bytes: int, of the object of which this is a part; 0: it is all of it.
     Raises:
         OutOfDiskError: if there is no room.
     """
@@ -42,7 +44,7 @@ def pwrite_all(fd: int, source: memoryview, offset: int) -> None:
         while position < source.nbytes:  # one call writes less than 2 GiB
             position += os.pwrite(fd, source[position:], offset + position)
     except OSError as error:
-        raise typed(error, source.nbytes) from error
+        raise typed(error, need_bytes or source.nbytes) from error
 
 
 def typed(error: OSError, need_bytes: int) -> Exception:
