@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import zray
+from zray.util.state import list_workers
 
 WARM_UP_TASKS = 20
 marks: dict[str, int] = {}
@@ -80,10 +81,12 @@ def processor_ns(pid: int | str) -> int:
 
 def _pids() -> dict[str, list[int]]:
     """Our node's process and those of its workers."""
-    from zray.api.cluster import report
-
-    workers = [row["pid"] for row in report("workers") if row["pid"]]
-    return {"node": [report("node")["pid"]], "worker": workers, "driver": [os.getpid()]}
+    ours = zray.get_runtime_context().get_node_id()
+    return {
+        "node": [row["pid"] for row in zray.nodes() if row["node_id"] == ours],
+        "worker": [row["pid"] for row in list_workers() if row["node_id"] == ours and row["pid"]],
+        "driver": [os.getpid()],
+    }
 
 
 def main() -> None:
