@@ -72,7 +72,7 @@ LAYERS = (
     Layer(own=("sim.plots",), project=(*FOUNDATION, "zray.protocol", "zray.core", "sim"),
           third_party=("matplotlib",)),
     # Programs on real processes, beside the simulation; the only part of it that uses the public package.
-    Layer(own=("sim.real",), project=(*FOUNDATION, "zray.protocol", "sim", "zray", "zray.api"),
+    Layer(own=("sim.real",), project=(*FOUNDATION, "zray.protocol", "sim", "zray", "zray.util"),
           third_party=("msgspec",)),
     # The public modules: they gather names and nothing else, but for the helpers of zray.util.
     Layer(own=("zray",), project=(*FOUNDATION, "zray.api", *PUBLIC)),
