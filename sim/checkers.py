@@ -57,7 +57,8 @@ def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
     if faults.worker_crash or faults.worker_crash_creating or faults.message_death:
         allowed += CRASH_ORIGINS
     if faults.driver_crash or faults.message_death:
-        allowed += ("object_lost",)  # by workers whose job is over
+        # By workers whose job is over and who have not heard of it: its actors end with it.
+        allowed += ("object_lost", "actor_died")
     deaths = faults.node_crash or faults.twin_crash or faults.node_freeze or faults.node_silence
     if deaths or faults.keeper_crash or faults.message_death:
         allowed += (*CRASH_ORIGINS, "unschedulable")  # by tasks that are bound to the node
@@ -364,13 +365,19 @@ class Judge:
                 parked = [short(task_id) for task_id in machine.parked]
                 self.fail(f"I14: {host.address.decode()} has parked tasks of nobody: {parked[:20]}")
 
-    def check_jobs(self, host: SimNode) -> None:
-        """Every driver has left: a node knows no job but heirs, for who may ask for lost objects yet."""
-        heirs = host.node.cluster.reconstruction.heirs
-        left = host.node.scheduler.jobs.keys() - heirs.values()
-        if left or len(heirs) > HEIRS_MAX:
-            jobs = [short(job_id) for job_id in sorted(left)]
-            self.fail(f"I14: node {host.number} remembers jobs that are over: {jobs}, and {len(heirs)} heirs")
+    def check_jobs(self, nodes: Sequence[SimNode]) -> None:
+        """Every driver has left: nodes know no job but heirs, for who may ask for lost objects yet.
+
+        Those of every living node, as their tasks may have run on others.
+        """
+        heirs = [tuple(host.node.cluster.reconstruction.heirs.values()) for host in nodes]
+        if max(map(len, heirs)) > HEIRS_MAX:
+            self.fail(f"I15: of {HEIRS_MAX} heirs at most there are {[len(each) for each in heirs]}")
+        known = {heir for each in heirs for heir in each}
+        for host in nodes:
+            left = [short(job_id) for job_id in sorted(host.node.scheduler.jobs.keys() - known)]
+            if left:
+                self.fail(f"I14: node {host.number} remembers jobs that are over: {left}")
 
     def check_at_rest(self, host: SimNode) -> None:
         """All programs let go of everything: nothing of it may be left on a node."""

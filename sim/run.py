@@ -166,7 +166,7 @@ def _settle(cluster: Cluster, quiet_ns: int) -> None:
     kernel.run_until(kernel.now_ns + 2 * S)
     for node in cluster.nodes:
         judge.check_at_rest(node)
-        judge.check_jobs(node)
+    judge.check_jobs(cluster.nodes)
     for coordinator in cluster.coordinators():
         judge.groups.check_reserved(coordinator, cluster.nodes)
         judge.groups.check_gone(coordinator)
