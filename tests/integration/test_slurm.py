@@ -95,7 +95,8 @@ def test_a_program_runs_on_all_nodes_and_its_exit_code_is_that_of_the_job(site: 
 
 def test_a_job_that_is_told_to_end_ends_its_cluster(site: Site) -> None:
     job = site.submit(site.script("stay"))
-    eventually(lambda: "ran on n0 n1 n2\n" in site.output(), PATIENCE_S, "the output of the program")
+    # Slurm begins a job when the nodes of the one before are free, which takes it up to half a minute.
+    eventually(lambda: "ran on n0 n1 n2\n" in site.output(), 2 * PATIENCE_S, "the output of the program")
     site.command("scancel", "--batch", "--signal=TERM", job)
     assert site.await_end(job) == "143:0", site.output()
     assert "Killed" not in site.output()
