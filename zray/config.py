@@ -17,8 +17,12 @@ class Config(NamedTuple):
 
     inline_bytes_max: int = 32 * 1024
     """Values up to this size travel inside messages; larger ones go to the arena."""
-    huge_pages: int = 1
-    """Whether large objects in fresh memory ask the system for huge pages; 0: never."""
+    huge_pages: int = 0
+    """Whether large objects in fresh memory ask the system for huge pages; 0: never.
+
+    Where the memory is there a first write takes a third of the time. A virtual machine that gives free
+    memory back gives huge pages first, so that these have to be found again: five times as long.
+    """
 
     submit_batch_max: int = 256
     """Tasks a client puts in one frame before it sends on its own."""

@@ -9,10 +9,11 @@ out, ``pwrite`` fails with a typed error and the kernel's out-of-memory rules de
 memory. A memfd has no name either: nothing is left behind, however its processes end.
 
 Cost of 100 MiB where a warm memcpy takes 6 ms (``benchmarks/bench_store.py`` measures it anew). Fresh
-memory: 12 ms in huge pages, 40 in small ones by ``pwrite``, 60 through the mapping; each several times as
-much on a virtual machine whose host has to find the memory too. Recycled memory: 6 ms through a mapping that
-touched it before, and through any mapping if it is in huge pages; else 20 by ``pwrite``, 26 to 32 through
-the mapping. See :meth:`ArenaView.copy_in`, and ``docs/performance.md`` for what did not help.
+memory: 12 ms in huge pages, if they are asked for, 40 in small ones by ``pwrite``, 60 through the mapping;
+each several times as much on a virtual machine whose host has to find the memory too. Recycled memory: 6 ms
+through a mapping that touched it before, and through any mapping if it is in huge pages; else 20 by
+``pwrite``, 26 to 32 through the mapping.
+See :meth:`ArenaView.copy_in`, and ``docs/performance.md`` for what did not help.
 """
 
 from __future__ import annotations
