@@ -57,8 +57,7 @@ def allowed_origins(faults: FaultsPart) -> tuple[str, ...]:
     if faults.worker_crash or faults.worker_crash_creating or faults.message_death:
         allowed += CRASH_ORIGINS
     if faults.driver_crash or faults.message_death:
-        # By workers whose job is over and who have not heard of it: its actors end with it.
-        allowed += ("object_lost", "actor_died")
+        allowed += ("object_lost",)  # by workers whose job is over
     deaths = faults.node_crash or faults.twin_crash or faults.node_freeze or faults.node_silence
     if deaths or faults.keeper_crash or faults.message_death:
         allowed += (*CRASH_ORIGINS, "unschedulable")  # by tasks that are bound to the node
@@ -73,10 +72,12 @@ class Judge:
     Args:
         faults: what may strike; nothing else may be seen by programs.
         strict: remember everything; otherwise only what costs no memory per task.
+        is_over: whether the driver of the job for which a worker works is gone.
     """
 
-    def __init__(self, faults: FaultsPart, *, strict: bool) -> None:
+    def __init__(self, faults: FaultsPart, *, strict: bool, is_over: Callable[[Address], bool]) -> None:
         self.strict = strict
+        self.is_over = is_over
         self.allowed = allowed_origins(faults)
         self.may_be_silent = bool(
             faults.node_freeze or faults.node_silence or faults.partition or faults.clog
@@ -142,6 +143,8 @@ class Judge:
             return
         if origin == "TaskCancelledError" and self.cancels:
             return
+        if origin == "actor_died" and self.is_over(address):
+            return  # who works for an ended job may not have heard of it: its actors end with it
         if origin not in self.allowed and not (origin == "actor_died" and self.killed):
             self.fail(f"{address.hex()} sees a fault that nothing explains in {short(object_id)}: {text}")
 

@@ -87,7 +87,7 @@ class Cluster:
         self.functions: Mapping[str, Callable[..., Any]] = FUNCTIONS if functions is None else functions
         self.kernel = Kernel(seed)
         self.check_every = scenario.check_every
-        self.judge = Judge(scenario.faults, strict=scenario.strict)
+        self.judge = Judge(scenario.faults, strict=scenario.strict, is_over=self._is_over)
         net = scenario.network
         quality = LinkQuality(net.latency_us * US, net.jitter_us * US, net.bandwidth_mib_s << 20)
         self.network = Network(self.kernel, quality, strict=scenario.strict)
@@ -262,6 +262,12 @@ class Cluster:
         self.nodes[node.number] = born
         self.tell(address, "begins anew")
         born.boot()
+
+    def _is_over(self, address: Address) -> bool:
+        """Whether a worker works for a job whose driver is gone."""
+        found = [node.node.pool.workers.get(address) for node in self.nodes]
+        jobs = [worker.job_id for worker in found if worker is not None]
+        return any(driver.gone and root_task_of(driver.number) in jobs for driver in self.drivers)
 
     def end_detached_actors(self) -> None:
         """What outlived its program is ended, by a driver on the first node that comes for nothing else."""
