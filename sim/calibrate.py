@@ -35,7 +35,6 @@ from zray.protocol.trace import Booted, Pumped
 
 BURST_TASKS = 20_000
 PING_TASKS = 1_000
-ROUNDS = 5
 FRAME_NS = 6_000
 """A frame in or out of a process that does not sleep (bare ZeroMQ over ipc, both ends 12 us)."""
 TRANSPORT_NS = 2_000
@@ -55,9 +54,12 @@ class Sample(NamedTuple):
     spent_ns: dict[str, float]
 
 
-def calibrate(rounds: int = ROUNDS, progress: Callable[[str], None] | None = None) -> CostsFile:
+def calibrate(rounds: int, progress: Callable[[str], None] | None = None) -> CostsFile:
     """Run the programs, in turn, on real processes, and derive the costs.
 
+    Args:
+        rounds: of each. Pings take one of two times, by where the kernel puts the processes, so that the
+            median of a few is luck.
     Raises:
         RealRunError: if the real cluster does not work.
     """

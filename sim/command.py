@@ -18,6 +18,7 @@ import msgspec
 
 from sim import chrome, recorded_command
 from sim.cluster import Cluster
+from sim.costs import SHIPPED, CostsError, load_costs
 from sim.plots import SUFFIXES, MissingExtraError, draw_all, require
 from sim.run import PASSED, VERDICTS, Verdict, run_scenario
 from sim.scenario import Scenario, ScenarioError, load, shipped
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--plots", type=Path, metavar="DIR", help="draw what ran, queues and throughput there")
     run.add_argument("--format", choices=[suffix[1:] for suffix in SUFFIXES], default="png", help="of plots")
     run.add_argument("--policy", choices=recorded_command.SCHEDULERS, help="instead of the scenario's")
+    run.add_argument("--costs", type=Path, default=SHIPPED, metavar="FILE", help="what calibrate wrote")
     swarm = commands.add_parser("swarm", help="many seeds, each with a scenario of its own")
     swarm.add_argument("--seeds", type=_range, default=range(50), metavar="A..B", help="default: 0..49")
     swarm.add_argument("--jobs", type=int, default=1, help="processes (default: 1)")
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if given.command == "list":
             return _list()
         return recorded_command.run(given.function, given)
-    except (ScenarioError, MissingExtraError) as error:
+    except (ScenarioError, CostsError, MissingExtraError) as error:
         print(error, file=sys.stderr)
         return USAGE_ERROR
 
@@ -129,6 +131,7 @@ def _run(given: argparse.Namespace) -> int:
     verdict, cluster = run_scenario(
         scenario,
         seed,
+        costs=load_costs(given.costs).costs,
         keep_spans=given.chrome is not None or given.plots is not None,
         watch=watch if bar.shown else None,
     )
@@ -146,6 +149,7 @@ def _run(given: argparse.Namespace) -> int:
         )
     if verdict.kind != PASSED:
         replay = f"{PROGRAM} run {given.scenario} --seed {seed}"
+        replay += "" if given.costs == SHIPPED else f" --costs {given.costs}"
         print(describe_failure(Failure(seed, scenario, verdict), replay))
     return verdict.kind
 

@@ -21,7 +21,6 @@ from sim.scenario import ClusterPart, NetworkPart, PhasesPart, Scenario
 from zray.config import Config
 from zray.errors import ZrayError
 
-ROUNDS = 5
 LIMIT_S = 3_600
 
 
@@ -99,7 +98,7 @@ def simulate_case(case: Case, *, costs: Costs | None = None, seed: int = 0) -> i
 
 
 def compare(
-    cases: Sequence[Case] = CASES, *, rounds: int = ROUNDS, costs: Costs | None = None,
+    cases: Sequence[Case] = CASES, *, rounds: int, costs: Costs | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Compared]:  # fmt: skip
     """Run every case in both worlds.

@@ -43,11 +43,11 @@ def add_commands(commands: Any) -> None:
 
     calibrate = commands.add_parser("calibrate", help="measure what zray costs on this machine")
     calibrate.add_argument("--out", type=Path, default=SHIPPED, metavar="FILE", help="default: %(default)s")
-    calibrate.add_argument("--rounds", type=_positive, default=5, help="default: %(default)s")
+    calibrate.add_argument("--rounds", type=_positive, default=25, help="default: %(default)s")
     calibrate.set_defaults(function=_calibrate)
 
     fidelity = commands.add_parser("fidelity", help="run programs for real and simulated, and compare")
-    fidelity.add_argument("--rounds", type=_positive, default=5, help="real runs of each (default: 5)")
+    fidelity.add_argument("--rounds", type=_positive, default=15, help="default: %(default)s")
     fidelity.add_argument("--costs", type=Path, default=SHIPPED, metavar="FILE", help="what calibrate wrote")
     fidelity.set_defaults(function=_fidelity)
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from sim.checkers import ViolationError
 from sim.cluster import Cluster, oracle_of
+from sim.costs import Costs
 from sim.kernel import S
 from sim.programs import Program, ProgramError, pack
 from sim.scenario import Scenario
@@ -54,17 +55,18 @@ class Verdict(NamedTuple):
 
 
 def run_scenario(
-    scenario: Scenario, seed: int, *, config: Config | None = None, keep_spans: bool = False,
-    watch: Callable[[Cluster], None] | None = None,
+    scenario: Scenario, seed: int, *, config: Config | None = None, costs: Costs | None = None,
+    keep_spans: bool = False, watch: Callable[[Cluster], None] | None = None,
 ) -> tuple[Verdict, Cluster]:  # fmt: skip
     """Run and judge.
 
     Args:
+        costs: other ones than were shipped: they move every schedule.
         keep_spans: remember every task for a trace.
         watch: called now and then with the cluster, for progress.
     """
     programs = programs_of(scenario, seed)
-    cluster = Cluster(scenario, seed, programs, config=config, keep_spans=keep_spans)
+    cluster = Cluster(scenario, seed, programs, config=config, costs=costs, keep_spans=keep_spans)
     kind, detail = PASSED, ""
     thresholds = gc.get_threshold()
     gc.set_threshold(OBJECTS_PER_COLLECTION)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sim import command
+from sim.costs import load_costs
 from sim.run import CORRECTNESS, CRASH, LIVENESS, PASSED, run_scenario
 from sim.scenario import ScenarioError, load, shipped
 from sim.swarm import (
@@ -34,6 +35,8 @@ from zray.core.local_scheduler import LocalScheduler
 from zray.errors import InvariantError
 
 REGRESSIONS = Path(__file__).with_name("regressions.toml")
+COSTS_OF_REGRESSIONS = Path(__file__).with_name("costs_of_regressions.json")
+"""Those that the runs failed with: with others, their seeds are other schedules."""
 SMOKE_SEEDS = [
     *range(100),
     *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40),
@@ -67,7 +70,8 @@ def test_shipped_scenarios_pass(name: str) -> None:
 
 @pytest.mark.parametrize("regression", regressions(REGRESSIONS), ids=lambda regression: regression.name)
 def test_what_failed_once_passes(regression: Regression) -> None:
-    verdict, _ = run_scenario(regression.scenario, regression.seed)
+    costs = load_costs(COSTS_OF_REGRESSIONS).costs
+    verdict, _ = run_scenario(regression.scenario, regression.seed, costs=costs)
     if regression.is_open:
         assert verdict.kind != PASSED, "it is mended: take `open` out of its entry"
     else:
@@ -105,6 +109,8 @@ def test_the_command_runs_lists_and_refuses(capsys: pytest.CaptureFixture[str], 
     assert "crashes" in capsys.readouterr().out
     assert command.main(["run", "nowhere"]) == 2
     assert "shipped scenarios" in capsys.readouterr().err
+    assert command.main(["run", "chain", "--costs", str(tmp_path / "none")]) == 2
+    assert "none" in capsys.readouterr().err
     assert command.main(["swarm", "--seeds", "0..1"]) == 0
     assert "2 seeds, 2 passed" in capsys.readouterr().out
 
