@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from zray.runtime import session_dir
+from zray.runtime.heap import keep_freed_memory
 
 if TYPE_CHECKING:  # 5 ms that a driver need not pay
     from socket import socket
@@ -147,6 +148,7 @@ class Zygote:
         gc.disable()  # the loop makes no cycles, and a collection would touch every shared page
         if prepare is not None:
             prepare()
+        keep_freed_memory()
         gc.freeze()
         try:
             while not self._ending:
