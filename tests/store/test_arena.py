@@ -8,6 +8,7 @@ import os
 import pickle
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -323,3 +324,33 @@ def test_windows_do_not_leak_classes(view: ArenaView) -> None:
     for size in range(100):
         view.read(0, size, nothing)
     assert len(ctypes.Array.__subclasses__()) == before
+
+
+def test_other_threads_run_while_a_large_object_is_copied(view: ArenaView) -> None:
+    data = np.zeros(2 << 20, np.uint8)
+    for _ in range(2):
+        view.copy_in(0, data)  # from now on it is a plain copy
+    copying, seen, ending = False, threading.Event(), threading.Event()
+
+    def look() -> None:
+        while not ending.is_set():
+            if copying:
+                seen.set()
+            time.sleep(0)  # lets go of the lock
+
+    interval_s = sys.getswitchinterval()
+    thread = threading.Thread(target=look)
+    thread.start()
+    sys.setswitchinterval(100.0)  # the other thread runs when this one lets go of the lock, and never else
+    try:
+        for _ in range(10_000):
+            copying = True
+            view.copy_in(0, data)
+            copying = False
+            if seen.is_set():
+                break
+    finally:
+        sys.setswitchinterval(interval_s)
+        ending.set()
+        thread.join()
+    assert seen.is_set()

@@ -16,7 +16,7 @@ LARGEST_FREED_BYTES = 8 << 20
 def keep_freed_memory() -> None:
     """Free one large block, for this process and those that it will fork.
 
-    It is never touched, so it costs two calls of the system. Setting the limits by ``mallopt`` would also keep
-    them from growing with what the user's code frees.
+    It is never touched, so it costs two calls of the system. Setting the limits by ``mallopt`` would also
+    keep them from growing with what the user's code frees.
     """
     bytes(LARGEST_FREED_BYTES)

@@ -42,8 +42,6 @@ PLAIN_TEXT_BYTES_MAX = 64 * 1024
 PLAIN_ITEMS_MAX = 32
 """Containers up to this length, ``PLAIN_DEPTH_MAX`` deep, are looked through for a plain pickle."""
 PLAIN_DEPTH_MAX = 3
-COPY_UNLOCKED_BYTES_MIN = 1 << 20
-"""Copies of at least this size release the interpreter lock, if numpy is there to do so."""
 TRACEBACK_TEXT_MAX = 256 * 1024
 """Characters of a traceback; the middle of a longer one is left out."""
 
@@ -112,7 +110,7 @@ class Serialized:
         start = 0
         for segment in self.segments():
             end = start + len(segment)
-            _copy(target[start:end], segment)
+            target[start:end] = segment
             start = end
         return start
 
@@ -132,14 +130,6 @@ class Serialized:
             segments.append(buffer)
             end += gap + size
         return segments
-
-
-def _copy(target: memoryview, source: BytesLike) -> None:
-    numpy = sys.modules.get("numpy") if len(source) >= COPY_UNLOCKED_BYTES_MIN else None
-    if numpy is None:
-        target[:] = source
-    else:  # as fast, and other threads run meanwhile
-        numpy.copyto(numpy.frombuffer(target, numpy.uint8), numpy.frombuffer(source, numpy.uint8))
 
 
 # --- values: dump -------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 from zray.store.mapping import SharedMapping, huge_page_bytes
-from zray.store.writing import flat, pwrite_all, typed
+from zray.store.writing import copy, flat, pwrite_all, typed
 
 _CHUNK_SHIFT = 18  # what this process touched is remembered per 256 KiB
 _MAPPED_COPY_MAX = 1 << _CHUNK_SHIFT
@@ -159,7 +159,7 @@ class ArenaView:
             # Kernels without it map the pages one by one, under the copy.
             mapping.populate(offset, size)
             self._touched[first:end] = bytes([_TOUCHED]) * (end - first)
-        self._bytes[offset : offset + size] = source
+        copy(self._bytes[offset : offset + size], source)
         return size
 
     def _write_unseen(
@@ -178,7 +178,7 @@ class ArenaView:
                     taken = self._take_huge(mapping, page, last - last % huge_bytes - page, size)
                     if taken:
                         count = min(size - position, page + taken - start)
-                        self._bytes[start : start + count] = source[position : position + count]
+                        copy(self._bytes[start : start + count], source[position : position + count])
                         first, end = _chunks(start, count)
                         self._touched[first:end] = bytes([_TOUCHED]) * (end - first)
                         position += count
