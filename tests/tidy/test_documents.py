@@ -50,7 +50,7 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 VARIABLE = re.compile(r"\bZRAY_[A-Z_]+\b")
 SYSTEM = {
     "EINVAL", "MADV_COLLAPSE", "MADV_POPULATE_WRITE", "SIGBUS", "deny", "epoll_ctl", "epoll_wait",
-    "eventfd", "futex", "malloc", "memfd", "recvfrom", "sendto", "shmem_enabled", "sun_path",
+    "eventfd", "futex", "malloc", "mallopt", "memfd", "recvfrom", "sendto", "shmem_enabled", "sun_path",
 }  # fmt: skip
 """Calls, constants and settings of the system."""
 FOREIGN = {
