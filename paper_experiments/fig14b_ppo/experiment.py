@@ -36,7 +36,7 @@ WAYS = {"asynchronous": asynchronous_s, "bulk synchronous": bulk_synchronous_s}
 def live(run: ExperimentRun) -> None:
     """Two simulators and a learner on this machine, beside Ray; systems take turns."""
     iterations = run.pick("iterations", tiny=8, small=40, paper=100)
-    rounds = run.pick("rounds", tiny=1, small=2, paper=5)
+    rounds = run.pick("rounds", tiny=1, small=5, paper=9)
     systems = run.pick("systems", tiny=("zray",), small=("zray", "ray"), paper=("zray", "ray"))
     taken_s: dict[str, list[float]] = {}
     rewards: list[float] = []

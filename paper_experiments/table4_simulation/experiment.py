@@ -21,7 +21,7 @@ from paper_experiments.table4_simulation.workload import BARRIERS, ROUNDS, TASKS
 
 MODULE = "paper_experiments.table4_simulation.workload"
 WORKLOAD, MPI_WORKLOAD = f"{MODULE}:measure", f"{MODULE}:measure_mpi"
-SLOWER = 100
+SLOWER = 20
 """Runs in gymnasium have so many times fewer steps: each step takes hundreds of times as long there."""
 SIGMA = 0.35
 """Of the lognormal lengths: the paper does not give their distribution, and this one explains its ratios."""
