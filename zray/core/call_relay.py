@@ -23,7 +23,7 @@ from zray.ids import producer_of, return_ids, short
 from zray.protocol import faults
 from zray.protocol.actor_messages import CallAway, ItemAway, ReplyAway, ReplyTaken
 from zray.protocol.messages import AT_NODE, EXTENT, Value
-from zray.protocol.user_messages import Call, CancelCall, ConsumedItems, Reply, ReplyItem
+from zray.protocol.user_messages import STREAM, Call, CancelCall, ConsumedItems, Reply, ReplyItem
 
 if TYPE_CHECKING:
     from zray.core.cluster_side import ClusterSide
@@ -109,6 +109,12 @@ class CallRelay:
         away = self.away.get(message.task_id)
         if away is not None and away.caller == caller:
             self.post(away.host, message)
+
+    def client_gone(self, caller: Address) -> None:
+        """A process of this node is dead: nobody reads the streams of its calls."""
+        for task_id, away in self.away.items():
+            if away.caller == caller and away.call.returns == STREAM:
+                self.post(away.host, ConsumedItems(task_id, 0, True))
 
     def life_over(self, actor_id: bytes) -> None:
         """A life that calls were sent to is over: nothing more is heard of them."""
@@ -294,6 +300,8 @@ class CallRelay:
         for hosted in self.here.values():
             if hosted.origin == node:
                 hosted.origin = b""
+                if hosted.call.returns == STREAM:
+                    self.out.append((hosted.worker, ConsumedItems(hosted.call.task_id, 0, True)))
         for key, hosted in list(self.untaken.items()):
             if hosted.origin == node:
                 del self.untaken[key]

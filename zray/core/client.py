@@ -211,7 +211,8 @@ class ClientMachine:
                 return task_id, returns
         self.objects.expect(returns)
         if descriptor.returns == STREAM:
-            self.streams.open(task_id)
+            for object_id in self.streams.open(task_id, anew=not self.objects.is_ready(returns[0])):
+                self.objects.drop(object_id)
         self.out.append((self.node, spec))
         if stored_args:
             self.objects.drop(stored_args)

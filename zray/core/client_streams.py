@@ -69,7 +69,9 @@ class ClientStreams(StreamReader):
 
     def let_go(self, task_id: bytes) -> None:
         """Nobody reads a stream any more: its items go, and its maker hears of it."""
-        self.watchers.pop(task_id, None)
         for object_id in self.close(task_id):
             self.objects.drop(object_id)
+        if task_id in self.streams:
+            return  # by another generator: the task that submitted it ran again here
+        self.watchers.pop(task_id, None)
         self.note_consumed(task_id, 0, done=True)

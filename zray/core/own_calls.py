@@ -61,7 +61,7 @@ class OwnCalls:
         if not self.slots.arrived(source, call):
             return False
         if call.returns == STREAM:  # while it is queued its reader may go on, or away
-            self.credits.open(call.task_id)
+            self.credits.open(call.task_id, source)
         return True
 
     def refuse(self, source: Address, call: Call, values: tuple[Value, ...]) -> None:
