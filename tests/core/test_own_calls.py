@@ -87,6 +87,19 @@ def test_nobody_waits_for_a_caller_that_died(own: OwnCalls, comes_late: bool) ->
     assert len(own.credits.gone) == GONE_MAX
 
 
+def test_a_stream_that_is_made_again_waits_for_its_former_run_which_nobody_reads(own: OwnCalls) -> None:
+    call = arrive(own, 1, returns=STREAM)
+    own.start()
+    assert own.arrived(b"caller again", call)
+    assert own.start() is None
+    assert own.credits.may_make(call.task_id, 7, 1)
+    own.ended(CALLER, call, (ONE,))
+    assert own.start() == (b"caller again", call)
+    assert not own.credits.may_make(call.task_id, 7, 1)
+    own.credits.reader_gone(b"caller again")
+    assert own.credits.may_make(call.task_id, 7, 1)
+
+
 def test_a_queued_call_is_taken_back_and_a_running_one_marked(own: OwnCalls) -> None:
     running, queued = arrive(own, 1), arrive(own, 2, returns=STREAM)
     own.start()

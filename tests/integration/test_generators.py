@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,27 @@ def read_twice(path: Path, begun: Path, ending: str, unconsumed_max: int | None)
             raise KeyError(ending)
         if len(found) == 4:
             path.touch()
+    return found
+
+
+@zray.remote
+class AsyncSource:
+    async def numbers(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            await asyncio.sleep(0.01)
+            yield number
+
+
+@zray.remote(num_cpus=0, max_retries=1, retry_exceptions=True)
+def read_actor_twice(handle: Any, begun: Path, ending: str, unconsumed_max: int | None) -> list[int]:
+    found = []
+    for ref in handle.numbers.options(_generator_backpressure_num_objects=unconsumed_max).remote(9):
+        found.append(zray.get(ref))
+        if len(found) == 4 and not begun.exists():
+            begun.touch()
+            if ending == "dies":
+                os._exit(1)
+            raise KeyError(ending)
     return found
 
 
@@ -385,6 +406,16 @@ class TestStreamsOfActors:
         del generator
         gc.collect()
         assert len(list(source.numbers.remote(2))) == 2
+
+    @pytest.mark.parametrize("ending", ["dies", "raises"])
+    @pytest.mark.parametrize("unconsumed_max", [None, 1])
+    @pytest.mark.parametrize("kind", ["plain", "coroutines"])
+    def test_a_reader_that_runs_again_reads_all_of_it(
+        self, tmp_path: Path, kind: str, ending: str, unconsumed_max: int | None
+    ) -> None:
+        source = Source.remote() if kind == "plain" else AsyncSource.remote()
+        again = read_actor_twice.remote(source, tmp_path / "begun", ending, unconsumed_max)
+        assert zray.get(again, timeout=PATIENCE_S) == list(range(9))
 
     def test_a_reader_that_dies(self) -> None:
         source = Source.remote()

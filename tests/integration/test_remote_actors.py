@@ -191,6 +191,26 @@ def test_streams(cluster: Cluster) -> None:
         assert sums == [number * (50_000.0 if number % 2 else 1.0) for number in range(9)]
 
 
+@zray.remote(num_cpus=0, max_retries=1, retry_exceptions=True)
+def read_twice(handle: Any, begun: Path, ending: str) -> list[float]:
+    found = []
+    for ref in handle.count.options(num_returns="streaming", _generator_backpressure_num_objects=1).remote(9):
+        found.append(float(zray.get(ref).flat[0]))
+        if len(found) == 4 and not begun.exists():
+            begun.touch()
+            if ending == "dies":
+                os._exit(1)
+            raise KeyError(ending)
+    return found
+
+
+def test_a_reader_that_runs_again_reads_all_of_a_stream(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.connect():
+        there = Account.options(resources={"first": 1}).remote()
+        for ending in ("dies", "raises"):
+            assert get(read_twice.remote(there, tmp_path / ending, ending)) == list(range(9))
+
+
 @zray.remote(num_cpus=0, max_retries=0, resources={"second": 1})
 def read_one(handle: Any, path: Path, *, dies: bool) -> None:
     items = handle.count.options(num_returns="streaming", _generator_backpressure_num_objects=1).remote(3)

@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 class AwayCall:
     """One call that a process of this node made; found in ``CallRelay.away`` until its reply."""
 
-    __slots__ = ("call", "caller", "host", "life")
+    __slots__ = ("again", "call", "caller", "host", "life")
 
     def __init__(self, call: Call, caller: Address, host: Address, life: int) -> None:
         self.call, self.caller, self.host, self.life = call, caller, host, life
+        self.again: Call | None = (
+            None  # a stream that is made once more, for a new reader, when this has ended
+        )
 
 
 class HostedCall:
@@ -90,8 +93,13 @@ class CallRelay:
         where = self.views.life_for(caller, call.actor_id)
         if where is None:
             return
-        if call.task_id in self.away:  # its caller was a task that died and runs again: it made this before
-            self.away[call.task_id].caller = caller
+        former = self.away.get(call.task_id)
+        if former is not None:  # its caller was a task that died and runs again: it made this before
+            former.caller = caller
+            if call.returns == STREAM:
+                former.again = call
+                self.post(former.host, ConsumedItems(call.task_id, 0, True))
+                self.post(former.host, CancelCall(call.task_id, False))
             return
         host, life = where
         self.away[call.task_id] = AwayCall(call, caller, host, life)
@@ -133,7 +141,7 @@ class CallRelay:
             del calls[message.task_id]
             if not calls:
                 del self.by_actor[call.actor_id]
-            if away.caller in self.clients:
+            if away.caller in self.clients and away.again is None:
                 object_ids = return_ids(call.task_id, len(message.values))
                 values = tuple(
                     self._for_caller(now_ns, away, object_id, value)
@@ -142,11 +150,13 @@ class CallRelay:
                 self.out.append((away.caller, Reply(call.task_id, values)))
             self._unpin(_needs(call))
         self.post(host, ReplyTaken(message.task_id, message.attempt))
+        if away is not None and away.again is not None and away.caller in self.clients:
+            self.on_call(now_ns, away.caller, away.again)
 
     def on_item_away(self, now_ns: int, host: Address, message: ItemAway) -> None:
         """A call that is a generator has made an item."""
         away = self._of(host, message)
-        if away is not None and away.caller in self.clients:
+        if away is not None and away.again is None and away.caller in self.clients:
             object_id = item_id(message.task_id, message.index)
             value = self._for_caller(now_ns, away, object_id, message.value)
             self.out.append((away.caller, ReplyItem(message.task_id, message.index, value)))

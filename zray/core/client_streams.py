@@ -36,6 +36,11 @@ class ClientStreams(StreamReader):
         self.calls = calls
         self.watchers: dict[bytes, list[Callable[[], None]]] = {}  # called at each item
 
+    def begin(self, task_id: bytes, end: bytes) -> None:
+        """A generator of this stream is handed out; ``end`` is the object that ends it."""
+        for object_id in self.open(task_id, anew=not self.objects.is_ready(end)):
+            self.objects.drop(object_id)
+
     def on_item(self, message: StreamItem) -> None:
         """The node has an item of a task's stream."""
         object_id = item_id(message.task_id, message.index)
@@ -52,6 +57,9 @@ class ClientStreams(StreamReader):
             return
         self.objects.expect_reply((object_id,))
         self.objects.on_reply(object_id, message.value, actor_id)
+        if message.task_id in self.calls.again:  # of a run whose reader is gone
+            self.objects.drop(object_id)
+            return
         self._keep(message.task_id, message.index, object_id)
 
     def _keep(self, task_id: bytes, index: int, object_id: bytes) -> None:

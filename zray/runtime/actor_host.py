@@ -107,6 +107,9 @@ class ActorHost:
                 source, call, self.results.errors(call.task_id, TASK, name, call.num_returns, error)
             )
         elif self.is_concurrent:
+            if call.returns == STREAM and call.task_id in self._coroutines and self._loop is not None:
+                # A former run, whose reader is gone: this one begins when it has ended.
+                self._loop.call_soon_threadsafe(self._coroutines[call.task_id].cancel)
             self._start_calls()
 
     def on_cancel(self, source: Address, message: CancelCall) -> None:
