@@ -114,3 +114,17 @@ def test_whatever_happens_nothing_is_held_without_a_call(steps: list[str]) -> No
     caller.state(ACTOR_DEAD)
     caller.machine.check()
     assert caller.refs(HANDLE, *ARGUMENTS) == [1, 1, 1]
+
+
+def test_a_call_that_is_made_again_before_its_reply_is_counted_once() -> None:
+    """The task that made it raised, and runs again in the same process."""
+    caller = Caller()
+    caller.state(ACTOR_ALIVE)
+    call = caller.call(ARGUMENTS)
+    result = ids.first_return_id(call.task_id)
+    caller.machine.call(call, (result,), ARGUMENTS)
+    caller.machine.check()
+    caller.objects.drop(result)  # the handle of the first run
+    caller.machine.on_reply(Reply(call.task_id, (VALUE,)))
+    assert caller.refs(*ARGUMENTS, HANDLE, result) == [1, 1, 1, 1]
+    caller.machine.check()

@@ -18,7 +18,7 @@ from zray.protocol.messages import (
     Reply,
     WatchActor,
 )
-from zray.protocol.user_messages import CancelCall, ConsumedItems
+from zray.protocol.user_messages import STREAM, CancelCall, ConsumedItems
 
 NODE, OLD, NEW = b"node", b"old", b"new"
 ACTOR_ID = b"a" * 16
@@ -154,4 +154,46 @@ def test_who_makes_a_stream_hears_of_its_reader_after_the_call_itself(calls: Act
     assert calls.out == [(NEW, again), (NEW, ConsumedItems(stream.task_id, 5, True))]
     calls.on_reply(Reply(stream.task_id, ()))
     assert not calls.consumed
+    calls.check()
+
+
+def stream_made_again(calls: ActorCalls) -> Call:
+    """A stream of which its caller makes a new call, as it runs again in this process."""
+    stream = replace(make(calls, 1, repeats=1), returns=STREAM)
+    alive(calls, OLD)
+    calls.out.clear()
+    again = replace(stream, sequence=2)
+    calls.make_again(again)
+    former_ends = [(OLD, ConsumedItems(stream.task_id, 0, True)), (OLD, CancelCall(stream.task_id, False))]
+    assert calls.out == former_ends
+    calls.out.clear()
+    calls.check()
+    return again
+
+
+def test_a_stream_is_made_again_when_its_former_run_has_ended(calls: ActorCalls) -> None:
+    again = stream_made_again(calls)
+    calls.note_consumed(again.task_id, 0, True)
+    calls.out.clear()
+    assert calls.on_reply(Reply(again.task_id, ())) is None
+    assert calls.out == [(OLD, again), (OLD, ConsumedItems(again.task_id, 0, True))]
+    assert calls.on_reply(Reply(again.task_id, ())) == again
+    calls.check()
+
+
+def test_or_with_the_next_life_of_the_actor(calls: ActorCalls) -> None:
+    again = stream_made_again(calls)
+    restarting(calls)
+    assert not calls.again
+    alive(calls, NEW)
+    (call,) = [message for to, message in calls.out if to == NEW]
+    assert (call.task_id, call.attempt) == (again.task_id, 1)
+    assert calls.on_reply(Reply(again.task_id, ())) == call
+    calls.check()
+
+
+def test_or_not_if_it_is_taken_back(calls: ActorCalls) -> None:
+    again = stream_made_again(calls)
+    assert calls.cancel(again.task_id, False) is None
+    assert calls.on_reply(Reply(again.task_id, ())) is not None
     calls.check()

@@ -11,6 +11,7 @@ from zray.core.worker_pool import Worker
 from zray.errors import InvariantError
 from zray.protocol.faults import ACTOR_DIED, fault_value
 from zray.protocol.messages import ACTOR_ALIVE, ACTOR_DEAD, ACTOR_PENDING, ActorState, Exit
+from zray.protocol.user_messages import ReaderGone
 
 ANN, BOB = b"ann", b"bob"
 JOB = b"job"
@@ -74,6 +75,18 @@ def test_who_is_gone_is_told_nothing(actors: Actors, out: Outbox) -> None:
     assert out.take()
     actors.client_gone(ANN)
     actors.died(A, CAUSE)
+
+
+def test_an_actor_hears_that_who_may_read_its_streams_is_dead(actors: Actors, out: Outbox) -> None:
+    actors.watch(ANN, A)
+    actors.dispatched(A, worker())
+    out.take()
+    actors.client_gone(BOB)
+    assert out.take() == []
+    actors.client_gone(ANN)
+    assert out.take() == [(b"worker", ReaderGone(ANN))]
+    actors.client_gone(ANN)
+    assert out.take() == []
 
 
 def test_every_state_is_reported(out: Outbox) -> None:

@@ -99,3 +99,17 @@ def test_any_order_of_events(events: list[str]) -> None:
             assert sum(one.method == method for one in running) <= limit
     for numbers in begun.values():
         assert numbers == sorted(numbers)
+
+
+def test_a_call_that_is_made_again_starts_when_its_former_run_has_ended() -> None:
+    """Its caller died and runs again: both runs have the same id."""
+    slots = CallSlots(3)
+    for each in (call(0), call(0), call(1)):
+        slots.arrived(CALLER, each)
+    assert started(slots) == [0]
+    assert not slots.may_start()
+    slots.ended(call(0).task_id)
+    assert slots.may_start()
+    assert started(slots) == [0, 1]
+    slots.ended(call(0).task_id)
+    slots.check()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from tests.core.test_admission import OTHER, PEER, ClusterBench
+from tests.core.test_admission import OTHER, PEER, ClusterBench, strategic
 from tests.core.test_local_scheduler import DRIVER_ADDRESS, GLOBAL, JOB, MS
 from tests.core.test_offloading import GUEST, KIND, QuietBench, away, bench, host_one, through_the_gate
 from zray.core.cancellation import cancelled_value
@@ -38,6 +40,7 @@ from zray.protocol.messages import (
     TaskDone,
     Value,
 )
+from zray.protocol.strategies import Strategy
 from zray.protocol.user_messages import Cancel
 
 __all__ = ["bench"]  # the fixture
@@ -95,6 +98,53 @@ def test_a_result_that_died_with_its_host_is_said_not_to_be_made_here(bench: Qui
         said += batch.updates
     kinds = [update.kind for update in said if update.object_id == first_return_id(gone[0])]
     assert kinds[-2:] == [HOME, WANT]
+
+
+# --- a shard that is away for long ---------------------------------------------------------------------
+
+
+def silence(bench: QuietBench, duration_ms: int, *messages: Any) -> None:
+    """No shard acknowledges anything, and another node says this every second."""
+    for _ in range(duration_ms // 1_000):
+        bench.wait(1_000 * MS)
+        bench.effects.clear()
+        bench.say(PEER, *messages)
+        bench.effects.clear()
+
+
+def test_the_end_of_a_guest_waits_once_at_the_gate_of_its_host(bench: QuietBench) -> None:
+    host_one(bench)
+    bench.say(GLOBAL, Offload(2))
+    bench.effects.clear()
+    silence(bench, 60_000)
+    ended = Ended(GUEST.task_id, 2, (), offloaded=True)
+    assert [waiting.message for waiting in bench.node.cluster.sharing.gate].count(ended) == 1
+    assert through_the_gate(bench, Ended) == [(PEER, ended)]
+    bench.wait(1_000 * MS)
+    assert bench.take(Ended) == [(PEER, ended)], "what has left is repeated"
+
+
+def test_a_grant_and_all_that_introduces_it_wait_once(bench: QuietBench) -> None:
+    (task_id,) = bench.submit(strategic(bench, Strategy(PEER)))
+    bench.effects.clear()
+    silence(bench, 60_000, Claim(task_id))
+    kinds = [type(waiting.message) for waiting in bench.node.cluster.sharing.gate]
+    assert (kinds.count(Grant), kinds.count(ExportFunction)) == (1, 1)
+    assert len(through_the_gate(bench, Grant)) == 1
+    bench.say(PEER, Claim(task_id))
+    assert len(through_the_gate(bench, Grant)) == 1, "the first was lost: it is said again"
+
+
+def test_that_an_end_was_taken_waits_once(bench: QuietBench) -> None:
+    (task_id, *_) = away(bench, 10)
+    ended = Ended(task_id, 0, (Value(AT_NODE, b"", 0, 3_000_000),))
+    silence(bench, 60_000, ended)
+    taken = Taken(task_id, 0)
+    assert [waiting.message for waiting in bench.node.cluster.sharing.gate].count(taken) == 1
+    assert through_the_gate(bench, Taken) == [(PEER, taken)]
+    bench.say(PEER, ended)
+    assert through_the_gate(bench, Taken) == [(PEER, taken)], "the first was lost: it is said again"
+    assert len(bench.node.cluster.away.takings) == 1
 
 
 # --- a result that other nodes have already -----------------------------------------------------------

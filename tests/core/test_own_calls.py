@@ -9,7 +9,7 @@ from zray.config import Config
 from zray.core.cancellation import cancelled_value
 from zray.core.client import ClientMachine
 from zray.core.own_calls import OwnCalls
-from zray.core.stream_credits import StreamCredits
+from zray.core.stream_credits import GONE_MAX, StreamCredits
 from zray.protocol.faults import fault_error
 from zray.protocol.messages import ACTOR, INLINE, Call, Describe, Reply, Value
 from zray.protocol.user_messages import STREAM, CancelCall, ConsumedItems, Leaving, ReplyItem
@@ -66,6 +66,38 @@ def test_a_reader_that_goes_away_is_heard_whether_its_call_runs_or_not(
     own.ended(CALLER, call, (ONE,))
     assert not own.credits.consumed
     assert not own.credits.freed
+
+
+@pytest.mark.parametrize("comes_late", [False, True])
+def test_nobody_waits_for_a_caller_that_died(own: OwnCalls, comes_late: bool) -> None:
+    if comes_late:
+        own.credits.reader_gone(CALLER)
+    call = arrive(own, 1, returns=STREAM)
+    if not comes_late:
+        assert not own.credits.may_make(call.task_id, 7, 1)
+        own.credits.reader_gone(b"somebody else")
+        assert not own.credits.may_make(call.task_id, 7, 1)
+        own.credits.reader_gone(CALLER)
+    assert own.credits.may_make(call.task_id, 7, 1)
+    own.start()
+    own.ended(CALLER, call, (ONE,))
+    assert not own.credits.readers
+    for number in range(2 * GONE_MAX):
+        own.credits.reader_gone(b"%d" % number)
+    assert len(own.credits.gone) == GONE_MAX
+
+
+def test_a_stream_that_is_made_again_waits_for_its_former_run_which_nobody_reads(own: OwnCalls) -> None:
+    call = arrive(own, 1, returns=STREAM)
+    own.start()
+    assert own.arrived(b"caller again", call)
+    assert own.start() is None
+    assert own.credits.may_make(call.task_id, 7, 1)
+    own.ended(CALLER, call, (ONE,))
+    assert own.start() == (b"caller again", call)
+    assert not own.credits.may_make(call.task_id, 7, 1)
+    own.credits.reader_gone(b"caller again")
+    assert own.credits.may_make(call.task_id, 7, 1)
 
 
 def test_a_queued_call_is_taken_back_and_a_running_one_marked(own: OwnCalls) -> None:

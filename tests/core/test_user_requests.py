@@ -23,6 +23,8 @@ from zray.protocol.messages import (
     FAULT,
     INLINE,
     ActorState,
+    Blocked,
+    Describe,
     Exit,
     Goodbye,
     KillActor,
@@ -44,6 +46,7 @@ from zray.protocol.user_messages import (
 
 BOOM = Value(ERROR, b"boom")
 ITEM = Value(INLINE, b"item")
+CPU = (("CPU", 10_000),)
 
 
 @pytest.fixture
@@ -210,10 +213,78 @@ def test_what_a_reader_took_reaches_the_worker_and_the_next_one(bench: NodeBench
     bench.say(DRIVER_ADDRESS, Consumed(b"x" * 16, 1))
 
 
+def begun_again(bench: NodeBench) -> tuple[bytes, bytes]:
+    """A stream of which an item was told, and whose parent runs again and submits it once more."""
+    worker, task = bench.running(bench.describe(returns=STREAM, max_retries=0, unconsumed_max=1))
+    spec = bench.node.scheduler.tasks[task].spec
+    bench.say(worker, Yielded(task, 0, 0, ITEM))
+    bench.all()
+    bench.say(DRIVER_ADDRESS, Consumed(task, 1, True), spec)
+    assert bench.take(Interrupt) == [(worker, Interrupt(task, False))]
+    bench.all()
+    bench.say(worker, Yielded(task, 0, 1, ITEM))
+    return worker, task
+
+
+def test_a_stream_that_is_submitted_again_begins_anew_for_its_new_reader(bench: NodeBench) -> None:
+    worker, task = begun_again(bench)
+    bench.say(worker, TaskDone(task, 0, (BOOM,), 1, True))
+    assert bench.runs() == [(worker, task, 1)]
+    bench.say(worker, Yielded(task, 1, 0, ITEM), Yielded(task, 1, 1, ITEM))
+    assert [item for _, item in bench.take(StreamItem)] == [StreamItem(task, 0), StreamItem(task, 1)]
+    bench.all()
+    bench.say(worker, TaskDone(task, 1, (ITEM,), 1))
+    bench.all()
+    assert not bench.node.scheduler.tasks
+
+
+def test_a_stream_of_a_lost_reader_is_charged_for_no_attempt(bench: NodeBench) -> None:
+    worker, task = begun_again(bench)
+    bench.exit(worker, running=task)
+    second = next_worker(bench)
+    assert bench.runs() == [(second, task, 1)]
+    bench.say(second, TaskDone(task, 1, (ITEM,), 1))
+    bench.all()
+
+
+def test_who_takes_it_back_meanwhile_has_its_way(bench: NodeBench) -> None:
+    worker, task = begun_again(bench)
+    bench.say(DRIVER_ADDRESS, Cancel(task))
+    bench.all()
+    bench.say(worker, TaskDone(task, 0, (ITEM,), 1))
+    assert "TaskCancelledError" in codes(bench.values())
+    assert not bench.node.scheduler.tasks
+
+
+@pytest.mark.parametrize("waits", [True, False])
+def test_nobody_waits_for_a_reader_that_died(bench: NodeBench, waits: bool) -> None:
+    """Whether its maker waits for it then, or makes the next item."""
+    parent, other = bench.submit(bench.kind(max_retries=0), count=2)
+    reader = bench.add_worker()
+    worker = bench.add_worker()
+    assert bench.runs() == [(reader, parent, 0), (worker, other, 0)]
+    kind = Describe(ids.content_id(b"s"), b"f" * 16, "s", 1, CPU, 0, returns=STREAM, unconsumed_max=1)
+    spec = bench.spec(kind.descriptor_id)
+    if waits:
+        bench.done(worker, other)
+        bench.all()
+    bench.say(reader, Blocked(parent), kind, spec)
+    bench.all()
+    bench.exit(reader, running=parent)
+    if not waits:
+        bench.all()
+        bench.done(worker, other)
+        bench.all()
+        bench.say(worker, Yielded(spec.task_id, 0, 0, ITEM))
+    assert bench.take(StreamCredit) == [(worker, StreamCredit(spec.task_id, 0, True))]
+    bench.all()
+    bench.say(worker, Yielded(spec.task_id, 0, 1, ITEM))
+    assert bench.take(StreamCredit) == []
+
+
 def test_the_readers_side() -> None:
     reader, task = StreamReader(), ids.task_id(b"p" * 8, 1)
     assert not reader.told(task, 0)  # nobody reads it
-    reader.open(task)
     reader.open(task)
     assert reader.take(task) is None
     assert reader.told(task, 0)
@@ -224,3 +295,19 @@ def test_the_readers_side() -> None:
     reader.check()
     assert reader.close(task) == (item_id(task, 1),)
     assert reader.close(task) == ()
+
+
+def test_a_generator_of_a_former_run_that_is_closed_late_closes_nothing() -> None:
+    reader, task = StreamReader(), ids.task_id(b"p" * 8, 1)
+    reader.open(task)
+    for index in range(3):
+        assert reader.told(task, index)
+    assert reader.take(task) == 0
+    assert reader.open(task, anew=True) == (item_id(task, 1), item_id(task, 2))
+    assert not reader.told(task, 3)
+    assert reader.told(task, 0)
+    assert reader.close(task) == ()
+    assert reader.take(task) == 0
+    assert reader.told(task, 1)
+    assert reader.close(task) == (item_id(task, 1),)
+    assert not reader.streams

@@ -6,7 +6,8 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,59 @@ def total(values: Any) -> int:
 @zray.remote
 def identity(value: Any) -> Any:
     return value
+
+
+@zray.remote(num_cpus=0)
+def slow_numbers(count: int, path: Path) -> Iterator[int]:
+    """The last ones only once there is a file."""
+    for number in range(count):
+        while number == count - 2 and not path.exists():
+            time.sleep(0.01)
+        yield number
+
+
+@zray.remote(num_cpus=0, max_retries=1, retry_exceptions=True)
+def read_twice(path: Path, begun: Path, ending: str, unconsumed_max: int | None) -> list[int]:
+    """Ends in the midst of a stream that is still being made, the first time."""
+    refs = slow_numbers.options(_generator_backpressure_num_objects=unconsumed_max).remote(9, path)
+    found = []
+    for ref in refs:
+        found.append(zray.get(ref))
+        if len(found) == 4 and not begun.exists():
+            begun.touch()
+            if ending == "dies":
+                os._exit(1)
+            raise KeyError(ending)
+        if len(found) == 4:
+            path.touch()
+    return found
+
+
+@zray.remote
+class AsyncSource:
+    async def numbers(self, count: int) -> AsyncIterator[int]:
+        for number in range(count):
+            await asyncio.sleep(0.01)
+            yield number
+
+
+@zray.remote(num_cpus=0, max_retries=1, retry_exceptions=True)
+def read_actor_twice(handle: Any, begun: Path, ending: str, unconsumed_max: int | None) -> list[int]:
+    found = []
+    for ref in handle.numbers.options(_generator_backpressure_num_objects=unconsumed_max).remote(9):
+        found.append(zray.get(ref))
+        if len(found) == 4 and not begun.exists():
+            begun.touch()
+            if ending == "dies":
+                os._exit(1)
+            raise KeyError(ending)
+    return found
+
+
+@zray.remote(num_cpus=0, max_retries=0)
+def read_one(handle: Any) -> None:
+    next(handle.numbers.options(_generator_backpressure_num_objects=1).remote(100))
+    os._exit(1)
 
 
 @zray.remote
@@ -308,6 +362,14 @@ class TestStreaming:
         with pytest.raises(TaskCancelledError):
             zray.get(last)
 
+    @pytest.mark.parametrize("ending", ["dies", "raises"])
+    @pytest.mark.parametrize("unconsumed_max", [None, 1])
+    def test_a_reader_that_runs_again_reads_all_of_it(
+        self, tmp_path: Path, ending: str, unconsumed_max: int | None
+    ) -> None:
+        again = read_twice.remote(tmp_path / "went on", tmp_path / "begun", ending, unconsumed_max)
+        assert zray.get(again, timeout=PATIENCE_S) == list(range(9))
+
     def test_cannot_be_passed_on(self) -> None:
         with pytest.raises(TypeError, match="one reader"):
             identity.remote(numbers.remote(1))
@@ -343,4 +405,20 @@ class TestStreamsOfActors:
         next(generator)
         del generator
         gc.collect()
+        assert len(list(source.numbers.remote(2))) == 2
+
+    @pytest.mark.parametrize("ending", ["dies", "raises"])
+    @pytest.mark.parametrize("unconsumed_max", [None, 1])
+    @pytest.mark.parametrize("kind", ["plain", "coroutines"])
+    def test_a_reader_that_runs_again_reads_all_of_it(
+        self, tmp_path: Path, kind: str, ending: str, unconsumed_max: int | None
+    ) -> None:
+        source = Source.remote() if kind == "plain" else AsyncSource.remote()
+        again = read_actor_twice.remote(source, tmp_path / "begun", ending, unconsumed_max)
+        assert zray.get(again, timeout=PATIENCE_S) == list(range(9))
+
+    def test_a_reader_that_dies(self) -> None:
+        source = Source.remote()
+        with pytest.raises(WorkerCrashedError):
+            zray.get(read_one.remote(source), timeout=PATIENCE_S)
         assert len(list(source.numbers.remote(2))) == 2

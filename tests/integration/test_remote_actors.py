@@ -20,7 +20,7 @@ from tests.support import eventually
 from zray.api import session
 from zray.api.local_cluster import ClusterNode
 from zray.cluster_utils import Cluster
-from zray.exceptions import ActorDiedError, TaskCancelledError
+from zray.exceptions import ActorDiedError, ObjectLostError, TaskCancelledError, WorkerCrashedError
 
 pytestmark = pytest.mark.slow
 
@@ -189,6 +189,50 @@ def test_streams(cluster: Cluster) -> None:
         items = there.count.options(num_returns="streaming", _generator_backpressure_num_objects=2).remote(9)
         sums = [float(get(item).sum()) for item in items]
         assert sums == [number * (50_000.0 if number % 2 else 1.0) for number in range(9)]
+
+
+@zray.remote(num_cpus=0, max_retries=1, retry_exceptions=True)
+def read_twice(handle: Any, begun: Path, ending: str) -> list[float]:
+    found = []
+    for ref in handle.count.options(num_returns="streaming", _generator_backpressure_num_objects=1).remote(9):
+        found.append(float(zray.get(ref).flat[0]))
+        if len(found) == 4 and not begun.exists():
+            begun.touch()
+            if ending == "dies":
+                os._exit(1)
+            raise KeyError(ending)
+    return found
+
+
+def test_a_reader_that_runs_again_reads_all_of_a_stream(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.connect():
+        there = Account.options(resources={"first": 1}).remote()
+        for ending in ("dies", "raises"):
+            assert get(read_twice.remote(there, tmp_path / ending, ending)) == list(range(9))
+
+
+@zray.remote(num_cpus=0, max_retries=0, resources={"second": 1})
+def read_one(handle: Any, path: Path, *, dies: bool) -> None:
+    items = handle.count.options(num_returns="streaming", _generator_backpressure_num_objects=1).remote(3)
+    next(items)
+    path.touch()
+    if dies:
+        os._exit(1)
+    time.sleep(PATIENCE_S)  # with a stream that it does not read
+
+
+def test_nobody_waits_for_a_reader_that_died_or_whose_node_did(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.connect():
+        there = Account.options(resources={"first": 1}).remote()
+        with pytest.raises(WorkerCrashedError):
+            get(read_one.remote(there, tmp_path / "dead", dies=True))
+        assert get(there.add.remote(1)) == 1
+        reader = read_one.remote(there, tmp_path / "cut off", dies=False)
+        eventually((tmp_path / "cut off").exists, PATIENCE_S)
+        kill(cluster.worker_nodes[1], cluster)
+        assert get(there.add.remote(1)) == 2
+        with pytest.raises(ObjectLostError, match="died"):
+            get(reader)
 
 
 @zray.remote

@@ -294,6 +294,74 @@ def crash(how: int) -> None:
     os._exit(-how)
 
 
+class CarriesRefs(Exception):
+    """Refers to objects, one of them in its cause."""
+
+    def __init__(self, *refs: Any) -> None:
+        super().__init__(*refs)
+
+
+def raise_refs(size: int) -> None:
+    """With the refs of a value that only this process has, or of one in the store."""
+    try:
+        raise CarriesRefs(zray.put([bytes(size)]))
+    except CarriesRefs as error:
+        raise CarriesRefs(*error.args, zray.put("another")) from error
+
+
+@zray.remote
+class Raiser:
+    def plain(self, size: int) -> None:
+        raise_refs(size)
+
+
+@zray.remote
+class AsyncRaiser:
+    async def plain(self, size: int) -> None:
+        raise_refs(size)
+
+
+@zray.remote
+def raises_in(ref_box: list[Any]) -> Any:
+    return zray.get(ref_box[0])
+
+
+@pytest.mark.not_simulated("the refs in an exception of simulated code are not counted")
+class TestRefsInErrors:
+    @pytest.mark.parametrize("size", [10, 200_000], ids=["small", "large"])
+    @pytest.mark.parametrize("how", ["task", "actor", "async actor", "task of two values", "passed on"])
+    def test_live_as_long_as_the_error(self, how: str, size: int) -> None:
+        if how == "actor":
+            failed = Raiser.remote().plain.remote(size)
+        elif how == "async actor":
+            failed = AsyncRaiser.remote().plain.remote(size)
+        elif how == "task of two values":
+            failed = zray.remote(raise_refs).options(num_returns=2).remote(size)[0]
+        else:
+            failed = zray.remote(raise_refs).remote(size)
+            if how == "passed on":
+                failed = raises_in.remote([echo.remote(failed)])
+        refs = []
+        for _ in range(2):
+            with pytest.raises(CarriesRefs) as caught:
+                zray.get(failed, timeout=PATIENCE_S)
+            refs = list(caught.value.args)
+            del caught
+        del failed
+        zray.get(add.remote(1, 2))  # what was let go of has been heard of
+        assert zray.get(refs, timeout=PATIENCE_S) == [[bytes(size)], "another"]
+
+    def test_go_with_it(self) -> None:
+        for kind in (zray.remote(raise_refs), Raiser.remote().plain):
+            before = zray.nodes()[0]["store"]["used_bytes"]
+            failed = kind.remote(200_000)
+            with pytest.raises(CarriesRefs):
+                zray.get(failed, timeout=PATIENCE_S)
+            assert zray.nodes()[0]["store"]["used_bytes"] > before
+            del failed
+            eventually(lambda before=before: zray.nodes()[0]["store"]["used_bytes"] <= before)
+
+
 class TestCrashes:
     def test_exit(self) -> None:
         with pytest.raises(WorkerCrashedError, match="exited with code 7") as caught:

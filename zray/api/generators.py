@@ -28,6 +28,7 @@ class ObjectRefGenerator(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[Objec
         self._client = client
         self._bounded = bounded
         self._exhausted = False
+        self._closed = False
 
     def __iter__(self) -> ObjectRefGenerator[T]:
         return self
@@ -94,7 +95,7 @@ class ObjectRefGenerator(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[Objec
     def close(self) -> None:
         """Read no more; what was not read is freed."""
         if not self._exhausted:
-            self._exhausted = True
+            self._exhausted = self._closed = True
             self._client.note_closed_stream(self._task_id)
 
     def _take(self) -> ObjectRef[T] | None:
@@ -142,7 +143,7 @@ class ObjectRefGenerator(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[Objec
 
     def __del__(self) -> None:
         client = getattr(self, "_client", None)
-        if client is not None:
+        if client is not None and not self._closed:
             client.note_closed_stream(self._task_id)
 
 

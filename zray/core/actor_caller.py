@@ -43,6 +43,10 @@ class ActorCaller:
             repeats: how often it may run again if its actor dies and is made again; -1: without end.
         """
         objects = self.objects
+        if call.task_id in self.calls.actor_of_call:
+            objects.hold_all(returns)  # for its new handles; what the call needs is counted
+            self.calls.make_again(call)
+            return
         if not self.calls.pending(call.actor_id):
             objects.hold(first_return_id(call.actor_id))
         if arguments:

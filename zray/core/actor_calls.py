@@ -26,7 +26,7 @@ from zray.protocol.messages import (
     Value,
     WatchActor,
 )
-from zray.protocol.user_messages import CancelCall, ConsumedItems
+from zray.protocol.user_messages import STREAM, CancelCall, ConsumedItems
 
 
 class _Callee:
@@ -57,6 +57,7 @@ class ActorCalls:
         self.actor_of_call: dict[bytes, bytes] = {}
         self.repeats: dict[bytes, int] = {}  # calls that may be repeated -> how often; -1: without end
         self.consumed: dict[bytes, ConsumedItems] = {}  # how far the readers of calls without a reply are
+        self.again: dict[bytes, Call] = {}  # streams whose former run is to end first
         self.sequences: dict[bytes, int] = {}  # calls ever made to actors that were forgotten and may live
 
     def next_sequence(self, actor_id: bytes) -> int:
@@ -111,6 +112,31 @@ class ActorCalls:
             self.repeats[call.task_id] = repeats
         return None
 
+    def make_again(self, call: Call) -> None:
+        """The task that made a call runs again in this process, and the call has no reply: that one counts.
+
+        A stream is read from its first item on, and so it is made once more when its former run has ended.
+        """
+        if call.returns != STREAM:
+            return
+        self.consumed.pop(call.task_id, None)
+        callee = self.callees[call.actor_id]
+        if call.task_id in callee.in_flight:
+            assert callee.state is not None
+            self.again[call.task_id] = call
+            for word in (ConsumedItems(call.task_id, 0, True), CancelCall(call.task_id, False)):
+                self.out.append((callee.state.address, word))
+
+    def _send_again(self, call: Call) -> None:
+        callee = self.callees[call.actor_id]
+        if call.task_id not in callee.in_flight:
+            return  # the actor died, and the call waits for it
+        assert callee.state is not None
+        callee.in_flight[call.task_id] = call
+        self.out.append((callee.state.address, call))
+        if call.task_id in self.consumed:
+            self.out.append((callee.state.address, self.consumed[call.task_id]))
+
     def on_state(self, message: ActorState) -> list[tuple[Call, Value]]:
         """The node says where an actor is; returns the calls that end, with their fault."""
         callee = self.callees.get(message.actor_id)
@@ -148,6 +174,7 @@ class ActorCalls:
                 self._ended(call.task_id)
                 ended.append((call, message.cause))
                 continue
+            self.again.pop(call.task_id, None)  # it is made from the beginning anyway
             if left != 1:
                 self.repeats[call.task_id] = max(left - 1, -1)
             again.append(replace(call, attempt=call.attempt + 1))
@@ -157,6 +184,7 @@ class ActorCalls:
 
     def cancel(self, task_id: bytes, recursive: bool) -> Call | None:
         """Take a call back; returns it if it was not sent, and so has ended. The actor decides otherwise."""
+        self.again.pop(task_id, None)
         callee = self.callees[self.actor_of_call[task_id]]
         call = callee.in_flight.get(task_id)
         if call is not None:
@@ -175,6 +203,7 @@ class ActorCalls:
     def _ended(self, task_id: bytes) -> bytes | None:
         self.repeats.pop(task_id, None)
         self.consumed.pop(task_id, None)
+        self.again.pop(task_id, None)
         return self.actor_of_call.pop(task_id, None)
 
     def _fail_all(self, callee: _Callee, message: ActorState) -> list[tuple[Call, Value]]:
@@ -187,7 +216,11 @@ class ActorCalls:
         return [(call, message.cause) for call in ended]
 
     def on_reply(self, message: Reply) -> Call | None:
-        """The call that a reply answers, or ``None`` if it has ended already."""
+        """The call that a reply answers, or ``None`` if it has ended already, or is made once more."""
+        again = self.again.pop(message.task_id, None)
+        if again is not None:
+            self._send_again(again)
+            return None
         actor_id = self._ended(message.task_id)
         if actor_id is None:
             return None
@@ -221,6 +254,8 @@ class ActorCalls:
                 count += 1
         unknown = [short(task_id) for task_id in self.repeats if task_id not in self.actor_of_call]
         invariant(not unknown, "repeats of unknown calls", unknown)
+        lost = [short(task_id) for task_id in self.again if task_id not in self.actor_of_call]
+        invariant(not lost, "unknown calls that are to be made again", lost)
         unread = [short(task_id) for task_id in self.consumed if task_id not in self.actor_of_call]
         invariant(not unread, "readers of unknown calls", unread)
         invariant(count == len(self.actor_of_call), "calls", count, len(self.actor_of_call))

@@ -297,6 +297,7 @@ class ActorSide:
         """A process of this node is gone: it watches nothing."""
         self.actors.client_gone(client)
         self.views.client_gone(client)
+        self.relay.client_gone(client)
 
     # --- other nodes, and time ---------------------------------------------------------------------
 

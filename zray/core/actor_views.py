@@ -140,8 +140,9 @@ class ActorViews:
 
     def client_gone(self, client: Address) -> None:
         """A process is gone: it watches nothing."""
-        for view in self.views.values():
-            view.watchers.pop(client, None)
+        for actor_id, view in self.views.items():
+            if view.watchers.pop(client, None) is not None:
+                self.hosted.reader_gone(actor_id, client)
 
     # --- finding -----------------------------------------------------------------------------------
 

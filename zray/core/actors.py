@@ -25,6 +25,7 @@ from zray.protocol.messages import (
     Exit,
     Value,
 )
+from zray.protocol.user_messages import ReaderGone
 
 SERVER_SUFFIX = b"+"
 """The routing id of a worker's bound socket is the worker's id and this."""
@@ -204,9 +205,10 @@ class Actors:
             entry.watching_nodes.clear()
 
     def client_gone(self, client: Address) -> None:
-        """A process is gone: it watches nothing."""
+        """A process is gone: it watches nothing, and reads no stream of those that it called."""
         for entry in self.entries.values():
-            entry.watchers.pop(client, None)
+            if entry.watchers.pop(client, self) is None and entry.worker is not None:
+                self.out.append((entry.worker.worker_id, ReaderGone(client)))
 
     def check(self) -> None:
         """States and owners agree."""

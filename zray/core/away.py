@@ -49,6 +49,9 @@ class Away:
         self.tasks: dict[bytes, tuple[TaskEntry, Address]] = {}  # granted, and to whom
         self.numbers: dict[bytes, int] = {}  # of their grants
         self.grants = 0
+        self.at_gate: dict[bytes, int] = {}  # the numbers of these tasks' grants there
+        # ends that were taken, whose word may wait at the gate, and its number there; the oldest first
+        self.takings: dict[tuple[Address, bytes, int], int] = {}
         self.peers: dict[Address, str] = {}  # other nodes that are alive
         self.known: dict[Address, dict[bytes, None]] = {}  # jobs, functions and descriptors nodes were told
 
@@ -57,8 +60,10 @@ class Away:
     def on_claim(self, now_ns: int, source: Address, message: Claim) -> None:
         """A node that a task was placed on asks for it."""
         task, host = self.tasks.get(message.task_id, (None, b""))
-        if host == source:  # a repeated claim: the grant, or what introduces it, was lost
-            self.known.pop(host, None)
+        if host == source:  # a repeated claim
+            if not self.sharing.has_left(self.at_gate[message.task_id]):
+                return
+            self.known.pop(host, None)  # the grant, or what introduces it, was lost
         if task is None:
             task = self.scheduler.admission.leave(message.task_id)
             if task is not None:
@@ -80,7 +85,7 @@ class Away:
         home = job.home if job is not None and job.home else self.node_id
         number = self.numbers[spec.task_id]
         grant = Grant(spec, task.attempt, task_class.job_id, inputs, home, number, task.hops)
-        self.sharing.depart(host, grant)
+        self.at_gate[spec.task_id] = self.sharing.depart(host, grant)
 
     def input(self, object_id: bytes) -> Input | None:
         """What the host is told of an input: a small one itself, of a large one where it is.
@@ -155,6 +160,7 @@ class Away:
         """A task is not away (any more)."""
         self.tasks.pop(task_id, None)
         self.numbers.pop(task_id, None)
+        self.at_gate.pop(task_id, None)
 
     # --- ends --------------------------------------------------------------------------------------
 
@@ -164,7 +170,15 @@ class Away:
         if task is not None and host == source and task.attempt == message.attempt:
             self.forget(message.task_id)
             self._end(now_ns, source, task, message)
-        self.sharing.depart(source, Taken(message.task_id, message.attempt))
+        self._say_taken(source, Taken(message.task_id, message.attempt))
+
+    def _say_taken(self, host: Address, message: Taken) -> None:
+        """Tell a host that it has been heard, unless that waits at the gate: it repeats itself until then."""
+        takings, taking = self.takings, (host, message.task_id, message.attempt)
+        while takings and self.sharing.has_left(next(iter(takings.values()))):
+            del takings[next(iter(takings))]
+        if taking not in takings:
+            takings[taking] = self.sharing.depart(host, message)
 
     def _end(self, now_ns: int, host: Address, task: TaskEntry, message: Ended) -> None:
         scheduler, descriptor = self.scheduler, task.task_class.descriptor
@@ -236,6 +250,7 @@ class Away:
     def check(self) -> None:
         """Granted tasks are unfinished ones."""
         invariant(self.numbers.keys() == self.tasks.keys(), "grants without a number")
+        invariant(self.at_gate.keys() == self.tasks.keys(), "grants that never came to the gate")
         for task_id, (task, _) in self.tasks.items():
             invariant(self.scheduler.tasks.get(task_id) is task, "an unknown task is away:", short(task_id))
 

@@ -23,7 +23,7 @@ from zray.ids import producer_of, return_ids, short
 from zray.protocol import faults
 from zray.protocol.actor_messages import CallAway, ItemAway, ReplyAway, ReplyTaken
 from zray.protocol.messages import AT_NODE, EXTENT, Value
-from zray.protocol.user_messages import Call, CancelCall, ConsumedItems, Reply, ReplyItem
+from zray.protocol.user_messages import STREAM, Call, CancelCall, ConsumedItems, Reply, ReplyItem
 
 if TYPE_CHECKING:
     from zray.core.cluster_side import ClusterSide
@@ -33,10 +33,13 @@ if TYPE_CHECKING:
 class AwayCall:
     """One call that a process of this node made; found in ``CallRelay.away`` until its reply."""
 
-    __slots__ = ("call", "caller", "host", "life")
+    __slots__ = ("again", "call", "caller", "host", "life")
 
     def __init__(self, call: Call, caller: Address, host: Address, life: int) -> None:
         self.call, self.caller, self.host, self.life = call, caller, host, life
+        self.again: Call | None = (
+            None  # a stream that is made once more, for a new reader, when this has ended
+        )
 
 
 class HostedCall:
@@ -90,8 +93,13 @@ class CallRelay:
         where = self.views.life_for(caller, call.actor_id)
         if where is None:
             return
-        if call.task_id in self.away:  # its caller was a task that died and runs again: it made this before
-            self.away[call.task_id].caller = caller
+        former = self.away.get(call.task_id)
+        if former is not None:  # its caller was a task that died and runs again: it made this before
+            former.caller = caller
+            if call.returns == STREAM:
+                former.again = call
+                self.post(former.host, ConsumedItems(call.task_id, 0, True))
+                self.post(former.host, CancelCall(call.task_id, False))
             return
         host, life = where
         self.away[call.task_id] = AwayCall(call, caller, host, life)
@@ -110,6 +118,12 @@ class CallRelay:
         if away is not None and away.caller == caller:
             self.post(away.host, message)
 
+    def client_gone(self, caller: Address) -> None:
+        """A process of this node is dead: nobody reads the streams of its calls."""
+        for task_id, away in self.away.items():
+            if away.caller == caller and away.call.returns == STREAM:
+                self.post(away.host, ConsumedItems(task_id, 0, True))
+
     def life_over(self, actor_id: bytes) -> None:
         """A life that calls were sent to is over: nothing more is heard of them."""
         for task_id in self.by_actor.pop(actor_id, {}):
@@ -127,7 +141,7 @@ class CallRelay:
             del calls[message.task_id]
             if not calls:
                 del self.by_actor[call.actor_id]
-            if away.caller in self.clients:
+            if away.caller in self.clients and away.again is None:
                 object_ids = return_ids(call.task_id, len(message.values))
                 values = tuple(
                     self._for_caller(now_ns, away, object_id, value)
@@ -136,11 +150,13 @@ class CallRelay:
                 self.out.append((away.caller, Reply(call.task_id, values)))
             self._unpin(_needs(call))
         self.post(host, ReplyTaken(message.task_id, message.attempt))
+        if away is not None and away.again is not None and away.caller in self.clients:
+            self.on_call(now_ns, away.caller, away.again)
 
     def on_item_away(self, now_ns: int, host: Address, message: ItemAway) -> None:
         """A call that is a generator has made an item."""
         away = self._of(host, message)
-        if away is not None and away.caller in self.clients:
+        if away is not None and away.again is None and away.caller in self.clients:
             object_id = item_id(message.task_id, message.index)
             value = self._for_caller(now_ns, away, object_id, message.value)
             self.out.append((away.caller, ReplyItem(message.task_id, message.index, value)))
@@ -294,6 +310,8 @@ class CallRelay:
         for hosted in self.here.values():
             if hosted.origin == node:
                 hosted.origin = b""
+                if hosted.call.returns == STREAM:
+                    self.out.append((hosted.worker, ConsumedItems(hosted.call.task_id, 0, True)))
         for key, hosted in list(self.untaken.items()):
             if hosted.origin == node:
                 del self.untaken[key]

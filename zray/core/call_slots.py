@@ -59,7 +59,7 @@ class CallSlots:
         if not self.queued:
             return None
         for group, queue in self.queues.items():
-            if queue and self.free[group] > 0:
+            if queue and self._may_start(group, queue):
                 source, call = queue.popleft()
                 self.queued -= 1
                 self.free[group] -= 1
@@ -72,8 +72,12 @@ class CallSlots:
         if not self.queued:
             return False
         if len(self.queues) == 1:  # as a rule
-            return self.free[DEFAULT_GROUP] > 0
-        return any(queue and self.free[group] > 0 for group, queue in self.queues.items())
+            return self._may_start(DEFAULT_GROUP, self.queues[DEFAULT_GROUP])
+        return any(queue and self._may_start(group, queue) for group, queue in self.queues.items())
+
+    def _may_start(self, group: str, queue: deque[tuple[Address, Call]]) -> bool:
+        """Whether the first of a queue may. One that its caller makes again starts after its former run."""
+        return self.free[group] > 0 and queue[0][1].task_id not in self.running
 
     def ended(self, task_id: bytes) -> None:
         """A call that :meth:`next` gave has ended."""

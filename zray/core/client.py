@@ -211,7 +211,7 @@ class ClientMachine:
                 return task_id, returns
         self.objects.expect(returns)
         if descriptor.returns == STREAM:
-            self.streams.open(task_id)
+            self.streams.begin(task_id, returns[0])
         self.out.append((self.node, spec))
         if stored_args:
             self.objects.drop(stored_args)
@@ -239,7 +239,7 @@ class ClientMachine:
         if arguments or self.leased.ended or not self.objects.is_shared(handle):
             self.share((handle, *arguments))
         if method.returns == STREAM:
-            self.streams.open(task_id)
+            self.streams.begin(task_id, returns[0])
         sequence = self.calls.next_sequence(actor_id)
         call = Call(
             task_id, actor_id, sequence, method.name, method.num_returns, args, deps, method.returns,

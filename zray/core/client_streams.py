@@ -36,6 +36,11 @@ class ClientStreams(StreamReader):
         self.calls = calls
         self.watchers: dict[bytes, list[Callable[[], None]]] = {}  # called at each item
 
+    def begin(self, task_id: bytes, end: bytes) -> None:
+        """A generator of this stream is handed out; ``end`` is the object that ends it."""
+        for object_id in self.open(task_id, anew=not self.objects.is_ready(end)):
+            self.objects.drop(object_id)
+
     def on_item(self, message: StreamItem) -> None:
         """The node has an item of a task's stream."""
         object_id = item_id(message.task_id, message.index)
@@ -52,6 +57,9 @@ class ClientStreams(StreamReader):
             return
         self.objects.expect_reply((object_id,))
         self.objects.on_reply(object_id, message.value, actor_id)
+        if message.task_id in self.calls.again:  # of a run whose reader is gone
+            self.objects.drop(object_id)
+            return
         self._keep(message.task_id, message.index, object_id)
 
     def _keep(self, task_id: bytes, index: int, object_id: bytes) -> None:
@@ -69,7 +77,9 @@ class ClientStreams(StreamReader):
 
     def let_go(self, task_id: bytes) -> None:
         """Nobody reads a stream any more: its items go, and its maker hears of it."""
-        self.watchers.pop(task_id, None)
         for object_id in self.close(task_id):
             self.objects.drop(object_id)
+        if task_id in self.streams:
+            return  # by another generator: the task that submitted it ran again here
+        self.watchers.pop(task_id, None)
         self.note_consumed(task_id, 0, done=True)

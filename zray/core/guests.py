@@ -37,13 +37,14 @@ class Guest:
     Whose end is not taken yet may be submitted here, too, as its parent runs again: that is another task.
     """
 
-    __slots__ = ("ended", "number", "origin", "placed_again", "returns")
+    __slots__ = ("at_gate", "ended", "number", "origin", "placed_again", "returns")
 
     def __init__(self, origin: Address, number: int, returns: tuple[bytes, ...]) -> None:
         self.origin = origin  # empty: it is dead
         self.number = number  # of the grant
         self.returns = returns  # pinned here
         self.ended: Ended | None = None
+        self.at_gate = 0  # the number of its end there, when it was told last
         self.placed_again = False  # it has ended, and is to run here once more
 
 
@@ -276,7 +277,7 @@ class Guests:
             return
         guest.ended = ended
         self.untaken[ended.task_id] = guest
-        self.sharing.depart(guest.origin, ended)
+        guest.at_gate = self.sharing.depart(guest.origin, ended)
         self._repeat_later(self.scheduler.now_ns)
 
     def on_taken(self, now_ns: int, source: Address, message: Taken) -> None:
@@ -303,7 +304,8 @@ class Guests:
         for task_id, origin in self.claims.items():
             self.out.append((origin, Claim(task_id)))
         for guest in self.untaken.values():
-            self.sharing.depart(guest.origin, guest.ended)
+            if self.sharing.has_left(guest.at_gate):
+                guest.at_gate = self.sharing.depart(guest.origin, guest.ended)
         if self.claims or self.untaken:
             self._repeat_later(now_ns)
 

@@ -23,7 +23,7 @@ from zray.ids import short
 from zray.protocol.actor_messages import EndLife, FromPast, LifeEnded, PastKept, ToPast
 from zray.protocol.local_messages import WorkerExited
 from zray.protocol.messages import ACTOR_ALIVE, Acked, ActorState, Exit, TaskDone
-from zray.protocol.user_messages import RecordCall, SaveCheckpoint
+from zray.protocol.user_messages import ReaderGone, RecordCall, SaveCheckpoint
 
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
@@ -95,6 +95,12 @@ class HostedActors:
             return None
         worker = hosted.worker
         return ActorState(actor_id, ACTOR_ALIVE, worker.worker_id + SERVER_SUFFIX, worker.endpoint)
+
+    def reader_gone(self, actor_id: bytes, reader: Address) -> None:
+        """A process of this node that may have called a life here is dead."""
+        hosted = self.actors.get(actor_id)
+        if hosted is not None and hosted.worker is not None:
+            self.scheduler.out.append((hosted.worker.worker_id, ReaderGone(reader)))
 
     # --- beginnings --------------------------------------------------------------------------------
 

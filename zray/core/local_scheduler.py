@@ -164,6 +164,8 @@ class LocalScheduler:
         known = self.tasks.get(spec.task_id)
         if known is not None:
             self._disown(known, returns)
+            if self.streams is not None:
+                self.streams.submitted_again(known, source)
             return
         if returns and returns[0].state >= SEALED and all(entry.state >= SEALED for entry in returns):
             return
@@ -324,8 +326,11 @@ class LocalScheduler:
         worker.recalled = False
         task.task_class.learn_run_time(message.run_ns, self.config.run_average_alpha)
         descriptor = task.task_class.descriptor
-        if message.failed and task.verdict is not None:
+        is_stale = task.stale == task.attempt
+        if task.verdict is not None and (message.failed or is_stale):
             self.finish_all(task, task.verdict, TASK_FAILED)
+        elif is_stale:
+            self._run_anew(task)
         elif message.failed and self._is_worth_more(task, message):
             self.try_again(task)
         elif len(message.values) != descriptor.num_returns:
@@ -524,6 +529,8 @@ class LocalScheduler:
             self.finish_all(task, task.verdict, TASK_FAILED)
         elif task.spec.task_id in self.guests:
             self.give_up(task, message.exit_code)
+        elif task.stale == task.attempt:
+            self._run_anew(task)
         elif task.retries_left and not task.task_class.ended:
             self.try_again(task)
         else:

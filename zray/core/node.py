@@ -269,6 +269,7 @@ class Node:
             self.cluster.end_job(now_ns, client.job_id)
             self.out.append((RUNTIME, ClientGone(address)))
         self.leases.submitter_gone(address)
+        self.streams.reader_gone(address)
         promises.break_all(client, self.store, self.references)
         self.cluster.actors.client_gone(address)
         self.cluster.kept.client_gone(address)

@@ -18,7 +18,7 @@ from zray.core.task_context import TaskContext
 from zray.ids import short
 from zray.protocol import faults
 from zray.protocol.messages import Call, Describe, Reply, Value
-from zray.protocol.user_messages import STREAM, Cancel, CancelCall, Leaving, ReplyItem
+from zray.protocol.user_messages import STREAM, Cancel, CancelCall, ConsumedItems, Leaving, ReplyItem
 
 NAMES_MAX = 1_000
 """Names of methods that are kept; callers may make up more."""
@@ -61,7 +61,10 @@ class OwnCalls:
         if not self.slots.arrived(source, call):
             return False
         if call.returns == STREAM:  # while it is queued its reader may go on, or away
-            self.credits.open(call.task_id)
+            if call.task_id in self.contexts:  # its caller runs again: the former run is for nobody
+                self.credits.on_credit(ConsumedItems(call.task_id, 0, True))
+            else:
+                self.credits.open(call.task_id, source)
         return True
 
     def refuse(self, source: Address, call: Call, values: tuple[Value, ...]) -> None:
@@ -96,6 +99,8 @@ class OwnCalls:
         if item is not None:
             call = item[1]
             self.contexts[call.task_id] = self.context_of(call)
+            if call.returns == STREAM:  # unless a former run of it has just ended, that is so
+                self.credits.open(call.task_id, item[0])
         return item
 
     def yielded(self, source: Address, call: Call, index: int, value: Value) -> None:

@@ -95,6 +95,7 @@ class _Waiting(NamedTuple):
     records: tuple[int, ...]
     holds: tuple[int, ...]
     rows: int
+    number: int
     destination: Address
     message: Any  # for an empty destination a ShareUpdate, without its value
 
@@ -133,6 +134,7 @@ class Sharing:
         self.links = [_DirectoryLink(address) for address in shards]
         self.by_address = {link.address: link for link in self.links}
         self.gate: deque[_Waiting] = deque()
+        self.numbered = 0  # that ever came to the gate
         self._front: _Waiting | None = None  # of the gate at the end of the last batch
         self._front_since_ns = 0
         self._is_told = False
@@ -386,13 +388,26 @@ class Sharing:
 
     # --- the gate ----------------------------------------------------------------------------------
 
-    def depart(self, destination: Address, message: Any) -> None:
-        """Send to another node, after all that was said before is acknowledged. Keeps the order."""
-        self._wait(destination, message)
+    def depart(self, destination: Address, message: Any) -> int:
+        """Send to another node, after all that was said before is acknowledged. Keeps the order.
 
-    def _wait(self, destination: Address, message: Any) -> None:
-        holds = tuple([link.mark() for link in self.links])
-        self.gate.append(_Waiting(self.lineage.mark(), holds, self.tables.tokens, destination, message))
+        Returns:
+            its number at the gate: see :meth:`has_left`.
+        """
+        return self._wait(destination, message)
+
+    def has_left(self, number: int) -> bool:
+        """Whether what came to the gate with this number waits there no more.
+
+        What does is not to be repeated: a shard may be away for long, and the gate has no other bound.
+        """
+        return not self.gate or self.gate[0].number > number
+
+    def _wait(self, destination: Address, message: Any) -> int:
+        self.numbered += 1
+        holds, records = tuple([link.mark() for link in self.links]), self.lineage.mark()
+        self.gate.append(_Waiting(records, holds, self.tables.tokens, self.numbered, destination, message))
+        return self.numbered
 
     def _may_leave(self, waiting: _Waiting) -> bool:
         holds = zip(self.links, waiting.holds, strict=True)

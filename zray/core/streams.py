@@ -19,7 +19,14 @@ from zray.core.node_store import CREATING, SEALED, ObjectEntry
 from zray.core.worker_pool import TaskEntry, Worker
 from zray.ids import return_id, short
 from zray.protocol.messages import EXTENT, Value
-from zray.protocol.user_messages import Consumed, StreamCredit, StreamItem, Yielded
+from zray.protocol.user_messages import (
+    STREAM,
+    Consumed,
+    Interrupt,
+    StreamCredit,
+    StreamItem,
+    Yielded,
+)
 
 if TYPE_CHECKING:
     from zray.core.local_scheduler import LocalScheduler
@@ -60,8 +67,10 @@ class Streams:
         """A worker made an item. One that an earlier attempt made already changes nothing."""
         object_id = item_id(message.task_id, message.index)
         task = worker.queue.get(message.task_id)
-        current = task is not None and task.attempt == message.attempt
+        current = task is not None and task.attempt == message.attempt != task.stale
         if task is None or not current or message.index != task.streamed or not self.is_alive(task.submitter):
+            if task is not None and current and not self.is_alive(task.submitter):
+                self._nobody_reads(task)
             if message.value.kind == EXTENT:
                 entry = self.scheduler.store.objects.get(object_id)
                 if entry is not None and entry.state == CREATING and entry.creator == worker.worker_id:
@@ -83,6 +92,30 @@ class Streams:
             if message.task_id in worker.queue:
                 self.scheduler.out.append((worker.worker_id, credit_of(message)))
 
+    def reader_gone(self, reader: bytes) -> None:
+        """A process is dead: what runs for it makes its items for nobody, and waits for nobody."""
+        for worker in self.scheduler.pool.busy.values():
+            for task in worker.queue.values():
+                if task.submitter == reader and task.task_class.descriptor.returns == STREAM:
+                    self._nobody_reads(task)
+
+    def submitted_again(self, task: TaskEntry, submitter: bytes) -> None:
+        """Its parent runs again, and reads from the first item on: those of its last reader went with that.
+
+        An attempt that is under way is interrupted; another one follows, which is charged to nobody.
+        """
+        if task.task_class.descriptor.returns != STREAM:
+            return
+        task.submitter, task.streamed, task.consumed = submitter, 0, None
+        for worker in self.scheduler.pool.busy.values():
+            if task.spec.task_id in worker.queue:
+                task.stale = task.attempt
+                self.scheduler.out.append((worker.worker_id, Interrupt(task.spec.task_id, False)))
+
+    def _nobody_reads(self, task: TaskEntry) -> None:
+        if task.consumed is None or not task.consumed.done:
+            self.consumed(Consumed(task.spec.task_id, 0, True))
+
     def living_items(self, task: TaskEntry) -> list[ObjectEntry]:
         """The items of a stream that are still objects of this node."""
         objects, items = self.scheduler.store.objects, range(task.streamed)
@@ -98,9 +131,10 @@ def credit_of(message: Consumed) -> StreamCredit:
 class ReadStream:
     """One stream as the process that reads it sees it; found in ``StreamReader.streams``."""
 
-    __slots__ = ("taken", "told")
+    __slots__ = ("readers", "taken", "told")
 
     def __init__(self) -> None:
+        self.readers = 1  # one, but for generators of a former run of the submitter that are not closed yet
         self.told = 0  # items there are, as far as known; each is held once
         self.taken = 0
 
@@ -111,9 +145,22 @@ class StreamReader:
     def __init__(self) -> None:
         self.streams: dict[bytes, ReadStream] = {}
 
-    def open(self, task_id: bytes) -> None:
-        """A stream begins; opened twice (its submitter ran again) it goes on."""
-        self.streams.setdefault(task_id, ReadStream())
+    def open(self, task_id: bytes, *, anew: bool = False) -> tuple[bytes, ...]:
+        """A stream begins. Opened twice (its submitter ran again) it goes on, or is made and read anew.
+
+        Returns:
+            the items that were never taken, and are to come again.
+        """
+        stream = self.streams.get(task_id)
+        if stream is None:
+            self.streams[task_id] = ReadStream()
+            return ()
+        stream.readers += 1
+        if not anew:
+            return ()
+        left = range(stream.taken, stream.told)
+        stream.taken = stream.told = 0
+        return tuple(item_id(task_id, index) for index in left)
 
     def told(self, task_id: bytes, index: int) -> bool:
         """Item ``index`` is there; whether it is to be kept."""
@@ -138,9 +185,13 @@ class StreamReader:
 
     def close(self, task_id: bytes) -> tuple[bytes, ...]:
         """Nobody reads any more; returns the items that were never taken."""
-        stream = self.streams.pop(task_id, None)
+        stream = self.streams.get(task_id)
         if stream is None:
             return ()
+        stream.readers -= 1
+        if stream.readers:
+            return ()
+        del self.streams[task_id]
         return tuple(item_id(task_id, index) for index in range(stream.taken, stream.told))
 
     def check(self) -> None:

@@ -142,10 +142,6 @@ def on_list_names(node: Node, now_ns: int, source: Address, message: ListNames) 
         node.names.list_names(source, message)
 
 
-def _problem_of_name(message: ClaimName | FindName) -> str:
-    return checks.problem_of_actor_name(message.namespace, message.name)
-
-
 def on_output(node: Node, now_ns: int, source: Address, message: Output) -> None:
     """A worker printed."""
     node.output.on_output(source, message)

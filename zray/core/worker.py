@@ -45,6 +45,7 @@ from zray.protocol.user_messages import (
     CancelCall,
     ConsumedItems,
     Interrupt,
+    ReaderGone,
     StreamCredit,
     Yielded,
 )
@@ -218,6 +219,10 @@ class WorkerMachine:
         """The reader of a stream goes on."""
         self.credits.on_credit(message)
 
+    def on_reader_gone(self, now_ns: int, source: Address, message: ReaderGone) -> None:
+        """A process that may have called this actor is dead."""
+        self.credits.reader_gone(message.reader)
+
     # --- a machine ---------------------------------------------------------------------------------
 
     @property
@@ -246,4 +251,5 @@ class WorkerMachine:
         Exit: on_exit,
         StreamCredit: on_credit,
         ConsumedItems: on_credit,
+        ReaderGone: on_reader_gone,
     }

@@ -83,7 +83,7 @@ class TaskEntry:
     """One unfinished task; found in ``LocalScheduler.tasks``."""
 
     __slots__ = (
-        "alone", "attempt", "consumed", "hops", "retries_left", "spec", "stays", "streamed",
+        "alone", "attempt", "consumed", "hops", "retries_left", "spec", "stale", "stays", "streamed",
         "submitter", "task_class", "unmet", "verdict",
     )  # fmt: skip
 
@@ -101,6 +101,7 @@ class TaskEntry:
         self.verdict: Value | None = None  # what it ends with, whatever becomes of its attempt
         self.streamed = 0  # items of its stream that its submitter was told of, over all attempts
         self.consumed: Consumed | None = None  # the newest that its submitter said of them
+        self.stale = -1  # the attempt whose items were for a reader that is gone: another one follows
 
     def record(self, node_id: bytes, state: int, released: bool) -> TaskRecord:
         """All that is needed to run the task again."""

@@ -204,6 +204,12 @@ class CopiesKept(Message, frozen=True, tag=73):
     reason: str = ""
 
 
+class ReaderGone(Message, frozen=True, tag=74):
+    """Actor: a process of your node that may have called you is dead, and reads no stream any more."""
+
+    reader: bytes
+
+
 # --- caller <-> the worker of an actor -----------------------------------------------------------
 
 
@@ -260,6 +266,6 @@ UserToNode = (
 )  # fmt: skip
 UserFromNode = (
     StreamItem | Interrupt | StreamCredit | NameAnswer | Printed | RepeatCall | CheckpointFound
-    | Tell | SeeGpus | CopiesKept
+    | Tell | SeeGpus | CopiesKept | ReaderGone
 )  # fmt: skip
 UserDirect = ReplyItem | ConsumedItems | CancelCall

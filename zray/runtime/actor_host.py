@@ -20,7 +20,7 @@ from zray.core.machine import Address
 from zray.core.own_calls import OwnCalls
 from zray.core.stream_credits import StreamCredits
 from zray.errors import TaskCancelledError
-from zray.protocol.messages import TASK, Call, Describe, Value
+from zray.protocol.messages import ERROR, TASK, Call, Describe, Value
 from zray.protocol.user_messages import DYNAMIC, STREAM, CancelCall
 from zray.runtime.actor_class import SHUT_DOWN, ActorExitRequest, groups_of
 from zray.runtime.actor_loop import ActorLoop
@@ -107,6 +107,9 @@ class ActorHost:
                 source, call, self.results.errors(call.task_id, TASK, name, call.num_returns, error)
             )
         elif self.is_concurrent:
+            if call.returns == STREAM and call.task_id in self._coroutines and self._loop is not None:
+                # A former run, whose reader is gone: this one begins when it has ended.
+                self._loop.call_soon_threadsafe(self._coroutines[call.task_id].cancel)
             self._start_calls()
 
     def on_cancel(self, source: Address, message: CancelCall) -> None:
@@ -195,23 +198,26 @@ class ActorHost:
             del args, kwargs
             result, values = self._pack(source, call, result)
         except BaseException as error:
-            values = self._errors(call, error)
+            values = self._errors(source, call, error)
         client.spans.note(self.calls.name_of(call), call.task_id, started_ns, time.monotonic_ns())
         if self.checkpoints is not None and not self.leaving:
-            values = self._record(self.checkpoints, call, values)
+            values = self._record(self.checkpoints, source, call, values)
         elif self._told() != told:
             client.confirm_acquired()  # the caller lets go of its arguments when it has the reply
         self._reply(source, call, values)
         del result  # not before its message is in the outbox: what it holds must not be let go before
 
-    def _record(self, checkpoints: Checkpoints, call: Call, values: tuple[Value, ...]) -> tuple[Value, ...]:
+    def _record(
+        self, checkpoints: Checkpoints, source: Address, call: Call, values: tuple[Value, ...]
+    ) -> tuple[Value, ...]:
         """The values of a call that the node has recorded, or the error of the checkpoint that was due."""
         try:
             checkpoints.note(call, values)
         except BaseException as error:
+            self.results.sent(values)
             name = self.calls.name_of(call)
             error.add_note(f"{name} itself ran; the checkpoint after it could not be saved")
-            return self._errors(call, error)
+            return self._errors(source, call, error)
         return values
 
     def _told(self) -> tuple[int, int]:
@@ -222,6 +228,8 @@ class ActorHost:
         self.current = ids.NIL_ID
         with self.client.lock:
             self.calls.ended(source, call, values)
+        if values and values[-1].kind == ERROR:
+            self.results.sent(values)
 
     def _pack(self, source: Address, call: Call, result: Any) -> tuple[Any, tuple[Value, ...]]:
         name = self.calls.name_of(call)
@@ -239,13 +247,14 @@ class ActorHost:
 
         return send
 
-    def _errors(self, call: Call, error: BaseException) -> tuple[Value, ...]:
+    def _errors(self, source: Address, call: Call, error: BaseException) -> tuple[Value, ...]:
         if isinstance(error, SystemExit) and error.code not in (None, 0):
             end_worker(self.client, error)  # no success: it is made again, if it may be, as after any crash
         if isinstance(error, ActorExitRequest | SystemExit):
             with self.client.lock:
                 return self.calls.leave(call)
-        return self.results.errors(call.task_id, TASK, self.calls.name_of(call), call.num_returns, error)
+        name = self.calls.name_of(call)
+        return self.results.errors(call.task_id, TASK, name, call.num_returns, error, source)
 
     def _method(self, name: str) -> Callable[..., Any]:
         return method_of(self.actor, name, self._retries)
@@ -282,9 +291,9 @@ class ActorHost:
             del args, kwargs
             result, values = await self._pack_async(source, call, result)
         except asyncio.CancelledError:
-            values = self._errors(call, TaskCancelledError())
+            values = self._errors(source, call, TaskCancelledError())
         except BaseException as error:
-            values = self._errors(call, error)
+            values = self._errors(source, call, error)
         client.spans.note(self.calls.name_of(call), call.task_id, started_ns, time.monotonic_ns())
         with client.lock:
             self._coroutines.pop(call.task_id, None)  # too late to cancel it

@@ -77,7 +77,7 @@ class Results:
             self._abort(object_ids, values)
             raise
         if error is not None:
-            values += self.errors(task_id, 0, name, num_returns - len(values), error)
+            values += self.errors(task_id, 0, name, num_returns - len(values), error, holder)
         return tuple(values)
 
     def pack_one(
@@ -125,15 +125,24 @@ class Results:
             object_id = item_id(task_id, len(kept))
             with client.lock:
                 client.objects.keep(object_id, value)
+            self.sent((value,))
             kept.append(object_id)
         return kept
 
     def errors(
-        self, task_id: bytes, kind: int, name: str, count: int, error: BaseException
+        self,
+        task_id: bytes,
+        kind: int,
+        name: str,
+        count: int,
+        error: BaseException,
+        holder: Address = b"",
     ) -> tuple[Value, ...]:
-        """One error for each of ``count`` return objects."""
+        """One error for each of ``count`` return objects; refs inside it are held until :meth:`sent`."""
         if isinstance(error, InputFailedError):
-            return (error.value,) * count
+            values = (error.value,) * count
+            self._keep_inner(values, holder)
+            return values
         if isinstance(error, TaskCancelledError) and not error.task_id:
             return (cancelled_value(task_id),) * count
         if isinstance(error, RuntimeEnvSetupError):
@@ -142,12 +151,34 @@ class Results:
         raised: ZrayError = TaskError(name, text, error)
         if kind == ACTOR:
             raised = ActorDiedError(ids.short(task_id), f"its constructor raised\n{text}", raised)
-        data = dump_error(raised)
+        contained: dict[bytes, None] = {}
+        data = dump_error(raised, contained)
         if len(data) * count > RESULT_BYTES_MAX:
             small = TaskError(name, text[-(RESULT_BYTES_MAX // (8 * count)) :], None)
             small.add_note(f"the {type(error).__name__} itself takes {len(data)} bytes and was left out")
             data = dump_error(small)
-        return (Value(ERROR, data),) * count
+            contained.clear()
+        values = (Value(ERROR, data, 0, 0, tuple(contained)),) * count
+        self._keep_inner(values, holder)
+        return values
+
+    def _keep_inner(self, values: tuple[Value, ...], holder: Address) -> None:
+        """Hold what an error refers to, and have ``holder`` hold it once for each of its values."""
+        contained = values[0].contained if values else ()
+        if not contained:
+            return
+        client = self.client
+        with client.lock:
+            for object_id in contained:
+                client.objects.borrow(object_id)
+            client.machine.share(contained)
+        for _ in values if holder else ():
+            client.acquire_for(holder, contained)
+
+    def sent(self, values: Sequence[Value]) -> None:
+        """The message with these is in the outbox: what :meth:`errors` held may go."""
+        if values and values[-1].kind == ERROR and values[-1].contained:
+            self.client.dropped.extend(values[-1].contained)
 
 
 def listed(result: Any, num_returns: int) -> tuple[Sequence[Any], BaseException | None]:

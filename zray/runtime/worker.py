@@ -29,6 +29,7 @@ from zray.core.worker import WorkerMachine
 from zray.errors import TaskCancelledError
 from zray.protocol.messages import (
     ACTOR,
+    ERROR,
     PROTOCOL_VERSION,
     WORKER,
     Call,
@@ -256,6 +257,8 @@ class WorkerProcess:
         is_final = failed and self._failed_for_good
         with self.client.lock:
             self.machine.done(run, values, run_ns, failed=failed, is_final=is_final)
+        if values and values[-1].kind == ERROR:
+            self.results.sent(values)
         del result  # not before its message is in the outbox: what it holds must not be let go before
 
     def _attempt(self, run: Run) -> tuple[Any, tuple[Value, ...], int, bool]:
@@ -443,6 +446,8 @@ class WorkerProcess:
         result, (value,), run_ns, failed = self._attempt(run)
         with self.client.lock:
             self.machine.leased_done(source, message, value, run_ns, failed=failed)
+        if failed:
+            self.results.sent((value,))
         del result
 
     # --- actor calls -------------------------------------------------------------------------------

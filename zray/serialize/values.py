@@ -428,8 +428,14 @@ _CAUSE = 1  # an exception
 _CAUSE_ERROR = 2  # an error value of its own, so that only the innermost piece can get lost
 
 
-def dump_error(error: BaseException) -> bytes:
-    """An error as a value. Never fails: what cannot be pickled is left out, and a note says so."""
+def dump_error(error: BaseException, contained: dict[bytes, None] | None = None) -> bytes:
+    """An error as a value. Never fails: what cannot be pickled is left out, and a note says so.
+
+    Args:
+        error: what was raised, or stands for that.
+        contained: takes the ids of the objects whose refs are inside.
+    """
+    found = {} if contained is None else contained
     notes = [str(note) for note in getattr(error, "__notes__", ())]
     kind, cause = _NO_CAUSE, b""
     shell = error
@@ -438,14 +444,14 @@ def dump_error(error: BaseException) -> bytes:
         shell = copy.copy(error)
         shell.cause = None  # type: ignore[attr-defined]
         if isinstance(inner, ZrayError):
-            kind, cause = _CAUSE_ERROR, dump_error(inner)
+            kind, cause = _CAUSE_ERROR, dump_error(inner, found)
         else:
             try:
-                kind, cause = _CAUSE, _pickle_exception(inner)
+                kind, cause = _CAUSE, _pickle_exception(inner, found)
             except Exception as why:
                 notes.append(f"its cause, a {_class_name(inner)}, could not be pickled: {describe(why)}")
     try:
-        body = _pickle_exception(shell)
+        body = _pickle_exception(shell, found)
     except Exception as why:
         notes.append(f"a {_class_name(error)} that could not be pickled: {describe(why)}")
         body = b""
@@ -492,16 +498,20 @@ def _load_cause(kind: int, data: bytes, class_name: str, notes: list[str]) -> Ba
         return None
 
 
-def _pickle_exception(error: BaseException) -> bytes:
+def _pickle_exception(error: BaseException, contained: dict[bytes, None]) -> bytes:
     """Pickle an exception so that it loads, even if its constructor does not take its ``args``."""
     if not isinstance(type(error).__init__, FunctionType) or type(error).__reduce__ not in _CALL_CONSTRUCTOR:
-        data = pickle_value(error).to_bytes()
+        packed = pickle_value(error)
+        data = packed.to_bytes()
         with suppress(ZrayError):
             _load_exception(data)
+            contained.update(dict.fromkeys(packed.contained))
             return data
     # Its own constructor might take the ``args`` for something else than they are.
-    data = pickle_value(_ByFields(error)).to_bytes()
+    packed = pickle_value(_ByFields(error))
+    data = packed.to_bytes()
     _load_exception(data)
+    contained.update(dict.fromkeys(packed.contained))
     return data
 
 
