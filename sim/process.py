@@ -122,11 +122,12 @@ class Process(ABC):
         """Take the first steps."""
         self._advance(self._main)
 
-    def begin(self, steps: Steps, context: TaskContext) -> None:
+    def begin(self, steps: Steps, context: TaskContext) -> Strand:
         """Do something beside what it does."""
         strand = Strand(steps, context)
         self.strands.append(strand)
         self.kernel.after(0, self._begin, strand)
+        return strand
 
     def _begin(self, strand: Strand) -> None:
         if self.alive:
@@ -324,13 +325,13 @@ class Process(ABC):
             yield from self._spend()
             self.send_all()
 
-    def wait_until(self, done: Callable[[], bool]) -> Steps:
-        """Wait; what waits to be sent leaves first."""
+    def wait_until(self, done: Callable[[], bool], *, may_lend: bool = True) -> Steps:
+        """Wait; what waits to be sent leaves first. A worker may lend its processor meanwhile."""
         yield from self._spend()
         self.send_all()
         if done():
             return
-        lent = self.before_waiting()
+        lent = may_lend and self.before_waiting()
         self.send_all()
         try:
             yield done
