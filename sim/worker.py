@@ -138,7 +138,8 @@ class SimWorker(Process):
     def _cut_off(self, _: None) -> None:
         if self.frozen_until_ns > self.kernel.now_ns:
             self.kernel.at(self.frozen_until_ns, self._cut_off)
-        else:
+        elif self.alive:
+            self.cluster.judge.process_ended()
             self.host.worker_ended(self, 1)
 
     def ended(self) -> None:

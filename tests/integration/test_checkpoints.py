@@ -214,24 +214,25 @@ class Leaving(Noted):
 
 
 class TestEnds:
-    def notes_of(self, kind: type[Noted], path: Path) -> str:
-        ledger = zray.remote(kind).options(max_restarts=1, checkpoint_interval=1).remote(str(path))
-        if kind is Leaving:
-            with pytest.raises(ActorDiedError, match=r"sys\.exit"):
-                zray.get(ledger.add.remote(1), timeout=PATIENCE_S)
-        else:
-            zray.get(ledger.add.remote(1), timeout=PATIENCE_S)
-        del ledger
-        eventually(lambda: path.read_text().endswith("deleted\n"), PATIENCE_S)
-        return path.read_text()
-
     def test_in_peace_it_is_told_and_deleted(self, tmp_path: Path) -> None:
-        notes = self.notes_of(Noted, tmp_path / "notes")
-        assert notes.split("\n") == ["made", "add 1", "saved 1", "told", "deleted", ""]
+        notes = tmp_path / "notes"
+        ledger = zray.remote(Noted).options(max_restarts=1, max_task_retries=1, checkpoint_interval=1)
+        ledger = ledger.remote(str(notes))
+        zray.get(ledger.add.remote(1), timeout=PATIENCE_S)
+        kill(ledger)
+        assert contents(ledger) == [1]
+        del ledger
+        eventually(lambda: notes.read_text().endswith("deleted\n"), PATIENCE_S)
+        assert notes.read_text().count("deleted") == 1
+        assert notes.read_text().split("\n")[-3:-1] == ["told", "deleted"]
 
     def test_by_itself_while_it_is_saved(self, tmp_path: Path) -> None:
-        notes = self.notes_of(Leaving, tmp_path / "notes")
-        assert notes.split("\n") == ["made", "add 1", "told", "deleted", ""]
+        notes = tmp_path / "notes"
+        ledger = zray.remote(Leaving).options(max_restarts=1, checkpoint_interval=1).remote(str(notes))
+        with pytest.raises(ActorDiedError, match=r"sys\.exit"):
+            zray.get(ledger.add.remote(1), timeout=PATIENCE_S)
+        eventually(lambda: notes.read_text().endswith("deleted\n"), PATIENCE_S)
+        assert notes.read_text().split("\n") == ["made", "add 1", "told", "deleted", ""]
 
 
 class TestMistakes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import gc
 import os
 import signal
 import sys
@@ -59,13 +60,22 @@ class Unborn:
         return not self.task.done()
 
 
-def test_one_that_is_killed_in_its_constructor_is_made_again() -> None:
+def test_one_that_is_killed_in_its_constructor_is_made_again(caplog: pytest.LogCaptureFixture) -> None:
     with zray.simulate() as cluster:
         assert zray.get(Unborn.remote().ready.remote(), timeout=60.0)
         assert 2 <= cluster.now_s < 60
+        gc.collect()
+    assert caplog.messages == []  # its loop has ended, too: no coroutine was left in it
 
 
 NOTES: list[str] = []
+
+
+@pytest.fixture(autouse=True)
+def notes() -> None:
+    """Of this test: what others left is deleted at any time, and says so to them."""
+    global NOTES
+    NOTES = []
 
 
 class Noted:
@@ -73,8 +83,9 @@ class Noted:
 
     def __init__(self, seconds: float = 0.0) -> None:
         self.seconds = seconds
-        NOTES.clear()
-        atexit.register(NOTES.append, "exit handler")
+        self.notes = NOTES
+        self.notes.clear()
+        atexit.register(self.notes.append, "exit handler")
 
     def call(self, seconds: float = 0.0) -> int:
         time.sleep(seconds)
@@ -84,7 +95,7 @@ class Noted:
         sys.exit(code)
 
     def note(self, text: str) -> None:
-        NOTES.append(text)
+        self.notes.append(text)
 
     def __ray_shutdown__(self) -> None:
         time.sleep(self.seconds)
@@ -131,6 +142,7 @@ def test_one_that_is_killed_hears_nothing(kind: type[Noted]) -> None:
         os.kill(zray.get(actor.call.remote()), signal.SIGKILL)
         with pytest.raises(RayActorError):
             zray.get(actor.call.remote())
+        gc.collect()
         assert NOTES == []
 
 
@@ -151,6 +163,20 @@ def test_the_exit_of_the_interpreter_is_no_farewell_but_in_success(kind: type[No
         time.sleep(1.0)
         assert NOTES == ["told", "deleted", "exit handler"]
         assert cluster.now_s < 60
+
+
+@zray.remote
+class Lingering:
+    def end(self) -> None:
+        atexit.register(time.sleep, 1_000.0)
+        sys.exit(3)
+
+
+def test_exit_handlers_have_no_more_time_than_a_farewell() -> None:
+    with zray.simulate() as cluster:
+        with pytest.raises(RayActorError, match="exited with code 1"):
+            zray.get(Lingering.remote().end.remote())
+        assert 30 <= cluster.now_s < 31
 
 
 def test_what_fails_in_a_farewell_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
