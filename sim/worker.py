@@ -22,6 +22,7 @@ from sim.programs import (
     pack_error,
     refs_in,
     unpack_args,
+    value_of,
 )
 from sim.strands import Steps
 from zray import ids
@@ -304,7 +305,7 @@ class SimWorker(Process):
             values = (cancelled_value(run.task_id),) * kind.num_returns
         except ProgramError as error:
             failed, self._failed_for_good = True, error.is_final
-            values = (Value(ERROR, pack_error(error)),) * kind.num_returns
+            values = (value_of(error),) * kind.num_returns
         except _InputFailedError as error:
             failed = True
             values = (error.value,) * kind.num_returns
@@ -510,7 +511,7 @@ class SimWorker(Process):
         elif isinstance(error, InterruptError):
             value = cancelled_value(call.task_id)
         else:
-            value = Value(ERROR, pack_error(error))
+            value = value_of(error)
         return (value,) * call.num_returns
 
     def method(self, name: str) -> Callable[..., Any]:

@@ -173,6 +173,7 @@ class _AsyncActor(SimulatedActor, CoroutineActor):
             result = self.code_of(method)(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
+            job.making.kept = result
             if job.making.returns == STREAM:
                 await self._stream(client, name, job, result)
             job.result = given(client, name, job.making, result, streamed=True)

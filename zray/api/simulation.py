@@ -190,7 +190,8 @@ class Simulation:
                 args, kwargs = load_args(payload[0], [load(value[0], "an argument") for value in values])
                 code = load_code(client)
                 if descriptor is None or descriptor.kind != ACTOR:
-                    return given(client, name, making, code(*args, **kwargs))
+                    making.kept = code(*args, **kwargs)
+                    return given(client, name, making, making.kept)
                 restarts = process.context.attempt
                 client.actor = ActorIdentity(process.context.task_id, descriptor.actor_name, restarts, code)
                 own_client.become_actor(client.actor)
