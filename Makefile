@@ -39,8 +39,8 @@ test: lint types  ## Lint, types and all tests, in two runs at once: what CI run
 MACHINES := $(addprefix tests/,core pairs paper paper_experiments property protocol serialize sim store tidy)
 
 # Those tests of what users see that need no process of their own.
-VIRTUAL := tasks.py generators.py actors.py actor_kinds.py checkpoints.py conformance.py progress.py dag.py util.py \
-	executor.py joblib.py
+VIRTUAL := tasks.py task_failures.py cancel.py objects.py generators.py actors.py actor_kinds.py checkpoints.py conformance.py \
+	progress.py dag.py util.py executor.py joblib.py
 
 test-machines: install  ## Tests of machines, simulations and experiments; then those of users on three nodes, and in virtual time.
 	nice -n 5 $(BIN)/python -m pytest $(MACHINES)

@@ -39,7 +39,8 @@ if TYPE_CHECKING:
     from sim.scenario import FaultsPart
 
 CRASH_ORIGINS = ("worker_crashed", "actor_died", "actor_unavailable", "object_lost")
-DISK_ORIGINS = ("out_of_disk", "store_full", "OutOfDiskError", "ObjectStoreFullError")
+FULL_ORIGINS = ("store_full", "ObjectStoreFullError")
+DISK_ORIGINS = ("out_of_disk", "OutOfDiskError", *FULL_ORIGINS)
 
 
 def shard_of_replica(address: Address) -> Address:
@@ -247,6 +248,10 @@ class Judge:
         """A program ends a worker process: what that explains is explained from now on."""
         self.allowed += CRASH_ORIGINS
         self.may_retry = True
+
+    def never_fits(self) -> None:
+        """A program made a value that is larger than the store."""
+        self.allowed += FULL_ORIGINS
 
     # --- nodes ---------------------------------------------------------------------------------------
 

@@ -32,11 +32,7 @@ class UserActor(ABC):
 
 
 class CoroutineActor(UserActor):
-    """One whose methods are coroutines."""
-
-    @abstractmethod
-    def serve(self) -> Program:
-        """What runs them, beside the calls that wait for them, until the process ends."""
+    """One whose methods are coroutines; what runs them is beside the calls that wait for them."""
 
     @abstractmethod
     def cancel(self, task_id: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from zray.core.machine import Address
 from zray.protocol.messages import Value
@@ -18,7 +19,7 @@ class Making:
         is_wanted: somebody asked; otherwise it runs again for its effect on its actor alone.
     """
 
-    __slots__ = ("holder", "is_wanted", "items", "num_returns", "returns", "send", "unconsumed_max")
+    __slots__ = ("holder", "is_wanted", "items", "kept", "num_returns", "returns", "send", "unconsumed_max")
 
     def __init__(
         self, num_returns: int, returns: int, unconsumed_max: int, send: Callable[[int, Value], None],
@@ -31,3 +32,4 @@ class Making:
         self.send = send
         self.holder = holder
         self.items = 0
+        self.kept: Any = None  # what it returned: refs in there are not let go of before its message is out

@@ -92,6 +92,8 @@ class WaitFor(NamedTuple):
 
     done: Callable[[], bool]
     until_ns: int | None = None
+    may_lend: bool = True
+    """Whether others get the processor of the running task meanwhile."""
 
     def perform(self, process: Process) -> Steps:
         """As iterating over a stream does."""
@@ -99,7 +101,8 @@ class WaitFor(NamedTuple):
             process.kernel.at(self.until_ns, process.look)
         with process.interruptible():
             yield from process.wait_until(
-                lambda: self.done() or (self.until_ns is not None and process.kernel.now_ns >= self.until_ns)
+                lambda: self.done() or (self.until_ns is not None and process.kernel.now_ns >= self.until_ns),
+                may_lend=self.may_lend,
             )
         return self.done()
 
@@ -178,6 +181,17 @@ class EndProcess(NamedTuple):
         if victim is process:
             yield lambda: False
         yield 1
+
+
+class ExitWith(NamedTuple):
+    """End the process as the interpreter ends, which has handed over before what it had to say."""
+
+    exit_code: int
+
+    def perform(self, process: Process) -> Steps:
+        """As ``sys.exit()`` does."""
+        yield from process.confirm_acquired()
+        yield from EndProcess(process, self.exit_code).perform(process)
 
 
 class Work(NamedTuple):

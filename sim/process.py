@@ -25,6 +25,7 @@ from sim.programs import (
     Forget,
     InterruptError,
     MakeActor,
+    NoRoomError,
     Packed,
     Program,
     ProgramError,
@@ -39,10 +40,11 @@ from sim.programs import (
     unpack,
 )
 from sim.strands import Steps, Strand
-from zray.core.client import ARGS_IN_LAST_DEP, HAS_VALUE, ROOM, TOO_LARGE, ClientMachine, MethodCall
+from zray.core.client import ARGS_IN_LAST_DEP, HAS_VALUE, ROOM, ClientMachine, MethodCall
 from zray.core.client_objects import Want
 from zray.core.machine import Address, bound_handlers, take_effects
 from zray.core.task_context import TaskContext
+from zray.errors import ObjectStoreFullError
 from zray.protocol.messages import (
     EXTENT,
     FILE,
@@ -122,11 +124,12 @@ class Process(ABC):
         """Take the first steps."""
         self._advance(self._main)
 
-    def begin(self, steps: Steps, context: TaskContext) -> None:
+    def begin(self, steps: Steps, context: TaskContext) -> Strand:
         """Do something beside what it does."""
         strand = Strand(steps, context)
         self.strands.append(strand)
         self.kernel.after(0, self._begin, strand)
+        return strand
 
     def _begin(self, strand: Strand) -> None:
         if self.alive:
@@ -324,13 +327,13 @@ class Process(ABC):
             yield from self._spend()
             self.send_all()
 
-    def wait_until(self, done: Callable[[], bool]) -> Steps:
-        """Wait; what waits to be sent leaves first."""
+    def wait_until(self, done: Callable[[], bool], *, may_lend: bool = True) -> Steps:
+        """Wait; what waits to be sent leaves first. A worker may lend its processor meanwhile."""
         yield from self._spend()
         self.send_all()
         if done():
             return
-        lent = self.before_waiting()
+        lent = may_lend and self.before_waiting()
         self.send_all()
         try:
             yield done
@@ -371,6 +374,8 @@ class Process(ABC):
                     operation = program.send(result)
         except StopIteration as stop:
             return stop.value
+        finally:
+            program.close()  # also if something else refers to it: user code ends with its process
 
     def let_go(self) -> None:
         """Drop every handle of the running context."""
@@ -481,7 +486,10 @@ class Process(ABC):
             return False
         if verdict != ROOM:
             machine.abandon(object_id)
-            raise ProgramError("store_full" if verdict == TOO_LARGE else "out_of_disk", answer.detail)
+            refusal = machine.no_room(answer, size_bytes)
+            if isinstance(refusal, ObjectStoreFullError):
+                self.cluster.judge.never_fits()
+            raise NoRoomError(refusal)
         if self.crashes_when_creating():
             yield _never
         self.host.memory.write(answer, packed)

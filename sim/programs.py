@@ -18,11 +18,13 @@ from zray.errors import (
     ActorDiedError,
     ActorUnavailableError,
     ObjectLostError,
+    ObjectStoreFullError,
+    OutOfDiskError,
     TaskUnschedulableError,
     WorkerCrashedError,
     ZrayError,
 )
-from zray.protocol.faults import fault_error
+from zray.protocol.faults import OUT_OF_DISK, STORE_FULL, fault_error, fault_value
 from zray.protocol.messages import ACTOR, ERROR, FAULT, RESOURCE_UNIT, Demand, Describe, Value
 from zray.protocol.strategies import Strategy
 
@@ -92,6 +94,18 @@ class InterruptError(ProgramError):
 
     def __init__(self) -> None:
         super().__init__("interrupted", "the task was cancelled")
+
+
+class NoRoomError(ProgramError):
+    """The store has no room for a value.
+
+    Attributes:
+        refusal: the error that users see.
+    """
+
+    def __init__(self, refusal: ObjectStoreFullError | OutOfDiskError) -> None:
+        super().__init__("out_of_disk" if isinstance(refusal, OutOfDiskError) else "store_full", str(refusal))
+        self.refusal = refusal
 
 
 # --- operations ----------------------------------------------------------------------------------
@@ -375,6 +389,16 @@ _decode_error = msgspec.msgpack.Decoder(tuple[str, str]).decode
 def pack_error(error: ProgramError) -> bytes:
     """An error as the data of a value."""
     return _encode_error((error.origin, error.text))
+
+
+def value_of(error: ProgramError) -> Value:
+    """An error as a value."""
+    if not isinstance(error, NoRoomError):
+        return Value(ERROR, pack_error(error))
+    refusal = error.refusal
+    if isinstance(refusal, OutOfDiskError):
+        return fault_value(OUT_OF_DISK, refusal.need_bytes, refusal.detail)
+    return fault_value(STORE_FULL, refusal.need_bytes, refusal.capacity_bytes)
 
 
 def unpack_error(data: bytes) -> ProgramError:

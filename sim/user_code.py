@@ -92,8 +92,12 @@ class UserThread:
             self._check_stall()
         if self.ended:
             self._thread.join()
-            if self._raised is not None:
-                raise self._raised
+            raised, self._raised = self._raised, None
+            if raised is not None:
+                try:
+                    raise raised
+                finally:
+                    del raised  # its traceback refers to this frame, and to what user code held
             return self._result
         return self._operation
 
@@ -118,6 +122,7 @@ class UserThread:
         """End the thread, wherever it is, unless nothing can."""
         while self._thread.is_alive() and not self.ended and not self._stalled:
             self._crashed = True
+            self._before(self._perform)  # what it still calls ends it, and is nobody else's
             self._go.release()
             self._back.acquire()
 

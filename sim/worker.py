@@ -22,6 +22,7 @@ from sim.programs import (
     pack_error,
     refs_in,
     unpack_args,
+    value_of,
 )
 from sim.strands import Steps
 from zray import ids
@@ -78,6 +79,7 @@ class SimWorker(Process):
         self.lent_since_ns = 0
         self.lent_ns = 0  # of the current task
         self.crash_when_creating = False
+        self.lender = self._main  # whose waits give the processor of the running task to others
         self.handlers.update(bound_handlers(self.work))
         self.handlers.update(
             {
@@ -112,6 +114,9 @@ class SimWorker(Process):
         if hosted is not None and not hosted.is_idle:
             yield from self.wait_until(lambda: hosted.is_idle)
         if isinstance(self.actor, UserActor):
+            yield from self._spend()
+            self.send_all()
+            self.bound_farewell()
             yield from self.drive(self.actor.farewell())
         yield from self._spend()
         self.say_goodbye()
@@ -126,6 +131,17 @@ class SimWorker(Process):
             assert item is not None
             self.work.current = item[1].task_id
             yield from self._run_call(*item)
+
+    def bound_farewell(self) -> None:
+        """What the user's code does from now on ends in time or is cut off."""
+        self.kernel.after(self.config.farewell_timeout_ns, self._cut_off)
+
+    def _cut_off(self, _: None) -> None:
+        if self.frozen_until_ns > self.kernel.now_ns:
+            self.kernel.at(self.frozen_until_ns, self._cut_off)
+        elif self.alive:
+            self.cluster.judge.process_ended()
+            self.host.worker_ended(self, 1)
 
     def ended(self) -> None:
         """Exit with code 0."""
@@ -250,7 +266,7 @@ class SimWorker(Process):
 
     def before_waiting(self) -> bool:
         """The running task waits: its CPUs and what is queued behind it are for others."""
-        if self.work.current == ids.NIL_ID:
+        if self.work.current == ids.NIL_ID or self._strand is not self.lender:
             return False
         self._look_away(self.work.block(self.work.current))
         self.lent_since_ns = self.kernel.now_ns
@@ -289,7 +305,7 @@ class SimWorker(Process):
             values = (cancelled_value(run.task_id),) * kind.num_returns
         except ProgramError as error:
             failed, self._failed_for_good = True, error.is_final
-            values = (Value(ERROR, pack_error(error)),) * kind.num_returns
+            values = (value_of(error),) * kind.num_returns
         except _InputFailedError as error:
             failed = True
             values = (error.value,) * kind.num_returns
@@ -357,8 +373,6 @@ class SimWorker(Process):
             self.hosted.checkpoints = self.checkpoints.machine
             if run.attempt:
                 yield from self.checkpoints.restore()
-        if isinstance(self.actor, CoroutineActor):
-            self.begin(self.drive(self.actor.serve()), self.context)
         self.cluster.network.attach(self.address + SERVER_SUFFIX, self.receive)
         return (Value(INLINE, pack(None).data),)
 
@@ -468,21 +482,14 @@ class SimWorker(Process):
             if hasattr(result, "send"):
                 result = yield from self.drive(result)
             values = yield from self._pack(call.task_id, making, result)
-        except LeaveError:
-            self.cluster.judge.actor_killed(self.actor_id)
-            values = hosted.leave(call)
-        except InterruptError:
-            values = (cancelled_value(call.task_id),) * call.num_returns
-        except ProgramError as error:
-            values = (Value(ERROR, pack_error(error)),) * call.num_returns
-        except _InputFailedError as error:
-            values = (error.value,) * call.num_returns
+        except (ProgramError, _InputFailedError) as error:
+            values = self._failed(call, error)
         self._keep_state()
         if checkpoints is not None and not hosted.leaving:
             try:
                 yield from checkpoints.note(call, values)
             except ProgramError as error:  # it ran; the checkpoint after it could not be saved
-                values = (Value(ERROR, pack_error(error)),) * call.num_returns
+                values = self._failed(call, error)
         elif self.objects.acquires != acquires:
             yield from self.confirm_acquired()
         yield from self._spend()
@@ -492,6 +499,20 @@ class SimWorker(Process):
         now_ns = self.kernel.now_ns
         self.cluster.task_ended(self.address, call.method, call.task_id, started_ns, now_ns, self.lent_ns)
         self.let_go()
+
+    def _failed(self, call: Call, error: ProgramError | _InputFailedError) -> tuple[Value, ...]:
+        """The values of a call that raised, and may have ended the actor."""
+        assert self.hosted is not None
+        if isinstance(error, _InputFailedError):
+            value = error.value
+        elif isinstance(error, LeaveError):
+            self.cluster.judge.actor_killed(self.actor_id)
+            return self.hosted.leave(call)
+        elif isinstance(error, InterruptError):
+            value = cancelled_value(call.task_id)
+        else:
+            value = value_of(error)
+        return (value,) * call.num_returns
 
     def method(self, name: str) -> Callable[..., Any]:
         """What callers mean by the name of a method."""

@@ -31,10 +31,6 @@ from zray.exceptions import (
 from zray.util import list_named_actors
 
 PATIENCE_S = 30
-# What a simulated actor does not do yet.
-SYS_EXIT = "sys.exit() in a simulated actor is an error of its call"
-IN_THE_LOOP = "the constructor of a simulated actor runs outside its event loop"
-FAREWELL = "nothing but its exit handlers hears that a simulated actor ends"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -111,7 +107,6 @@ class Waiting:
 
 
 class TestConstructors:
-    @pytest.mark.not_simulated(IN_THE_LOOP)
     @pytest.mark.parametrize("kind", [Constructed, ConstructedLater])
     def test_run_in_the_loop(self, kind: type[Constructed]) -> None:
         assert zray.get(zray.remote(kind).remote().find.remote(), timeout=PATIENCE_S) == (True, "ticked")
@@ -120,7 +115,6 @@ class TestConstructors:
         actors = [Waiting.options(num_cpus=1).remote(7) for _ in range(2)]  # all CPUs that there are
         assert zray.get([actor.read.remote() for actor in actors], timeout=PATIENCE_S) == [7, 7]
 
-    @pytest.mark.not_simulated(IN_THE_LOOP)
     def test_raise(self) -> None:
         class Failing(Constructed):
             async def __init__(self) -> None:
@@ -485,7 +479,6 @@ class TestExitActor:
         with pytest.raises(TypeError, match="methods of an actor"):
             exit_actor()
 
-    @pytest.mark.not_simulated(SYS_EXIT)
     def test_exit_of_the_interpreter_in_success_ends_it_for_good(self, tmp_path: Path) -> None:
         farewell = tmp_path / "farewell"
         leaver = Leaver.options(max_restarts=1).remote(str(farewell))
@@ -495,7 +488,6 @@ class TestExitActor:
         with pytest.raises(RayActorError, match=r"sys\.exit"):
             zray.get(leaver.call.remote(), timeout=PATIENCE_S)
 
-    @pytest.mark.not_simulated(SYS_EXIT)
     @pytest.mark.parametrize("code", [3, "a sentence"])
     def test_exit_of_the_interpreter_in_failure_is_a_crash(self, tmp_path: Path, code: int | str) -> None:
         farewell = tmp_path / "farewell"
@@ -504,7 +496,6 @@ class TestExitActor:
             zray.get(leaver.exit.remote(code), timeout=PATIENCE_S)  # it is made again once, and exits again
         assert farewell.exists()
 
-    @pytest.mark.not_simulated(SYS_EXIT)
     def test_a_coroutine_that_is_no_call_and_exits_leaves_no_call_waiting(self) -> None:
         class Background:
             async def start(self) -> None:
@@ -550,7 +541,6 @@ class AsyncTidy(Tidy):
 
 
 class TestShutdown:
-    @pytest.mark.not_simulated(FAREWELL)
     @pytest.mark.parametrize("kind", [Tidy, AsyncTidy])
     @pytest.mark.parametrize("how", ["no handle", "terminated"])
     def test_an_actor_that_ends_in_peace_is_told(self, tmp_path: Path, kind: type[Tidy], how: str) -> None:

@@ -17,6 +17,7 @@ from zray.api.cluster import report
 from zray.exceptions import GetTimeoutError, RayError, TaskCancelledError
 
 PATIENCE_S = 30
+IN_A_LOOP = "what never lets virtual time pass cannot be interrupted"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,7 +70,14 @@ def is_cancelled(ref: Any) -> None:
         zray.get(ref, timeout=PATIENCE_S)
 
 
-@pytest.mark.parametrize("running", [sleeps, spins, blocks], ids=["in a system call", "in a loop", "polling"])
+@pytest.mark.parametrize(
+    "running",
+    [
+        pytest.param(sleeps, id="in a system call"),
+        pytest.param(spins, id="in a loop", marks=pytest.mark.not_simulated(IN_A_LOOP)),
+        pytest.param(blocks, id="polling"),
+    ],
+)
 def test_a_running_task_is_interrupted_at_once(running: Any, tmp_path: Path) -> None:
     ref = running.remote(str(tmp_path / "started"))
     eventually((tmp_path / "started").exists, PATIENCE_S)
@@ -79,6 +87,7 @@ def test_a_running_task_is_interrupted_at_once(running: Any, tmp_path: Path) -> 
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.not_simulated(IN_A_LOOP)
 def test_its_worker_goes_on(tmp_path: Path) -> None:
     @zray.remote
     def pid_then_spin(path: str) -> None:
@@ -306,6 +315,7 @@ def test_an_error_that_pickles() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.not_simulated("it starts a driver of its own")
 def test_a_driver_that_ignores_interrupts() -> None:
     """What a parent ignores stays so across fork and exec, unless somebody sees to it."""
     program = """

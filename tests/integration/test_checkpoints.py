@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 import zray
 from tests import conformance
+from tests.support import eventually
 from zray.actor import save_checkpoint
 from zray.exceptions import ActorDiedError, ActorUnavailableError
 
@@ -194,6 +196,43 @@ class TestRecovery:
         assert zray.get(refs, timeout=PATIENCE_S) == list(range(1, 101))
         kill(ledger)
         assert contents(ledger) == list(range(100))
+
+
+class Noted(Ledger):
+    """Writes down that it ends."""
+
+    def __ray_shutdown__(self) -> None:
+        self.note("told")
+
+    def __del__(self) -> None:
+        self.note("deleted")
+
+
+class Leaving(Noted):
+    def __zray_save__(self) -> Any:
+        sys.exit()
+
+
+class TestEnds:
+    def test_in_peace_it_is_told_and_deleted(self, tmp_path: Path) -> None:
+        notes = tmp_path / "notes"
+        ledger = zray.remote(Noted).options(max_restarts=1, max_task_retries=1, checkpoint_interval=1)
+        ledger = ledger.remote(str(notes))
+        zray.get(ledger.add.remote(1), timeout=PATIENCE_S)
+        kill(ledger)
+        assert contents(ledger) == [1]
+        del ledger
+        eventually(lambda: notes.read_text().endswith("deleted\n"), PATIENCE_S)
+        assert notes.read_text().count("deleted") == 1
+        assert notes.read_text().split("\n")[-3:-1] == ["told", "deleted"]
+
+    def test_by_itself_while_it_is_saved(self, tmp_path: Path) -> None:
+        notes = tmp_path / "notes"
+        ledger = zray.remote(Leaving).options(max_restarts=1, checkpoint_interval=1).remote(str(notes))
+        with pytest.raises(ActorDiedError, match=r"sys\.exit"):
+            zray.get(ledger.add.remote(1), timeout=PATIENCE_S)
+        eventually(lambda: notes.read_text().endswith("deleted\n"), PATIENCE_S)
+        assert notes.read_text().split("\n") == ["made", "add 1", "told", "deleted", ""]
 
 
 class TestMistakes:

@@ -186,6 +186,7 @@ def in_the_arena(array: Any) -> bool:
 
 
 class TestViews:
+    @pytest.mark.not_simulated("values are copied")
     def test_are_read_only_and_not_copied(self) -> None:
         ref = zray.put(np.arange(LARGE))
         first, second = zray.get(ref), zray.get(ref)
@@ -198,6 +199,7 @@ class TestViews:
         assert first.__array_interface__["data"][0] == second.__array_interface__["data"][0]
         assert first.__array_interface__["data"][0] % 64 == 0
 
+    @pytest.mark.not_simulated("values are copied")
     def test_in_a_worker_too(self) -> None:
         @zray.remote
         def look(array: Any) -> tuple[bool, bool]:
@@ -372,6 +374,7 @@ class TestLifetime:
         del refs
         eventually(store_is_empty)
 
+    @pytest.mark.not_simulated("it waits in real time")
     def test_freed_while_the_driver_does_nothing(self, tmp_path: Path) -> None:
         """What a quiet process lets go of is let go of, without another call of it."""
 
@@ -609,6 +612,7 @@ class TestSizes:
         refs = [zray.put(i) for i in range(10_000)]
         assert zray.get(refs) == list(range(10_000))
 
+    @pytest.mark.not_simulated("messages have no limit")
     def test_an_error_of_any_size(self) -> None:
         @zray.remote(num_returns=3)
         def fail(size: int) -> None:
@@ -619,6 +623,7 @@ class TestSizes:
                 with pytest.raises(zray.exceptions.TaskError, match="ValueError"):
                     zray.get(ref, timeout=PATIENCE_S)
 
+    @pytest.mark.not_simulated("messages have no limit")
     def test_a_deep_traceback_for_many_refs(self) -> None:
         @zray.remote(num_returns=2_000)
         def fail() -> None:
@@ -630,6 +635,7 @@ class TestSizes:
 
 
 @pytest.mark.slow
+@pytest.mark.not_simulated("it makes a cluster of its own")
 def test_hundred_megabytes_there_and_back() -> None:
     """In a cluster of its own: the store of the others is too small for it."""
     zray.shutdown()

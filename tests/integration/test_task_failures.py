@@ -404,6 +404,7 @@ class Adder:
         return self.total
 
 
+@pytest.mark.not_simulated("threads that a task or driver starts cannot call zray")
 class TestThreads:
     def in_threads(self, work: Callable[[int], Any], count: int = 8) -> list[Any]:
         with ThreadPoolExecutor(count) as pool:
@@ -536,6 +537,7 @@ PESTERED = """
 """
 
 
+@pytest.mark.not_simulated("each starts a driver of its own")
 class TestInterrupts:
     @pytest.mark.slow
     def test_ctrl_c_inside_get(self) -> None:

@@ -361,3 +361,18 @@ def test_it_draws_a_trace_for_perfetto(tmp_path: Path) -> None:
         zray.get([add.remote(1, 1) for _ in range(3)])
     cluster.chrome(tmp_path / "run.json")
     assert '"add"' in (tmp_path / "run.json").read_text()
+
+
+def test_what_a_task_returns_a_ref_of_is_not_let_go_of_before_its_reply() -> None:
+    """Time passes between the two if it was measured, and what a process lets go of leaves every 2 ms."""
+
+    @zray.remote
+    def busy() -> list[Any]:
+        ref = zray.put("kept")
+        until_s = time.thread_time() + 0.02
+        while time.thread_time() < until_s:
+            pass
+        return [ref]
+
+    with zray.simulate():
+        assert zray.get(zray.get(busy.remote())[0]) == "kept"

@@ -21,7 +21,8 @@ from zray.ids import short
 from zray.protocol.messages import ERROR, Value
 from zray.protocol.user_messages import DYNAMIC, STREAM, VALUES
 from zray.runtime import own_client
-from zray.runtime.actor_class import LOAD, SAVE, ActorExitRequest, groups_of, is_async
+from zray.runtime.actor_class import LOAD, SAVE, groups_of, is_async
+from zray.runtime.actor_code import Outcome, ending_of, made, print_failed_farewell, shut_down
 from zray.runtime.method_retries import method_of, policies_of
 from zray.runtime.results import iterate, listed
 from zray.runtime.running import here
@@ -49,12 +50,7 @@ class SimulatedActor(UserActor):
         self.simulation, self.name, self.instance = simulation, name, instance
         self.groups = groups_of(type(instance))
         self._retries = policies_of(type(instance))
-
-    @staticmethod
-    def of(simulation: Simulation, name: str, instance: Any) -> SimulatedActor:
-        """One of the fitting kind."""
-        kind = _AsyncActor if is_async(type(instance)) else SimulatedActor
-        return kind(simulation, name, instance)
+        self.finish: Callable[[Any], Outcome] | None = None  # runs a coroutine in its loop, if it has one
 
     def method(self, name: str) -> Callable[..., Any]:
         """The program of a call."""
@@ -76,8 +72,23 @@ class SimulatedActor(UserActor):
         return user_error(dump_error(TaskError(self.name, format_user_traceback(error), error)))
 
     def farewell(self) -> Program:
-        """What was registered with ``atexit``."""
-        return self.simulation.run.program(lambda process, _: self.simulation.processes.run_at_exit(process))
+        """It is told that it ends, deleted, and what it registered with ``atexit`` is called."""
+
+        def body(process: SimWorker, perform: Callable[[Any], Any]) -> None:
+            self._shut_down(process)
+            self.simulation.processes.run_at_exit(process)
+
+        return self.simulation.run.program(body)
+
+    def _shut_down(self, process: SimWorker) -> None:
+        actor, self.instance = self.instance, None
+        self.simulation.undeleted.pop(process.address, None)
+        try:
+            shut_down(actor, _call, self.finish)
+        except CrashedHereError:
+            raise
+        except BaseException as error:
+            print_failed_farewell(self.name, error)
 
     def save(self) -> Program:
         """Its state, encoded."""
@@ -95,7 +106,10 @@ class SimulatedActor(UserActor):
             except (CrashedHereError, InterruptError):
                 raise
             except BaseException as error:
-                raise raised(f"{self.name}.{name}", error, process.context, creates=name == LOAD) from None
+                called = f"{self.name}.{name}"
+                if name == LOAD:
+                    raise raised(called, error, process.context, creates=True) from None
+                raise raised_by_call(self.simulation.clients[process.address], called, error) from None
 
         return self.simulation.run.program(body)
 
@@ -114,18 +128,11 @@ class _Job:
 class _AsyncActor(SimulatedActor, CoroutineActor):
     """One with coroutines: its calls run in one event loop, in virtual time."""
 
-    def __init__(self, simulation: Simulation, name: str, instance: Any) -> None:
+    def __init__(self, simulation: Simulation, name: str, instance: Any, loop: VirtualLoop) -> None:
         super().__init__(simulation, name, instance)
-        self.loop = VirtualLoop(simulation)
+        self.loop = loop
+        self.finish = loop.finish
         self._tasks: dict[bytes, asyncio.Task[None]] = {}
-
-    def serve(self) -> Program:
-        """What the thread of the loop does."""
-
-        def body(process: SimWorker, perform: Callable[[Any], Any]) -> None:
-            self.loop.serve()
-
-        return self.simulation.run.program(body, "zray-actor-loop")
 
     def cancel(self, task_id: bytes) -> None:
         """A coroutine is cancelled where it waits."""
@@ -166,6 +173,7 @@ class _AsyncActor(SimulatedActor, CoroutineActor):
             result = self.code_of(method)(*args, **kwargs)
             if inspect.isawaitable(result):
                 result = await result
+            job.making.kept = result
             if job.making.returns == STREAM:
                 await self._stream(client, name, job, result)
             job.result = given(client, name, job.making, result, streamed=True)
@@ -174,7 +182,7 @@ class _AsyncActor(SimulatedActor, CoroutineActor):
         except asyncio.CancelledError:
             job.error = InterruptError()
         except BaseException as error:
-            job.error = raised(name, error, job.context)
+            job.error = raised_by_call(client, name, error)
         finally:
             self._tasks.pop(job.context.task_id, None)
             job.done = True
@@ -201,6 +209,41 @@ async def _as_async(result: Any, name: str) -> Any:
         return
     for item in iterate(result, name):
         yield item
+
+
+def actor_of(
+    simulation: Simulation, process: SimWorker, name: str, cls: type, args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> SimulatedActor:  # fmt: skip
+    """An instance of a user's class; one with coroutine methods is made in its loop."""
+    if not is_async(cls):
+        actor = SimulatedActor(simulation, name, _call(cls, args, kwargs))
+    else:
+        loop = VirtualLoop(simulation)
+        actor = _AsyncActor(simulation, name, _made_in(loop, process, cls, args, kwargs), loop)
+    if hasattr(cls, "__del__"):
+        simulation.undeleted[process.address] = actor.instance
+    return actor
+
+
+def _made_in(
+    loop: VirtualLoop, process: SimWorker, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    former, process.lender = process.lender, loop.begin(process)
+    try:
+        instance, error = loop.finish(made(_call, cls, args, kwargs))
+    finally:
+        process.lender = former
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # its traceback refers to this frame
+    return instance
+
+
+def _call(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return function(*args, **kwargs)
 
 
 def given(
@@ -242,12 +285,18 @@ def _kept(client: SimulatedClient, name: str, result: Any) -> list[bytes]:
     return kept
 
 
+def raised_by_call(client: SimulatedClient, name: str, error: BaseException) -> ProgramError:
+    """What it makes of an exception of a call, which may end the actor; does not return from a crash."""
+    exit_code = ending_of(error)
+    if exit_code:
+        client.simulation.processes.end_worker(error)
+    return LeaveError() if exit_code == 0 else raised(name, error, client.context)
+
+
 def raised(
     name: str, error: BaseException, context: TaskContext, *, retry_on: bytes = b"", creates: bool = False
 ) -> ProgramError:  # fmt: skip
     """What the simulator makes of an exception of user code; ``creates``: it is to make an actor."""
-    if isinstance(error, ActorExitRequest):
-        return LeaveError()
     if context.is_cancelled and isinstance(error, KeyboardInterrupt):
         return InterruptError()
     if isinstance(error, TaskCancelledError) and not error.task_id:

@@ -23,7 +23,7 @@ from sim.operations import (
     WaitFor,
 )
 from sim.process import Process
-from sim.programs import ActorRef, InterruptError, ProgramError, Ref
+from sim.programs import ActorRef, InterruptError, NoRoomError, ProgramError, Ref
 from zray import ids
 from zray.core.client import MethodCall
 from zray.core.client_objects import Want
@@ -99,7 +99,7 @@ class SimulatedClient:
         """Let the kernel perform an operation.
 
         Raises:
-            ZrayError: if the object store refuses it.
+            ObjectStoreFullError, OutOfDiskError: if the object store has no room for it.
         """
         self.simulation.charge(self)
         self.settle()
@@ -108,6 +108,8 @@ class SimulatedClient:
             return self.perform(operation)
         except InterruptError:
             raise KeyboardInterrupt from None
+        except NoRoomError as error:
+            raise error.refusal from None
         except ProgramError as error:
             raise ZrayError(f"{error.origin}: {error.text}") from None
         finally:
@@ -155,7 +157,12 @@ class SimulatedClient:
         return returns
 
     def cancel(self, task_id: bytes, *, force: bool, recursive: bool) -> None:
-        """Take a task back, or a call that this process made."""
+        """Take a task back, or a call that this process made.
+
+        Raises:
+            ValueError: for ``force`` with a call: its actor has others.
+        """
+        self.process.machine.check_force(task_id, force=force)
         self.simulation.note_got(ids.return_ids(task_id, 1))  # nobody asks for it any more
         self.hand_over(CancelAs(task_id, force, recursive))
 

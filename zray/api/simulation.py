@@ -36,7 +36,7 @@ from sim.user_code import CrashedHereError, Perform, UserRun
 from sim.worker import SimWorker
 from zray import ids
 from zray.api import virtual_loop
-from zray.api.simulated_actor import SimulatedActor, given, raised
+from zray.api.simulated_actor import actor_of, given, raised, raised_by_call
 from zray.api.simulated_client import FOREVER_S, NS_PER_S, SETTLE_NS, SimulatedClient
 from zray.api.virtual_process import VirtualProcesses
 from zray.config import Config
@@ -73,6 +73,7 @@ class Simulation:
         self.actor_names: dict[bytes, str] = {}
         self.measured: dict[str, deque[float]] = {}
         self.forgotten: dict[str, int] = {}
+        self.undeleted: dict[bytes, Any] = {}  # process -> its actor, until the farewell that deletes it
         self.clock_ns = 0  # processor time of the thread of user code when it went on
         self._ungot: dict[bytes, str] = {}
         self._measuring: dict[int, tuple[str, list[int]]] = {}  # thread -> (name, its processor time)
@@ -189,18 +190,21 @@ class Simulation:
                 args, kwargs = load_args(payload[0], [load(value[0], "an argument") for value in values])
                 code = load_code(client)
                 if descriptor is None or descriptor.kind != ACTOR:
-                    return given(client, name, making, code(*args, **kwargs))
+                    making.kept = code(*args, **kwargs)
+                    return given(client, name, making, making.kept)
                 restarts = process.context.attempt
                 client.actor = ActorIdentity(process.context.task_id, descriptor.actor_name, restarts, code)
                 own_client.become_actor(client.actor)
-                return SimulatedActor.of(self, name, code(*args, **kwargs))
+                return actor_of(self, process, name, code, args, kwargs)
             except (CrashedHereError, InterruptError):
                 raise
             except BaseException as error:
-                retry_on, creates = b"", False
-                if descriptor is not None:
-                    retry_on, creates = descriptor.retry_on, descriptor.kind == ACTOR
-                raise raised(name, error, process.context, retry_on=retry_on, creates=creates) from None
+                if descriptor is None:
+                    raise raised_by_call(client, name, error) from None
+                creates = descriptor.kind == ACTOR
+                raise raised(
+                    name, error, process.context, retry_on=descriptor.retry_on, creates=creates
+                ) from None
             finally:
                 self._end_body(client)
 

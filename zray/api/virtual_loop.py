@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import math
 from asyncio.base_events import BaseEventLoop
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from sim.operations import WaitFor
 from sim.user_code import CrashedHereError
 from zray.runtime import own_client
+from zray.runtime.actor_code import Outcome
 
 if TYPE_CHECKING:
+    from sim.process import Process
+    from sim.strands import Strand
     from zray.api.simulation import Simulation
 
 NS_PER_S = 1_000_000_000
@@ -48,7 +51,7 @@ class VirtualLoop(BaseEventLoop):
             until_ns = None if timeout is None else run.now_ns + math.ceil(timeout * NS_PER_S)
             if until_ns is not None:
                 run.deadline_ns = max(run.deadline_ns, until_ns)
-            client.hand_over(WaitFor(lambda: bool(ready), until_ns))
+            client.hand_over(WaitFor(lambda: bool(ready), until_ns, may_lend=False))
         return []
 
     def _process_events(self, events: list[Any]) -> None:
@@ -63,10 +66,14 @@ class VirtualLoop(BaseEventLoop):
         if self._process is not None:
             self._simulation.run.cluster.kernel.after(0, self._process.look)
 
-    def serve(self) -> None:
-        """Run until the simulated process ends."""
+    def begin(self, process: Process) -> Strand:
+        """Run from now on in a thread of a simulated process, until that ends."""
+        program = self._simulation.run.program(lambda _process, _perform: self._serve(), "zray-actor-loop")
+        return process.begin(process.drive(program), process.context)
+
+    def _serve(self) -> None:
         try:
-            self.run_forever()
+            self._run_or_end()
         except CrashedHereError:
             for task in asyncio.all_tasks(self):  # while their thread is marked: they can call nothing
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
@@ -76,6 +83,26 @@ class VirtualLoop(BaseEventLoop):
             self._ready.clear()  # type: ignore[attr-defined]
             self._scheduled.clear()  # type: ignore[attr-defined]
             self.close()
+
+    def _run_or_end(self) -> None:
+        try:
+            self.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:  # of a coroutine that is no call
+            self._simulation.processes.end_worker(error)
+
+    def finish(self, coroutine: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """Run a coroutine in the loop, and wait for it, in another thread of its process."""
+        outcomes: list[Outcome] = []
+        tasks: list[asyncio.Task[None]] = []
+
+        async def run() -> None:
+            outcomes.append(await coroutine)
+            self.rouse()
+
+        self.call_soon_threadsafe(lambda: tasks.append(self.create_task(run())))
+        client: Any = own_client.get()
+        client.hand_over(WaitFor(lambda: bool(outcomes)))
+        return outcomes[0]
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., Any], *args: Any

@@ -14,13 +14,14 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from sim.operations import EndProcess, Work
+from sim.operations import EndProcess, ExitWith, Work
 from sim.process import Process
 from sim.user_code import SimulatedThread
 from zray.api.simulated_client import NS_PER_S, not_simulated
 from zray.runtime import own_client
+from zray.runtime.exit_codes import exit_code_of, print_ending
 
 if TYPE_CHECKING:
     from zray.api.simulation import Simulation
@@ -150,6 +151,15 @@ class VirtualProcesses:
             self._exit(code)
         client: Any = own_client.get()
         client.hand_over(EndProcess(client.process, code))
+
+    def end_worker(self, error: BaseException) -> NoReturn:
+        """End the simulated worker whose code runs because of ``error``: its exit handlers run."""
+        client: Any = own_client.get()
+        print_ending(error)
+        client.process.bound_farewell()
+        self.run_at_exit(client.process)
+        client.hand_over(ExitWith(exit_code_of(error)))
+        raise AssertionError("it goes on after its end")
 
     def register(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
         """``atexit.register``; of workers only actors come to their end with their code."""

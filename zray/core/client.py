@@ -28,6 +28,7 @@ from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import Address, Effect, Handler
 from zray.core.questions import Questions
 from zray.core.task_context import TaskContext
+from zray.errors import ObjectStoreFullError, OutOfDiskError
 from zray.ids import first_return_id, return_ids
 from zray.protocol.group_messages import GroupAnswer
 from zray.protocol.messages import (
@@ -258,6 +259,14 @@ class ClientMachine:
         """Whether this is a call of this process without a reply."""
         return task_id in self.calls.actor_of_call
 
+    def check_force(self, task_id: bytes, *, force: bool) -> None:
+        """
+        Raises:
+            ValueError: for ``force`` with a call: its actor has others.
+        """
+        if force and self.is_call(task_id):
+            raise ValueError("force=True is for tasks; zray.kill() ends an actor")
+
     def cancel(self, task_id: bytes, *, force: bool, recursive: bool) -> None:
         """Take a task back, or a call that this process made; ``force`` is for tasks."""
         if self.is_call(task_id):
@@ -304,6 +313,14 @@ class ClientMachine:
         if answer.capacity_bytes == 0:
             return HAS_VALUE
         return TOO_LARGE if size_bytes > answer.capacity_bytes else NO_ROOM
+
+    @staticmethod
+    def no_room(answer: Created | CreateFailed, size_bytes: int) -> ObjectStoreFullError | OutOfDiskError:
+        """The error of who wanted room, where the verdict is that there is none."""
+        assert isinstance(answer, CreateFailed)
+        if size_bytes > answer.capacity_bytes:
+            return ObjectStoreFullError(size_bytes, answer.capacity_bytes)
+        return OutOfDiskError(size_bytes, answer.detail)
 
     def abandon(self, object_id: bytes) -> None:
         """The value is not going to be written."""

@@ -26,10 +26,6 @@ SPECIAL_METHODS: dict[str, Callable[..., Any]] = {
 """What Ray lets callers do to every actor: ask whether it is made, run a function on it, end it."""
 
 
-SHUT_DOWN = "__ray_shutdown__"
-"""A method without arguments that an actor may have, called when it ends in peace: not when it is killed."""
-
-
 def is_async(cls: type) -> bool:
     """Whether a class has coroutine methods: all of its calls run in an event loop then."""
     return any(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +21,8 @@ from zray.core.stream_credits import StreamCredits
 from zray.errors import TaskCancelledError
 from zray.protocol.messages import ERROR, TASK, Call, Describe, Value
 from zray.protocol.user_messages import DYNAMIC, STREAM, CancelCall
-from zray.runtime.actor_class import SHUT_DOWN, ActorExitRequest, groups_of
+from zray.runtime.actor_class import groups_of
+from zray.runtime.actor_code import Execute, ending_of, print_failed_farewell, shut_down
 from zray.runtime.actor_loop import ActorLoop
 from zray.runtime.checkpoints import Checkpoints
 from zray.runtime.client import Client
@@ -31,7 +31,6 @@ from zray.runtime.results import NOTHING, Results
 from zray.runtime.running import here
 from zray.runtime.streaming import StreamMaker
 from zray.runtime.worker_end import end_worker
-from zray.serialize.values import format_user_traceback
 
 if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
     import asyncio
@@ -41,7 +40,6 @@ log = logging.getLogger("zray.worker")
 
 ATOMS = (type(None), bool, int, float)
 
-Execute = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 LoadArguments = Callable[[Call], tuple[tuple[Any, ...], dict[str, Any]]]
 
 
@@ -87,6 +85,7 @@ class ActorHost:
         self.current = ids.NIL_ID  # the call that a plain actor runs
         self._spawned: dict[bytes, asyncio.Task[None]] = {}  # not begun yet: to cancel these would lose them
         self._coroutines: dict[bytes, asyncio.Task[None]] = {}
+        self._actor_loop = loop
         self._loop = None if loop is None else loop.loop
         self._threads: ThreadPoolExecutor | None = None
         if loop is None and self.slots.limit > 1:
@@ -156,16 +155,11 @@ class ActorHost:
     def shut_down(self) -> None:
         """The actor ends in peace: let it say so, then let go of it, so that its ``__del__`` runs."""
         actor, self.actor = self.actor, None
-        if not hasattr(type(actor), SHUT_DOWN):
-            return
+        self.checkpoints = None  # which hold it, too
         try:
-            result = self.execute(getattr(actor, SHUT_DOWN), (), {})
-            if inspect.iscoroutine(result) and self._loop is not None:
-                import asyncio
-
-                asyncio.run_coroutine_threadsafe(result, self._loop).result()
-        except BaseException as error:  # who watches the output may want to know; nobody waits for a value
-            print(f"{self.calls.name}.{SHUT_DOWN}() raised:\n{format_user_traceback(error)}", file=sys.stderr)
+            shut_down(actor, self.execute, None if self._actor_loop is None else self._actor_loop.finish)
+        except BaseException as error:
+            print_failed_farewell(self.calls.name, error)
 
     def repeat(self, call: Call) -> None:
         """Run a call that has its reply once more, for its effect on the actor alone."""
@@ -248,9 +242,10 @@ class ActorHost:
         return send
 
     def _errors(self, source: Address, call: Call, error: BaseException) -> tuple[Value, ...]:
-        if isinstance(error, SystemExit) and error.code not in (None, 0):
-            end_worker(self.client, error)  # no success: it is made again, if it may be, as after any crash
-        if isinstance(error, ActorExitRequest | SystemExit):
+        exit_code = ending_of(error)
+        if exit_code:
+            end_worker(self.client, error)
+        if exit_code == 0:
             with self.client.lock:
                 return self.calls.leave(call)
         name = self.calls.name_of(call)

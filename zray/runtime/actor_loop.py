@@ -1,17 +1,13 @@
-"""The event loop of an actor with coroutine methods. Its constructor runs in it, too, as all of its calls do.
-
-So a constructor may use ``asyncio.create_task``, open what belongs to one thread (a connection of sqlite),
-or be a coroutine function.
-"""
+"""The event loop of an actor with coroutine methods. Its constructor runs in it, as all of its calls do."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
+from zray.runtime.actor_code import Execute, Outcome, made
 from zray.runtime.worker_end import end_worker
 
 if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
@@ -20,8 +16,6 @@ if TYPE_CHECKING:  # 60 ms that only the actors pay that need them
     from zray.runtime.client import Client
 
 log = logging.getLogger("zray.worker")
-
-Execute = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
 
 class ActorLoop:
@@ -46,13 +40,16 @@ class ActorLoop:
 
     def construct(self, execute: Execute, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Make an instance in the loop, and wait for it; raises what its constructor raises."""
-        import asyncio
-
-        made = asyncio.run_coroutine_threadsafe(_made(execute, cls, args, kwargs), self.loop)
-        instance, error = made.result()
+        instance, error = self.finish(made(execute, cls, args, kwargs))
         if error is not None:
             raise error
         return instance
+
+    def finish(self, coroutine: Coroutine[Any, Any, Outcome]) -> Outcome:
+        """Run a coroutine in the loop, and wait for it, in another thread."""
+        import asyncio
+
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result()
 
     def _run(self) -> None:
         try:
@@ -60,18 +57,3 @@ class ActorLoop:
         except BaseException as error:  # SystemExit or KeyboardInterrupt of a coroutine that is no call
             log.exception("a coroutine ended the event loop of the actor, and so the actor")
             end_worker(self.client, error)  # its calls would hang
-
-
-async def _made(
-    execute: Execute, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[Any, BaseException | None]:
-    constructor: Any = inspect.getattr_static(cls, "__init__")
-    allocate: Any = cls.__new__
-    try:
-        if not inspect.iscoroutinefunction(constructor):
-            return execute(cls, args, kwargs), None
-        instance = allocate(cls) if allocate is object.__new__ else allocate(cls, *args, **kwargs)
-        await execute(constructor, (instance, *args), kwargs)
-        return instance, None
-    except BaseException as error:  # as a value: SystemExit would end the loop
-        return None, error

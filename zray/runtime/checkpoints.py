@@ -68,7 +68,8 @@ class Checkpoints:
             Exception: what ``__zray_load__`` raised; the actor is dead then.
         """
         client = self.client
-        client.handlers[RepeatCall] = lambda _now_ns, _source, message: self.machine.on_repeat(message)
+        machine = self.machine  # and not self, which holds the actor
+        client.handlers[RepeatCall] = lambda _now_ns, _source, message: machine.on_repeat(message)
         object_id = client.ask(FindCheckpoint, None).object_id
         if object_id:
             try:

@@ -22,14 +22,12 @@ from typing import Any
 
 from zray import ids
 from zray.config import Config
-from zray.core.client import ARGS_IN_LAST_DEP, HAS_VALUE, ROOM, TOO_LARGE, MethodCall
+from zray.core.client import ARGS_IN_LAST_DEP, HAS_VALUE, ROOM, MethodCall
 from zray.core.machine import Address
 from zray.core.task_context import TaskContext
 from zray.errors import (
     ClusterUnavailableError,
     ObjectLostError,
-    ObjectStoreFullError,
-    OutOfDiskError,
     VersionMismatchError,
     ZrayError,
 )
@@ -266,8 +264,7 @@ class Client(EventLink):
             ValueError: for ``force`` with a call: its actor has others.
         """
         with self.lock:
-            if force and self.machine.is_call(task_id):
-                raise ValueError("force=True is for tasks; zray.kill() ends an actor")
+            self.machine.check_force(task_id, force=force)
             self.machine.cancel(task_id, force=force, recursive=recursive)
             self._send_all()
 
@@ -356,9 +353,7 @@ class Client(EventLink):
             if verdict == HAS_VALUE:
                 return False
             if verdict != ROOM:
-                if verdict == TOO_LARGE:
-                    raise ObjectStoreFullError(size_bytes, answer.capacity_bytes)
-                raise OutOfDiskError(size_bytes, answer.detail)
+                raise self.machine.no_room(answer, size_bytes)
             self.io.write(answer, value)
         except BaseException:
             with self.lock:

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 from zray.errors import ZrayError
 from zray.runtime import output
 from zray.runtime.client import FAREWELL_TIMEOUT_S
-from zray.runtime.zygote import EXIT_RAISED, code_of
-from zray.serialize.values import format_user_traceback
+from zray.runtime.exit_codes import exit_code_of, print_ending
 
 if TYPE_CHECKING:
     from zray.runtime.client import Client
@@ -31,31 +30,24 @@ def bound_farewell(timeout_s: float) -> None:
 
 def end_worker(client: Client, error: BaseException) -> NoReturn:
     """End this worker because of ``error``: exit handlers run, and what it printed is told."""
-    code = _code_for(error)
+    print_ending(error)
     bound_farewell(client.config.farewell_timeout_ns / 1e9)
     atexit._run_exitfuncs()
     output.flush()
     client.tell_all()
     with contextlib.suppress(ZrayError):  # the node is gone, or has no time
         client.confirm_acquired(FAREWELL_TIMEOUT_S)
-    _end(code)
+    _end(error)
 
 
 def end_fork(error: BaseException | None) -> NoReturn:
     """End a process that was forked from a worker, whose link and exit handlers are not its own."""
-    _end(_code_for(error))
+    if error is not None:
+        print_ending(error)
+    _end(error)
 
 
-def _code_for(error: BaseException | None) -> int:
-    if error is None:
-        return 0
-    if isinstance(error, SystemExit):
-        return code_of(error)
-    print(format_user_traceback(error), file=sys.stderr)
-    return EXIT_RAISED
-
-
-def _end(code: int) -> NoReturn:
+def _end(error: BaseException | None) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code & 0xFF)
+    os._exit(exit_code_of(error))

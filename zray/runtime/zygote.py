@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import msgspec
 
 from zray.runtime import session_dir
+from zray.runtime.exit_codes import EXIT_RAISED, exit_code_of, print_ending
 from zray.runtime.heap import keep_freed_memory
 
 if TYPE_CHECKING:  # 5 ms that a driver need not pay
@@ -47,7 +48,6 @@ REAP_TIMEOUT_S = 5.0
 """How long the zygote waits at its end for killed workers; one stuck in the kernel may take longer."""
 REPORT_TIMEOUT_S = 1.0
 """How long it waits at its end for the node to take the last reports."""
-EXIT_RAISED = 1
 EXIT_NOT_STARTED = 71
 """``Exited.exit_code`` of a worker that could not be forked (EX_OSERR); its pid is 0."""
 
@@ -290,7 +290,8 @@ class Zygote:
                 self._leave_zygote(request)
                 code = self._worker_main(request.worker_id, self._session_path) or 0
             except SystemExit as ending:
-                code = code_of(ending)
+                print_ending(ending)
+                code = exit_code_of(ending)
             except BaseException:
                 traceback.print_exc()
             sys.stdout.flush()
@@ -405,13 +406,3 @@ def _reseed() -> None:
     numpy_random = sys.modules.get("numpy.random")
     if numpy_random is not None:
         numpy_random.seed()
-
-
-def code_of(ending: SystemExit) -> int:
-    """The exit code that the interpreter itself would use."""
-    if ending.code is None:
-        return 0
-    if isinstance(ending.code, int):
-        return ending.code
-    print(ending.code, file=sys.stderr)
-    return EXIT_RAISED
