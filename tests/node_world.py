@@ -79,7 +79,7 @@ from zray.protocol.messages import (
     Welcome,
     Withdraw,
 )
-from zray.protocol.user_messages import SeeGpus
+from zray.protocol.user_messages import ResultsReady, SeeGpus
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -262,6 +262,13 @@ class Process:
             assert self.values.setdefault(object_id, seen) == seen, "I1"
         for inner in value.contained:
             self.acquire(inner)
+
+    def on_resultsready(self, message: ResultsReady) -> None:
+        assert len(message.values) > 1
+        object_ids = ids.return_ids(message.task_id, len(message.values))
+        for object_id, value in zip(object_ids, message.values, strict=True):
+            assert value.kind not in (EXTENT, FILE)
+            self.on_objectready(ObjectReady(object_id, value))
 
     def view(self, message: ObjectReady) -> None:
         object_id, value = message.object_id, message.value

@@ -38,6 +38,7 @@ from zray.protocol.messages import (
     Value,
     Warn,
 )
+from zray.protocol.user_messages import ResultsReady
 
 MS = 1_000_000
 DRIVER_ADDRESS = b"driver"
@@ -45,6 +46,15 @@ JOB = b"j" * 8 + bytes(8)
 GLOBAL = b"gcs-0000"
 NOTHING = Value(INLINE, b"N.")
 CONFIG = Config()
+
+
+def each_ready(effect: tuple[bytes, Any]) -> list[tuple[bytes, Any]]:
+    """The effect, or for ``ResultsReady`` what says the same one by one."""
+    to, message = effect
+    if not isinstance(message, ResultsReady):
+        return [effect]
+    object_ids = ids.return_ids(message.task_id, len(message.values))
+    return [(to, ObjectReady(*pair)) for pair in zip(object_ids, message.values, strict=True)]
 
 
 class Bench:
@@ -69,7 +79,9 @@ class Bench:
         self.node.out.clear()
 
     def take(self, kind: type) -> list[tuple[bytes, Any]]:
-        """The effects of one kind, removed from those to look at."""
+        """The effects of one kind, removed from those to look at; results told together count one by one."""
+        if kind is ObjectReady:
+            self.effects = [one for effect in self.effects for one in each_ready(effect)]
         found = [effect for effect in self.effects if isinstance(effect[1], kind)]
         self.effects = [effect for effect in self.effects if not isinstance(effect[1], kind)]
         return found

@@ -72,11 +72,16 @@ def get_many(client: Client, refs: Sequence[ObjectRef[Any]], timeout: float | No
         ready = sum(client.objects.is_ready(object_id) for object_id in object_ids)
         assert timeout is not None
         raise GetTimeoutError(len(object_ids) - ready, len(object_ids), timeout)
+    only_inline = True
     for object_id in object_ids:
-        value = values[object_id]
-        if value.kind == ERROR or value.kind == FAULT:
-            client.give_back(values)
-            raise _error_of(value)
+        kind = values[object_id].kind
+        if kind != INLINE:
+            only_inline = False
+            if kind in (ERROR, FAULT):
+                client.give_back(values)
+                raise _error_of(values[object_id])
+    if only_inline and len(values) == len(object_ids):
+        return [load(values[object_id].data) for object_id in object_ids]
     loaded = {object_id: _load(client, object_id, value) for object_id, value in values.items()}
     return [loaded[object_id] for object_id in object_ids]
 

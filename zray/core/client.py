@@ -68,6 +68,7 @@ from zray.protocol.user_messages import (
     KeepCopies,
     NameAnswer,
     ReplyItem,
+    ResultsReady,
     StreamItem,
 )
 
@@ -393,6 +394,11 @@ class ClientMachine:
         if self.leased.under_way:
             self.leased.on_value_at_node(message.object_id)
 
+    def on_results_ready(self, now_ns: int, source: Address, message: ResultsReady) -> None:
+        """The node has the values of all return objects of a task; leased tasks have one each."""
+        values = message.values
+        self.objects.on_results(return_ids(message.task_id, len(values)), values)
+
     def on_reply(self, now_ns: int, source: Address, message: Reply) -> None:
         """An actor answers."""
         self.caller.on_reply(message)
@@ -468,6 +474,7 @@ class ClientMachine:
 
     HANDLERS: ClassVar[dict[type, Handler]] = {
         ObjectReady: on_ready,
+        ResultsReady: on_results_ready,
         Reply: on_reply,
         ActorState: on_actor_state,
         Lease: on_lease,

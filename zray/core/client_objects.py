@@ -82,13 +82,14 @@ class ClientObjects:
 
     def expect(self, object_ids: Iterable[bytes]) -> None:
         """This process submits the task that returns these; it will be told when they are sealed."""
+        objects, released = self.objects, self.released
         for object_id in object_ids:
-            local = self.objects.get(object_id)
-            if local is None:
-                self.released.pop(object_id, None)
-                self.objects[object_id] = LocalObject(1, True, None, True)
-            else:  # the submitting task runs again, and handles of its first run are left
-                local.refs += 1
+            if object_id in objects:  # the submitting task runs again, and handles of its first run are left
+                objects[object_id].refs += 1
+            else:
+                if object_id in released:
+                    del released[object_id]
+                objects[object_id] = LocalObject(1, True, None, True)
 
     def expect_reply(self, object_ids: Iterable[bytes]) -> None:
         """This process makes the actor call that returns these; the call needs them until it ends."""
@@ -147,8 +148,16 @@ class ClientObjects:
     def drop(self, object_id: bytes) -> None:
         """One handle or need less; at the last the node is told, with the next batch."""
         local = self.objects.get(object_id)
-        if local is not None and local.refs > 1:
+        if local is None:
+            return
+        if local.refs > 1:
             local.refs -= 1
+            return
+        if not local.shown and not local.contained:  # as a rule
+            local.refs = 0
+            del self.objects[object_id]
+            if local.known:
+                self.released[object_id] = None
             return
         dropped = [object_id]
         while dropped:
@@ -281,6 +290,27 @@ class ClientObjects:
         if local.wants:
             self._satisfy(object_id, local)
 
+    def on_results(self, object_ids: Iterable[bytes], values: Iterable[Value]) -> None:
+        """The node tells of all return objects of a task at once; none of them is in the arena or a file."""
+        objects = self.objects
+        for object_id, value in zip(object_ids, values, strict=True):
+            local = objects.get(object_id)
+            if local is None:
+                continue
+            if local.value is None:
+                local.value = value
+            wants = local.wants
+            if not wants:
+                continue
+            want = wants[0]
+            if len(wants) > 1 or want.needed <= 1 or local.value.kind == AT_NODE:
+                self._satisfy(object_id, local)
+            else:  # as a rule: one reader who waits for more of them
+                local.wants = None
+                if object_id in want.missing:
+                    del want.missing[object_id]
+                    want.needed -= 1
+
     def _satisfy(self, object_id: bytes, local: LocalObject) -> None:
         wants, local.wants = local.wants, None
         if not wants:
@@ -316,9 +346,11 @@ class ClientObjects:
         want = Want(missing, 0, fetch)
         asks: list[bytes] = []
         ready = 0
+        objects = self.objects
         for object_id in object_ids:
-            local = self.objects[object_id]
-            if self._is_here(local) or (local.value is not None and not fetch):
+            local = objects[object_id]
+            value = local.value
+            if value is not None and (not fetch or value.kind != AT_NODE or local.shown):
                 ready += 1
                 continue
             missing[object_id] = None
@@ -326,7 +358,7 @@ class ClientObjects:
                 local.wants = [want]
             else:
                 local.wants.append(want)
-            if not local.asked or local.value is not None:
+            if not local.asked or value is not None:
                 local.asked = True
                 asks.append(object_id)
         want.needed = len(missing) if needed is None else needed - ready
@@ -340,13 +372,16 @@ class ClientObjects:
         Once the want is done, this is called again: what it waited for may be with another reader by then.
         """
         left = []
+        objects = self.objects
         for object_id in object_ids:
-            if object_id not in taken:
-                value = self.take(object_id)
-                if value is None:
-                    left.append(object_id)
-                else:
-                    taken[object_id] = value
+            if object_id in taken:
+                continue
+            local = objects[object_id]
+            value = self.take(object_id) if local.shown else local.value
+            if value is None or value.kind == AT_NODE:
+                left.append(object_id)
+            else:
+                taken[object_id] = value
         return self.want(left, None, True) if left else None
 
     def await_ready(self, object_ids: Sequence[bytes], needed: int) -> Want | None:

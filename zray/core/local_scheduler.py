@@ -27,6 +27,7 @@ from zray.core.lineage import Lineage
 from zray.core.machine import Address, Effect
 from zray.core.node_store import SEALED, NodeStore, ObjectEntry
 from zray.core.references import References
+from zray.core.results_together import seal_together
 from zray.core.streams import Streams, credit_of
 from zray.core.worker_pool import DEDICATED, TaskClass, TaskEntry, Worker, WorkerPool
 from zray.ids import first_return_id, producer_of, return_ids, short
@@ -194,7 +195,7 @@ class LocalScheduler:
         count = task_class.descriptor.num_returns
         if count == 1:
             return [self.references.expect(source, first_return_id(spec.task_id))]
-        return [self.references.expect(source, object_id) for object_id in return_ids(spec.task_id, count)]
+        return self.references.expect_all(source, return_ids(spec.task_id, count))
 
     def dependencies_sealed(self, tasks: list[TaskEntry]) -> None:
         """An object was sealed that these tasks waited for (once per dependency)."""
@@ -440,6 +441,9 @@ class LocalScheduler:
         is_guest = bool(self.guests) and spec.task_id in self.guests
         # The lineage of a guest is followed at its origin.
         self._record(task, state, len(outputs) if is_guest else references.newly_made(outputs), recorded)
+        together = len(made) > 1 and len(made) == len(values)
+        if together and seal_together(self.store, spec.task_id, made):
+            made = []
         for entry, value in made:
             if value.contained:
                 references.contain(self.now_ns, value.contained)

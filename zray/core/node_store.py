@@ -591,6 +591,16 @@ class NodeStore:
 
     # --- end of life -----------------------------------------------------------------------------
 
+    def free_plain(self, entry: ObjectEntry) -> bool:
+        """Forget an object that nobody needs, if it is nothing but a small value; whether it was that."""
+        value = entry.value
+        if value is None or value.kind != INLINE or value.contained or entry.on_disk:
+            return False
+        if self.shared or self.copies or self.kept:
+            return False
+        del self.objects[entry.object_id]
+        return True
+
     def free(self, entry: ObjectEntry) -> tuple[bytes, ...]:
         """Forget an object that nobody needs; returns the ids it contained."""
         del self.objects[entry.object_id]

@@ -14,7 +14,7 @@ it takes it over. Its own ``Release`` of the same object may be on the way, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from zray.core.machine import Address, invariant
 from zray.core.node_store import PENDING, SEALED, NodeStore, ObjectEntry
@@ -74,6 +74,24 @@ class References:
         store.subscribe(client, entry)
         return entry
 
+    def expect_all(self, client: Address, object_ids: Sequence[bytes]) -> list[ObjectEntry]:
+        """:meth:`expect` for all that one task makes."""
+        entries: list[ObjectEntry] = []
+        if not object_ids:
+            return entries
+        objects, held = self.store.objects, self.held.setdefault(client, {})
+        for object_id in object_ids:
+            if object_id in objects:
+                entries.append(self.expect(client, object_id))
+                continue
+            entry = objects[object_id] = ObjectEntry(object_id)
+            entry.known = True
+            entry.holders = 1
+            entry.subscribers = [client]
+            held[object_id] = None
+            entries.append(entry)
+        return entries
+
     def holds(self, client: Address, entry: ObjectEntry) -> bool:
         """Whether ``client`` holds the object."""
         return entry.object_id in self.held.get(client, ())
@@ -128,7 +146,10 @@ class References:
         held = self.held.get(client)
         if held is None:
             return
-        objects = self.store.objects
+        store = self.store
+        objects = store.objects
+        maker = b""  # of what was freed last, and how much of it was
+        freed = 0
         for object_id in object_ids:
             if object_id not in held:
                 continue
@@ -136,8 +157,21 @@ class References:
             entry = objects[object_id]
             entry.holders -= 1
             if entry.subscribers or entry.waiters:
-                self.store.unsubscribe(client, entry)
-            self.free_if_unneeded(entry)
+                store.unsubscribe(client, entry)
+            if entry.holders or entry.pins:
+                continue
+            if entry.is_actor or not store.free_plain(entry):
+                self.free_if_unneeded(entry)
+            elif entry.counted:
+                entry.counted = False
+                if object_id[:12] != maker:  # the results of one task come one after the other
+                    if freed:
+                        self._lineage_unneeded(producer_of(maker), freed)
+                    maker = object_id[:12]
+                    freed = 0
+                freed += 1
+        if freed:
+            self._lineage_unneeded(producer_of(maker), freed)
 
     def client_gone(self, client: Address) -> None:
         """Everything that a process held, or was about to, is released."""
@@ -235,8 +269,8 @@ class References:
             entry.counted = False
             self._lineage_unneeded(producer_of(entry.object_id))
 
-    def _lineage_unneeded(self, task_id: bytes) -> None:
-        """One need of a record is gone; release it, and up its inputs, at the last."""
+    def _lineage_unneeded(self, task_id: bytes, times: int = 1) -> None:
+        """So many needs of a record are gone; release it, and up its inputs, at the last."""
         ending = [task_id]
         lineage = self.lineage
         while ending:
@@ -245,7 +279,8 @@ class References:
             if record is None:
                 continue  # truncated before
             needs, producers = record
-            needs[0] -= 1
+            needs[0] -= times
+            times = 1  # of each producer
             if needs[0] == 0:
                 del lineage[task_id]
                 self.on_lineage_released(task_id)

@@ -210,6 +210,13 @@ class ReaderGone(Message, frozen=True, tag=74):
     reader: bytes
 
 
+class ResultsReady(Message, frozen=True, tag=75):
+    """``ObjectReady`` of all return objects of a task in one, in order; none is in the arena or a file."""
+
+    task_id: bytes
+    values: tuple[Value, ...]
+
+
 # --- caller <-> the worker of an actor -----------------------------------------------------------
 
 
@@ -266,6 +273,6 @@ UserToNode = (
 )  # fmt: skip
 UserFromNode = (
     StreamItem | Interrupt | StreamCredit | NameAnswer | Printed | RepeatCall | CheckpointFound
-    | Tell | SeeGpus | CopiesKept | ReaderGone
+    | Tell | SeeGpus | CopiesKept | ReaderGone | ResultsReady
 )  # fmt: skip
 UserDirect = ReplyItem | ConsumedItems | CancelCall

@@ -14,7 +14,7 @@ from zray.core.streams import item_id
 from zray.errors import ActorDiedError, RuntimeEnvSetupError, TaskCancelledError, TaskError, ZrayError
 from zray.protocol.messages import ACTOR, ERROR, EXTENT, INLINE, Value
 from zray.runtime.client import Client
-from zray.serialize.values import dump, dump_error, format_user_traceback
+from zray.serialize.values import Serialized, dump, dump_error, dump_plain, format_user_traceback
 
 NOTHING = (Value(INLINE, dump(None).to_bytes()),)
 """The values of what returns ``None``."""
@@ -68,11 +68,19 @@ class Results:
             raise ValueError(f"{name}() has num_returns={num_returns} and returned {len(results)} values")
         values: list[Value] = []
         inline_bytes_left = RESULT_BYTES_MAX
+        inline_bytes_max = self.config.inline_bytes_max
         object_ids = ids.return_ids(task_id, num_returns)
         try:
             for object_id, one in zip(object_ids, results, strict=False):
-                values.append(self.pack_one(object_id, name, one, holder, inline_bytes_left))
-                inline_bytes_left -= len(values[-1].data)
+                data = dump_plain(one)
+                if data is None:
+                    value = self.pack_one(object_id, name, one, holder, inline_bytes_left)
+                elif len(data) <= inline_bytes_max and len(data) <= inline_bytes_left:
+                    value = Value(INLINE, data)
+                else:
+                    value = self._keep(object_id, Serialized((data,), len(data)), holder, 0)
+                inline_bytes_left -= len(value.data)
+                values.append(value)
         except BaseException:
             self._abort(object_ids, values)
             raise
@@ -90,6 +98,9 @@ class Results:
     ) -> Value:
         """The value of one object. A large one for a ``holder`` is sealed, else its report seals it."""
         packed = dump(result, f"the return value of {name}()")
+        return self._keep(object_id, packed, holder, inline_bytes_left)
+
+    def _keep(self, object_id: bytes, packed: Serialized, holder: Address, inline_bytes_left: int) -> Value:
         client = self.client
         if packed.contained:
             with client.lock:

@@ -175,6 +175,13 @@ def dump(value: Any, what: str = "the value", root: str = "value") -> Serialized
         raise SerializationError(what, *locate_culprit(value, root, error)) from error
 
 
+def dump_plain(value: Any) -> bytes | None:
+    """The flat layout of a value that plain pickle is right for; ``None`` for any other: use :func:`dump`."""
+    if type(value) in PLAIN_ATOMS or is_plain(value, PLAIN_DEPTH_MAX):
+        return dumps(value, 5)
+    return None
+
+
 def is_plain(value: Any, depth: int) -> bool:
     """Whether ``value`` is small and made of nothing but builtins: plain pickle is right and fast."""
     kind = type(value)
