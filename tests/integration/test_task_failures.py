@@ -382,6 +382,21 @@ class TestCrashes:
             zray.get(die.remote(), timeout=PATIENCE_S)
         assert len(list(tmp_path.iterdir())) == 3
 
+    def test_many_results_come_from_the_attempt_that_ends(self, tmp_path: Path) -> None:
+        @zray.remote(num_returns=1_000)
+        def numbers() -> Any:
+            try:
+                (tmp_path / "tried").touch(exist_ok=False)
+            except FileExistsError:
+                return range(1_000)
+            os._exit(1)
+
+        refs = numbers.remote()
+        total = add.remote(refs[0], refs[998])
+        del refs[1:900]
+        assert zray.get(refs, timeout=PATIENCE_S) == [0, *range(900, 1_000)]
+        assert zray.get(total, timeout=PATIENCE_S) == 998
+
     def test_neighbours_are_not_harmed(self) -> None:
         refs = [echo.remote(i) for i in range(500)]
         bad = crash.options(max_retries=0).remote(-1)

@@ -243,6 +243,19 @@ def test_workers_that_die_are_survived_by_retries() -> None:
     assert cluster.summary()["retries"] > 0
 
 
+def test_results_told_together_outlive_workers_nodes_and_single_messages() -> None:
+    faults = {"worker_crash": 0.5, "node_crash": 0.1, "message_death": 3.0}
+    retried = 0
+    for seed in range(4):
+        with zray.simulate(nodes=3, cpus=2, seed=seed, durations=DURATIONS, faults=faults) as cluster:
+            pairs = [two.options(max_retries=-1).remote(i) for i in range(12)]
+            taken = [add.options(max_retries=-1).remote(first, second) for first, second in pairs[:6]]
+            assert zray.get([ref for pair in pairs for ref in pair]) == [i for i in range(12) for _ in "ab"]
+            assert zray.get(taken) == [2 * i for i in range(6)]
+        retried += cluster.summary()["retries"]
+    assert retried > 0
+
+
 # --- what goes wrong ---------------------------------------------------------------------------------
 
 

@@ -270,7 +270,8 @@ class ActorMethod:
         """
         client = session.current()
         handle, call = self._handle, self._call
-        handle._check_session(client)
+        if handle._creation._client is not client:
+            handle._check_session(client)
         pending_max = handle._limits[1]
         if pending_max > 0 and client.calls.pending(handle._actor_id) >= pending_max:
             raise PendingCallsLimitExceededError(handle._name, pending_max)

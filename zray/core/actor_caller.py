@@ -47,7 +47,7 @@ class ActorCaller:
             objects.hold_all(returns)  # for its new handles; what the call needs is counted
             self.calls.make_again(call)
             return
-        if not self.calls.pending(call.actor_id):
+        if not self.calls.is_pending(call.actor_id):
             objects.hold(first_return_id(call.actor_id))
         if arguments:
             objects.hold_all(arguments)
@@ -82,15 +82,20 @@ class ActorCaller:
 
     def _end(self, call: Call, values: Sequence[Value]) -> None:
         objects = self.objects
-        for object_id, value in zip(return_ids(call.task_id, call.num_returns), values, strict=True):
-            objects.on_reply(object_id, value, call.actor_id)
-        if call.task_id in self._arguments:
+        task_id = call.task_id
+        if call.num_returns == 1:
+            (value,) = values
+            objects.on_reply(first_return_id(task_id), value, call.actor_id)
+        else:
+            for object_id, value in zip(return_ids(task_id, call.num_returns), values, strict=True):
+                objects.on_reply(object_id, value, call.actor_id)
+        if self._arguments and task_id in self._arguments:
             for object_id in self._arguments.pop(call.task_id):
                 objects.drop(object_id)
 
     def _let_go_of(self, actor_id: bytes) -> None:
         """After calls have ended: the last one lets go of the handle."""
-        if not self.calls.pending(actor_id):
+        if not self.calls.is_pending(actor_id):
             self.objects.drop(first_return_id(actor_id))
 
     def check(self) -> None:

@@ -75,6 +75,11 @@ class ActorCalls:
         callee = self.callees.get(actor_id)
         return 0 if callee is None else len(callee.waiting) + len(callee.in_flight)
 
+    def is_pending(self, actor_id: bytes) -> bool:
+        """Whether a call of an actor has no reply."""
+        callee = self.callees.get(actor_id)
+        return callee is not None and bool(callee.in_flight or callee.waiting)
+
     def methods_pending(self) -> list[str]:
         """The method of every call that has no reply."""
         callees = self.callees.values()
@@ -201,9 +206,10 @@ class ActorCalls:
         return call
 
     def _ended(self, task_id: bytes) -> bytes | None:
-        self.repeats.pop(task_id, None)
-        self.consumed.pop(task_id, None)
-        self.again.pop(task_id, None)
+        if self.repeats or self.consumed or self.again:
+            self.repeats.pop(task_id, None)
+            self.consumed.pop(task_id, None)
+            self.again.pop(task_id, None)
         return self.actor_of_call.pop(task_id, None)
 
     def _fail_all(self, callee: _Callee, message: ActorState) -> list[tuple[Call, Value]]:

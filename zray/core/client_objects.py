@@ -222,6 +222,11 @@ class ClientObjects:
         local = self.objects.get(object_id)
         if local is None:
             return
+        is_private = value.kind != EXTENT and not value.contained and not local.known
+        if is_private and local.refs > 1 and local.value is None and not local.wants:  # as a rule
+            local.value = value
+            local.refs -= 1
+            return
         if value.contained:
             self._adopt(value.contained, giver)
         if value.kind == EXTENT:  # it is in the node's store, which counts us as a holder
@@ -299,23 +304,20 @@ class ClientObjects:
                 continue
             if local.value is None:
                 local.value = value
-            wants = local.wants
-            if not wants:
-                continue
-            want = wants[0]
-            if len(wants) > 1 or want.needed <= 1 or local.value.kind == AT_NODE:
+            if local.wants:
                 self._satisfy(object_id, local)
-            else:  # as a rule: one reader who waits for more of them
-                local.wants = None
-                if object_id in want.missing:
-                    del want.missing[object_id]
-                    want.needed -= 1
 
     def _satisfy(self, object_id: bytes, local: LocalObject) -> None:
         wants, local.wants = local.wants, None
         if not wants:
             return
         here = self._is_here(local)
+        want = wants[0]
+        if here and want.needed > 1 and len(wants) == 1:  # as a rule: one reader, who waits for more
+            if object_id in want.missing:
+                del want.missing[object_id]
+                want.needed -= 1
+            return
         for want in wants:
             if object_id not in want.missing:
                 continue

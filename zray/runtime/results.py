@@ -60,6 +60,9 @@ class Results:
         if num_returns == 1:
             if result is None:
                 return NOTHING
+            data = dump_plain(result)
+            if data is not None and len(data) <= self.config.inline_bytes_max:  # as a rule
+                return (Value(INLINE, data),)
             return (self.pack_one(ids.first_return_id(task_id), name, result, holder),)
         if num_returns == 0:
             return ()
