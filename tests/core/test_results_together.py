@@ -62,6 +62,23 @@ def test_who_submitted_a_task_hears_of_all_its_results_at_once(
     assert not bench.node.references.lineage
 
 
+def test_the_record_goes_with_the_last_of_them_also_if_all_go_at_once(bench: NodeBench) -> None:
+    worker, task, results = running_pair(bench)
+    bench.say(worker, TaskDone(task, 0, (ONE, TWO), MS))
+    bench.take(ResultsReady)
+    bench.say(DRIVER_ADDRESS, Release(results))
+    assert not bench.objects
+    assert not bench.node.references.lineage
+
+
+def test_what_is_waited_for_and_not_held_goes_once_it_is_told(bench: NodeBench) -> None:
+    worker, task, results = running_pair(bench)
+    bench.say(DRIVER_ADDRESS, Release(results[:1]), Get(results[:1], False))
+    bench.say(worker, TaskDone(task, 0, (ONE, TWO), MS))
+    assert bench.values() == [ONE, TWO]
+    assert bench.objects == [results[1]]
+
+
 def test_a_task_that_waits_for_one_of_them_runs(bench: NodeBench) -> None:
     worker, task, results = running_pair(bench)
     (taker,) = bench.submit(bench.kind("taker"), deps=results[1:])
@@ -150,6 +167,12 @@ def test_several_that_wait_each_get_what_they_wait_for(reader: ClientObjects) ->
     reader.on_results((FIRST, SECOND), (ONE, TWO))
     assert (either.done, both.done) == (True, True)
     assert not both.missing
+
+
+def test_two_that_wait_for_all_both_go_on(reader: ClientObjects) -> None:
+    one, other = (reader.want((FIRST, SECOND), None, True) for _ in range(2))
+    reader.on_results((FIRST, SECOND), (ONE, TWO))
+    assert (one.done, other.done) == (True, True)
 
 
 def test_what_nobody_refers_to_any_more_is_passed_by(reader: ClientObjects) -> None:
