@@ -20,6 +20,7 @@ from zray.config import Config
 from zray.protocol import messages as m
 from zray.protocol.cluster import FromScheduler
 from zray.protocol.codec import batch_decoder
+from zray.runtime.link_watch import EVENTS_WAITING_MAX
 from zray.runtime.transport import Transport
 
 pytestmark = pytest.mark.slow
@@ -140,6 +141,21 @@ def test_frames_that_are_no_batches(cluster: Cluster) -> None:
             [refused] = decode(stranger.recv())
             assert "more than one frame" in refused.detail
     eventually(lambda: "refused a frame from" in cluster.log())
+
+
+def test_thousands_of_links_come_and_end(cluster: Cluster) -> None:
+    at_once = 250
+    for endpoint in (cluster.address, cluster.shard()):
+        with zmq.Context() as context:
+            for _ in range(0, EVENTS_WAITING_MAX + 2 * at_once, at_once):
+                visitors = [context.socket(zmq.DEALER) for _ in range(at_once)]
+                for visitor in visitors:
+                    visitor.connect(endpoint)
+                    visitor.send(b"\xc1")
+                for visitor in visitors:
+                    assert visitor.poll(PATIENCE_S * 1000), "it answers nobody any more"
+                    visitor.close(linger=0)
+        cluster.assert_well()
 
 
 def test_frame_beyond_the_limit_ends_the_link_only(cluster: Cluster) -> None:

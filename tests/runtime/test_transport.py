@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,28 @@ def test_whose_link_is_lost_is_told(tmp_path: Path, scheme: str) -> None:
         server.send(client.identity, [Acked(1)])
         assert heard(client) == [(b"server", Acked(1))]
         client.close()
+    server.close()
+
+
+@pytest.mark.parametrize("watched", ["links", "connections"])
+def test_the_descriptor_tells_of_ends_to_who_never_asked(watched: str, tmp_path: Path) -> None:
+    server = Transport(b"server", decode_for_node, Config())
+    if watched == "links":
+        server.watch_links()
+    else:
+        server.watch_connections()
+    watch = getattr(server, watched)
+    poll = select.poll()
+    poll.register(watch.fileno(), select.POLLIN)
+    server.bind(f"ipc://{tmp_path}/server")
+    for name in (b"first", b"second"):
+        visitor = Transport(name, decode_for_process, Config())
+        visitor.connect(b"server", f"ipc://{tmp_path}/server")
+        visitor.send(b"server", [Goodbye()])
+        assert heard(server) == [(name, Goodbye())]
+        visitor.close()
+        assert poll.poll(10_000), f"nothing said that {name!r} is gone"
+        assert eventually(watch.lost, 10.0)
     server.close()
 
 

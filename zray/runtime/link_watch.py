@@ -15,11 +15,40 @@ import zmq
 
 from zray.core.machine import Address
 
+EVENTS_WAITING_MAX = 2_000
+"""Ends of links that wait to be read: after them ZeroMQ's own thread stands still, and with it all links."""
 _EVENT = struct.Struct("=hi")
 """Layout of the first frame of an event, zmq_socket_monitor(3): its kind and the descriptor."""
 
 
-class LinkWatch:
+class _Ends:
+    """The ends of the links of one socket, as ZeroMQ's monitor tells them."""
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket = socket
+        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        # Before it was found empty once, its descriptor signals nothing.
+        self._monitor.getsockopt(zmq.EVENTS)
+
+    def fileno(self) -> int:
+        """Readable, by edges, when links may have been lost. It has to be watched: ``EVENTS_WAITING_MAX``."""
+        return int(self._monitor.getsockopt(zmq.FD))
+
+    def _next(self) -> tuple[bytes, bytes] | None:
+        """What the monitor says of an end and its endpoint, if there is one more."""
+        try:
+            event, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
+        except zmq.Again:
+            return None
+        return event, endpoint
+
+    def close(self) -> None:
+        """Let go of the monitor; before the socket is closed."""
+        self._socket.disable_monitor()
+        self._monitor.close(linger=0)
+
+
+class LinkWatch(_Ends):
     """The links of one bound socket. For the thread of the socket.
 
     Args:
@@ -27,8 +56,7 @@ class LinkWatch:
     """
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self._socket = socket
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        super().__init__(socket)
         self._peers: dict[int, Address] = {}  # descriptor -> who spoke through it last
 
     def receive(self, flags: int = 0) -> bytes:
@@ -44,30 +72,18 @@ class LinkWatch:
             self._peers[descriptor] = data
         return data
 
-    def fileno(self) -> int:
-        """Readable, by edges, when links may have been lost."""
-        return int(self._monitor.getsockopt(zmq.FD))
-
     def lost(self) -> list[Address]:
         """The peers whose links were lost since the last call."""
         found: list[Address] = []
-        while True:
-            try:
-                event, _ = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return found
-            _, descriptor = _EVENT.unpack(event)
+        while (told := self._next()) is not None:
+            _, descriptor = _EVENT.unpack(told[0])
             peer = self._peers.pop(descriptor, None)
             if peer is not None:
                 found.append(peer)
-
-    def close(self) -> None:
-        """Let go of the monitor; before the socket is closed."""
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
+        return found
 
 
-class ConnectionWatch:
+class ConnectionWatch(_Ends):
     """The endpoints that one socket is connected to. For the thread of the socket.
 
     An endpoint with the name of a host is known by its address once it was connected to again: what cannot
@@ -77,28 +93,12 @@ class ConnectionWatch:
         socket: not connected yet.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
-        self._socket = socket
-        self._monitor = socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-
-    def fileno(self) -> int:
-        """Readable, by edges, when connections may have been lost."""
-        return int(self._monitor.getsockopt(zmq.FD))
-
     def lost(self) -> list[str]:
         """The endpoints at the other ends of the connections that were lost since the last call.
 
         Of a peer that had connected to this socket, where that is bound.
         """
         found: list[str] = []
-        while True:
-            try:
-                _, endpoint = self._monitor.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return found
-            found.append(endpoint.decode(errors="replace"))
-
-    def close(self) -> None:
-        """Let go of the monitor; before the socket is closed."""
-        self._socket.disable_monitor()
-        self._monitor.close(linger=0)
+        while (told := self._next()) is not None:
+            found.append(told[1].decode(errors="replace"))
+        return found
