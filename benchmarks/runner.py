@@ -18,10 +18,11 @@ from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
 from benchmarks import child, processes
-from benchmarks.cases import CASES, Scale
+from benchmarks.cases import Scale
+from benchmarks.parts import ALL_CASES, cases_of
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS_S = {case.name: case.limit_s for case in CASES}
+LIMITS_S = {case.name: case.limit_s for case in ALL_CASES}
 STOP_LIMIT_S = 30.0
 CASE_FAILURES_MAX = 2
 """A case that failed in this many rounds of a system is not tried again."""
@@ -182,7 +183,8 @@ class Watcher:
 def run_system(plan: Plan, results: Results, system: str, round_number: int) -> None:
     """One round of one system, in as many children as crashes and timeouts make necessary."""
     # Every child begins with a start, so that is always in the list; an attempt without progress ends it.
-    chosen = [case for case in plan.cases if case != "start" and not results.is_hopeless(system, case)]
+    asked = [case.name for case in cases_of(system) if case.name in plan.cases and case.name != "start"]
+    chosen = [case for case in asked if not results.is_hopeless(system, case)]
     remaining, restarted = ["start", *chosen], False
     while remaining:
         watcher = Watcher(plan, results, system, round_number, restarted=restarted)
