@@ -51,12 +51,6 @@ def pause(seconds: float) -> None:
     time.sleep(seconds)
 
 
-def wait_for(path: str) -> None:
-    """Occupies a worker until there is a file."""
-    while not os.path.exists(path):
-        time.sleep(0.001)
-
-
 def occupy_once(path: str, seconds: float) -> float:
     """Writes its process id into ``path`` and stays, unless somebody did so before. Returns when it began.
 
