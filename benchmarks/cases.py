@@ -471,8 +471,8 @@ CASES = (
         Metric("p99", "task round trip, p99", "us"),
     ), task_sync),
     Case("task_async", (_rate("tasks, {tasks:,} in flight"),), task_async),
-    Case("task_async_many", (_rate("tasks, {tasks_many:,} in flight"),), task_async_many, 90.0),
-    Case("multi_client", (_rate("tasks of {clients} clients, {client_tasks:,} each"),), multi_client, 30.0),
+    Case("task_async_many", (_rate("tasks, {tasks_many:,} in flight"),), task_async_many, 60.0),
+    Case("multi_client", (_rate("tasks, {clients} clients, {client_tasks:,} each"),), multi_client, 30.0),
     Case("actor_sync", (
         _rate("actor call, one at a time"),
         Metric("p50", "actor round trip, p50", "us"),
@@ -500,7 +500,7 @@ CASES = (
     Case("worker_killed", (
         Metric("again", "worker killed: until its task runs again", "ms"),
         Metric("result", "worker killed: until its task's result", "ms"),
-    ), worker_killed, 60.0),
+    ), worker_killed, 40.0),
     Case("actor_killed", _time("actor killed: until a call is answered"), actor_killed, 60.0),
 )  # fmt: skip
 

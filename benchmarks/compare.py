@@ -61,6 +61,14 @@ def parse_interpreters(given: list[str], parser: argparse.ArgumentParser) -> dic
     return {system: named.get(system, default) for system in HOMES}
 
 
+def parse_rounds(given: list[str], parser: argparse.ArgumentParser) -> dict[str, int]:
+    """``SYSTEM=N`` to rounds of a system."""
+    named = dict(item.partition("=")[::2] for item in given)
+    if any(name not in HOMES or not count.isdigit() or not int(count) for name, count in named.items()):
+        parser.error(f"--rounds-of takes SYSTEM=N, with a system out of {', '.join(HOMES)}")
+    return {name: int(count) for name, count in named.items()}
+
+
 def parse_names(text: str | None, known: list[str], what: str, parser: argparse.ArgumentParser) -> None:
     """Refuse names that do not exist, listing those that do."""
     unknown = [name for name in (text or "").split(",") if name and name not in known]
@@ -76,6 +84,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--cases", help=f"out of {','.join(case.name for case in parts.ALL_CASES)} (default: all)"
     )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default: 5; 1 with --quick)")
+    parser.add_argument("--rounds-of", action="append", default=[], metavar="SYSTEM=N",
+                        help="fewer rounds for a slow system, may be repeated")  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="for every system (default: 2)")
     parser.add_argument("--seconds", type=float, metavar="S", help="time to measure a rate (default: 1.5)")
     parser.add_argument(
@@ -112,6 +122,7 @@ def make_plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> r
         scale=scale,
         pythons=pythons,
         limit_factor=options.limit_factor,
+        rounds_of=parse_rounds(options.rounds_of, parser),
     )
 
 

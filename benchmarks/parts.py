@@ -27,7 +27,7 @@ PENDING_LEAST = 50_000
 LIVE = (1, 1_000, 10_000, 100_000)
 SIMULATED = (1, 4, 16, 64)
 PROCESSES = (1, 4, 16)
-COPIES = 4
+COPIES = 3
 """Of 1 GiB, of which the first is not counted: it meets memory that nobody touched."""
 ROUNDS = 5
 
@@ -248,7 +248,7 @@ PARTS = (
     Case("write_behind", (Metric("cost", "write-behind, per task", "us"),), write_behind, 60.0),
     Case("simulator", (
         Metric("rate", "simulator events, per CPU second", "1/s", higher_is_better=True),
-        *_growth("CPU per simulated task, {} nodes", "nodes", SIMULATED),
+        *_growth("CPU per task, {} simulated nodes", "nodes", SIMULATED),
     ), simulator, 120.0),
     Case("between_nodes", (
         Metric("raw", "(1 GiB between two sockets)", "GiB/s", higher_is_better=True),
@@ -258,7 +258,7 @@ PARTS = (
     ), between_nodes, 120.0),
     Case("pending", _growth("time per task, {} in flight", "tasks", PENDING), pending, 180.0),
     Case("live", _growth("time per task, {} live objects", "objects", LIVE), live, 60.0),
-    Case("node_processes", _growth("CPU per task, {} nodes", "nodes", PROCESSES), node_processes, 120.0),
+    Case("node_processes", _growth("CPU per task, {} real nodes", "nodes", PROCESSES), node_processes, 120.0),
 )  # fmt: skip
 
 ALL_CASES = (*CASES, *PARTS)

@@ -265,8 +265,10 @@ def _paragraphs(plan: Plan, results: Results, command: str, when: datetime.datet
         if system == parts.SYSTEM and SUBJECT in plan.systems:
             continue
         versions = results.versions.get(system, {})
+        fewer = plan.rounds_of.get(system)
+        rounds = f"; {fewer} rounds" if fewer is not None and fewer < plan.rounds else ""
         text = ", ".join(f"{name} {version}" for name, version in versions.items()) or "did not start"
-        lines.append(f"- {TITLES[system]}: {text}")
+        lines.append(f"- {TITLES[system]}: {text}{rounds}")
     return lines
 
 
