@@ -94,6 +94,7 @@ class Case(NamedTuple):
 
 
 def seconds_of(action: Callable[[], Any]) -> float:
+    """How long ``action`` takes."""
     started = clock_ns()
     action()
     return (clock_ns() - started) / 1e9
