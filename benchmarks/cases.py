@@ -8,9 +8,13 @@ the values in the driver.
 
 from __future__ import annotations
 
+import os
+import signal
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks import processes, workload
@@ -22,6 +26,12 @@ clock_ns = time.perf_counter_ns
 WARM_UP_CALLS = 30
 OBJECT_BYTES = 100
 OBJECTS_MAX = 5_000
+VICTIM_S = 600.0
+"""How long a task stays that is going to be killed."""
+CRASHING_S = 5.0
+"""No further crash once a case has taken so long."""
+CALM_S = 0.5
+"""Pause after a crash, outside the timed part."""
 SETTLE_S = 0.05
 """Pause after dropping a large object, outside the timed part: systems free them in the background."""
 
@@ -46,12 +56,22 @@ class Scale(NamedTuple):
     nested_inner: int = 100
     actors: int = 20
     idle_s: float = 10.0
+    clients: int = 4
+    client_tasks: int = 1_000
+    crashes: int = 3
+    records: int = 300_000
+    simulated_tasks: int = 30_000
+    transfer_bytes: int = 1 << 30
+    growth_max: int = 1_000_000
+    """Of tasks and objects; the other counts of the growth of costs follow from it."""
+    nodes_max: int = 64
 
 
 QUICK = Scale(
     seconds=0.1, tasks=200, tasks_many=1_000, actor_calls=200, array_bytes=5_000_000, array_repeats=4,
     arguments=200, returns=50, waited=50, chain=50, leaves=32, nested_outer=3, nested_inner=10, actors=3,
-    idle_s=0.5,
+    idle_s=0.5, clients=2, client_tasks=50, crashes=1,
+    records=2_000, simulated_tasks=500, transfer_bytes=1 << 24, growth_max=1_000, nodes_max=1,
 )  # fmt: skip
 
 
@@ -73,7 +93,8 @@ class Case(NamedTuple):
     limit_s: float = 20.0
 
 
-def _seconds(action: Callable[[], Any]) -> float:
+def seconds_of(action: Callable[[], Any]) -> float:
+    """How long ``action`` takes."""
     started = clock_ns()
     action()
     return (clock_ns() - started) / 1e9
@@ -84,14 +105,17 @@ def _median_seconds(action: Callable[[], Any], scale: Scale) -> float:
     samples: list[float] = []
     ends = clock_ns() + scale.seconds * 1e9
     while not samples or clock_ns() < ends:
-        samples.append(_seconds(action))
+        samples.append(seconds_of(action))
     return statistics.median(samples)
 
 
 def _one_at_a_time(call: Callable[[], Any], scale: Scale) -> Values:
     """Rate per second and latencies in microseconds of ``call``, over the measuring time."""
+    ends = clock_ns() + scale.seconds * 1e9
     for _ in range(WARM_UP_CALLS):
         call()
+        if clock_ns() > ends:  # each takes so long that it cannot be made faster by being asked before
+            break
     samples: list[int] = []
     before = now = started = clock_ns()
     ends = started + int(scale.seconds * 1e9)
@@ -156,6 +180,18 @@ def task_async(system: System, scale: Scale) -> Values:
 def task_async_many(system: System, scale: Scale) -> Values:
     """The same with ten times as many in flight."""
     return _task_async(system, scale, scale.tasks_many)
+
+
+def multi_client(system: System, scale: Scale) -> Values:
+    """Several clients submit empty tasks at once and get them, as in Ray's own microbenchmarks."""
+    clients = system.make_clients(scale.clients)
+    system.get_many([submit(1) for submit in clients])  # they are there, and know the function
+    total = scale.clients * scale.client_tasks
+
+    def run() -> None:
+        _expect(sum(system.get_many([submit(scale.client_tasks) for submit in clients])), total)
+
+    return {"rate": total / _median_seconds(run, scale)}
 
 
 def many_arguments(system: System, scale: Scale) -> Values:
@@ -238,7 +274,15 @@ def actor_sync(system: System, scale: Scale) -> Values:
 
 def actor_async(system: System, scale: Scale) -> Values:
     """Call a method many times, then get all results."""
-    actor = system.make_actor(workload.Tally)
+    return _actor_async(system, system.make_actor(workload.Tally), scale)
+
+
+def actor_asyncio(system: System, scale: Scale) -> Values:
+    """The same where the method is a coroutine."""
+    return _actor_async(system, system.make_asyncio_actor(workload.AsyncTally), scale)
+
+
+def _actor_async(system: System, actor: Any, scale: Scale) -> Values:
     call = system.bind_method(actor, "increment")
 
     def run() -> None:
@@ -261,7 +305,7 @@ def actors_ready(system: System, scale: Scale) -> Values:
         calls = [system.bind_method(actor, "increment")() for actor in made]
         _expect(system.get_calls(calls), [1] * scale.actors)
 
-    taken_s = _seconds(run)
+    taken_s = seconds_of(run)
     for actor in made:
         system.end_actor(actor)
     return {"time": taken_s * 1e3}
@@ -354,6 +398,53 @@ def large_result(system: System, scale: Scale) -> Values:
     return {"time": taken_s * 1e3}
 
 
+# --- crashes --------------------------------------------------------------------------------------
+
+
+def worker_killed(system: System, scale: Scale) -> Values:
+    """SIGKILL the process that runs a task: until the task has begun again, and until its value is here."""
+    submit = system.bind_retried(workload.occupy_once)
+    again_ms: list[float] = []
+    result_ms: list[float] = []
+    ends = time.monotonic() + CRASHING_S
+    while len(again_ms) < scale.crashes and time.monotonic() < ends:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "process"
+            ref = submit(str(path), VICTIM_S)
+            _wait_until(path.exists)
+            killed_s = time.monotonic()
+            os.kill(int(path.read_text()), signal.SIGKILL)
+            again_ms.append((system.get(ref) - killed_s) * 1e3)
+            result_ms.append((time.monotonic() - killed_s) * 1e3)
+        system.get_many([system.bind(workload.noop)() for _ in range(WARM_UP_CALLS)])
+        time.sleep(CALM_S)  # who was lost is replaced: the next crash is no second one of the first
+    return {"again": statistics.median(again_ms), "result": statistics.median(result_ms)}
+
+
+def actor_killed(system: System, scale: Scale) -> Values:
+    """SIGKILL an actor's process: until a call that is made at once is answered by the new one."""
+    actor = system.make_restarting_actor(workload.Tally)
+    call = system.bind_method(actor, "process_id")
+    answered_ms: list[float] = []
+    ends = time.monotonic() + CRASHING_S
+    while len(answered_ms) < scale.crashes and time.monotonic() < ends:
+        victim = system.get(call())
+        killed_s = time.monotonic()
+        os.kill(victim, signal.SIGKILL)
+        while system.get(call()) == victim:  # answered before it died
+            pass
+        answered_ms.append((time.monotonic() - killed_s) * 1e3)
+        time.sleep(CALM_S)
+    system.end_actor(actor)
+    return {"time": statistics.median(answered_ms)}
+
+
+def _wait_until(is_true: Callable[[], bool]) -> None:
+    """The time limit of the case is the bound."""
+    while not is_true():
+        time.sleep(0.001)
+
+
 # --- the list -------------------------------------------------------------------------------------
 
 
@@ -381,13 +472,15 @@ CASES = (
         Metric("p99", "task round trip, p99", "us"),
     ), task_sync),
     Case("task_async", (_rate("tasks, {tasks:,} in flight"),), task_async),
-    Case("task_async_many", (_rate("tasks, {tasks_many:,} in flight"),), task_async_many, 90.0),
+    Case("task_async_many", (_rate("tasks, {tasks_many:,} in flight"),), task_async_many, 60.0),
+    Case("multi_client", (_rate("tasks, {clients} clients, {client_tasks:,} each"),), multi_client, 30.0),
     Case("actor_sync", (
         _rate("actor call, one at a time"),
         Metric("p50", "actor round trip, p50", "us"),
         Metric("p99", "actor round trip, p99", "us"),
     ), actor_sync),
     Case("actor_async", (_rate("actor calls, {actor_calls:,} in flight"),), actor_async),
+    Case("actor_asyncio", (_rate("asyncio actor calls, {actor_calls:,} in flight"),), actor_asyncio),
     Case("small_objects", (_rate("put 100 B", "put"), _rate("get 100 B", "get")), small_objects),
     Case("chain", _time("chain of {chain:,} tasks"), chain),
     Case("tree", _time("tree over {leaves:,} leaves"), tree),
@@ -404,6 +497,12 @@ CASES = (
     Case("copy", _time("(copy {array_mb} MB in memory)"), copy_in_memory),
     Case("large_argument", _time("task with {array_mb} MB argument"), large_argument),
     Case("large_result", _time("task with {array_mb} MB result"), large_result),
+    # Last, because a peer may not recover from them.
+    Case("worker_killed", (
+        Metric("again", "worker killed: until its task runs again", "ms"),
+        Metric("result", "worker killed: until its task's result", "ms"),
+    ), worker_killed, 40.0),
+    Case("actor_killed", _time("actor killed: until a call is answered"), actor_killed, 60.0),
 )  # fmt: skip
 
 

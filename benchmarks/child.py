@@ -59,9 +59,7 @@ def start(order: Order) -> System:
     emit(order, event="begin", case="start")
     system = systems.load(order.system)
     system.start(int(order.scale["workers"]))
-    from benchmarks import workload
-
-    system.get(system.bind(workload.noop)())
+    system.first_result()
     cold_ms = (time.monotonic_ns() - order.spawned_ns) / 1e6
     emit(order, event="end", case="start", values={"cold": cold_ms})
     emit(order, event="versions", versions={"python": sys.version.split()[0], **system.versions()})
@@ -70,10 +68,10 @@ def start(order: Order) -> System:
 
 def run_cases(order: Order, system: System) -> None:
     """Run the ordered cases one after the other; an exception ends only its case."""
-    from benchmarks import cases
+    from benchmarks import cases, parts
 
     scale = cases.Scale(**order.scale)  # type: ignore[arg-type]
-    known = {case.name: case for case in cases.CASES}
+    known = {case.name: case for case in parts.ALL_CASES}
     for name in order.cases:
         if name == "start":
             continue

@@ -15,8 +15,8 @@ from pathlib import Path
 if not __package__:  # run as a file: its own folder is on the path, the project's root is not
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from benchmarks import report, runner
-from benchmarks.cases import CASES, QUICK, Scale
+from benchmarks import parts, report, runner
+from benchmarks.cases import QUICK, Scale
 from benchmarks.systems import HOMES
 
 PROBE_S = 60
@@ -61,6 +61,14 @@ def parse_interpreters(given: list[str], parser: argparse.ArgumentParser) -> dic
     return {system: named.get(system, default) for system in HOMES}
 
 
+def parse_rounds(given: list[str], parser: argparse.ArgumentParser) -> dict[str, int]:
+    """``SYSTEM=N`` to rounds of a system."""
+    named = dict(item.partition("=")[::2] for item in given)
+    if any(name not in HOMES or not count.isdigit() or not int(count) for name, count in named.items()):
+        parser.error(f"--rounds-of takes SYSTEM=N, with a system out of {', '.join(HOMES)}")
+    return {name: int(count) for name, count in named.items()}
+
+
 def parse_names(text: str | None, known: list[str], what: str, parser: argparse.ArgumentParser) -> None:
     """Refuse names that do not exist, listing those that do."""
     unknown = [name for name in (text or "").split(",") if name and name not in known]
@@ -72,10 +80,17 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("--systems", help=f"out of {','.join(HOMES)} (default: those that can be imported)")
-    parser.add_argument("--cases", help=f"out of {','.join(case.name for case in CASES)} (default: all)")
+    parser.add_argument(
+        "--cases", help=f"out of {','.join(case.name for case in parts.ALL_CASES)} (default: all)"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds (default: 5; 1 with --quick)")
+    parser.add_argument("--rounds-of", action="append", default=[], metavar="SYSTEM=N",
+                        help="fewer rounds for a slow system, may be repeated")  # fmt: skip
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="for every system (default: 2)")
     parser.add_argument("--seconds", type=float, metavar="S", help="time to measure a rate (default: 1.5)")
+    parser.add_argument(
+        "--idle-seconds", type=float, metavar="S", help="time to look at idle CPU (default: 10)"
+    )
     parser.add_argument("--limit-factor", type=float, default=1.0, metavar="X",
                         help="stretch the time limit of every case (default: 1)")  # fmt: skip
     parser.add_argument("--python", action="append", default=[], metavar="SYSTEM=PATH",
@@ -88,13 +103,15 @@ def make_parser() -> argparse.ArgumentParser:
 
 def make_plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> runner.Plan:
     """What to run, with every name checked."""
-    names = [case.name for case in CASES]
+    names = [case.name for case in parts.ALL_CASES]
     parse_names(options.systems, list(HOMES), "system", parser)
     parse_names(options.cases, names, "case", parser)
     pythons = parse_interpreters(options.python, parser)
     scale = (QUICK if options.quick else Scale())._replace(workers=options.workers)
     if options.seconds:
         scale = scale._replace(seconds=options.seconds)
+    if options.idle_seconds:
+        scale = scale._replace(idle_s=options.idle_seconds)
     systems = choose_systems(options.systems, pythons)
     if not systems:
         parser.error("none of the systems can be imported; name interpreters with --python")
@@ -105,6 +122,7 @@ def make_plan(options: argparse.Namespace, parser: argparse.ArgumentParser) -> r
         scale=scale,
         pythons=pythons,
         limit_factor=options.limit_factor,
+        rounds_of=parse_rounds(options.rounds_of, parser),
     )
 
 
@@ -131,8 +149,8 @@ def main() -> int:
     plan = make_plan(options, parser)
     when = datetime.datetime.now(datetime.UTC)
     results = runner.run(plan, say=lambda line: print(line, flush=True))
-    rows = report.make_rows(plan, results)
-    print("\n" + report.plain_table(*report.summary(plan, rows)))
+    for header, lines in report.tables(plan, results):
+        print("\n" + report.plain_table(header, lines))
     for line in report.notes(plan, results):
         print(f"note: {line}")
 
@@ -140,7 +158,7 @@ def main() -> int:
     docs = options.docs or (None if options.quick else DOCS)
     raw = options.json or (None if options.quick else RESULTS / f"{when:%Y-%m-%dT%H%M%SZ}.json")
     if docs:
-        write(docs, report.markdown(plan, results, rows, command, when))
+        write(docs, report.markdown(plan, results, command, when))
     if raw:
         write(raw, json.dumps(report.as_json(plan, results, command, when), indent=1) + "\n")
     return 0

@@ -54,9 +54,9 @@ def submit_path() -> Callable[[int], None]:
 
 
 class LoneNode:
-    """A node with one driver and one worker that answer at once."""
+    """A node with one driver and one worker that answer at once; its shards say nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, shards: tuple[bytes, ...] = (b"shard",)) -> None:
         from zray.config import Config
         from zray.core.identity import NodeIdentity
         from zray.core.machine import WORKER_POOL, pump
@@ -66,7 +66,7 @@ class LoneNode:
         from zray.protocol.messages import PROTOCOL_VERSION, WORKER, Describe, ExportFunction, Hello
 
         identity = NodeIdentity(node_id=b"N" * 16, arena_bytes=1 << 30)
-        self.node = Node(identity, total=CPU, shards=(b"shard",), config=Config())
+        self.node = Node(identity, total=CPU, shards=shards, config=Config())
         self._pump, self.now_ns = pump, 1
         self.node.pool.start(1)
         started = [message for to, message in self.node.out if to == WORKER_POOL]
@@ -85,12 +85,12 @@ class LoneNode:
         return effects
 
 
-def task_path() -> Callable[[int], None]:
+def task_path(node: LoneNode | None = None) -> Callable[[int], None]:
     """One task of a node."""
     from zray import ids
     from zray.protocol.messages import INLINE, ObjectReady, Release, Run, Submit, TaskDone, Value
 
-    world = LoneNode()
+    world = LoneNode() if node is None else node
     prefix, values = ids.child_prefix(ROOT_TASK), (Value(INLINE, b"value"),)
 
     def once(number: int) -> None:

@@ -10,9 +10,11 @@ import statistics
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import parts
 from benchmarks.cases import CASES, Case, Metric, title
 from benchmarks.runner import Plan, Results
 from benchmarks.systems import TITLES
+from benchmarks.targets import MET, NOT_MET, TARGETS, Target
 
 SUBJECT = "zray"
 YARDSTICK = "ray"
@@ -57,15 +59,22 @@ def make_cell(results: Results, system: str, case: Case, metric: Metric) -> Cell
     return Cell([], f"not started: {not_started[0]}" if not_started else "not run", len(not_started))
 
 
-def make_rows(plan: Plan, results: Results) -> list[Row]:
-    """One row per metric of the chosen cases."""
+def make_rows(plan: Plan, results: Results, systems: list[str], cases: tuple[Case, ...] = CASES) -> list[Row]:
+    """One row per metric of those of ``cases`` that were chosen, one cell for each of ``systems``."""
     return [
         Row(
             case, metric, title(metric, plan.scale),
-            {system: make_cell(results, system, case, metric) for system in plan.systems},
+            {system: make_cell(results, system, case, metric) for system in systems},
         )
-        for case in CASES if case.name in plan.cases for metric in case.metrics
+        for case in cases if systems and case.name in plan.cases for metric in case.metrics
     ]  # fmt: skip
+
+
+def split(plan: Plan, results: Results) -> tuple[list[Row], list[Row]]:
+    """The rows of the systems, and those of the parts of the one."""
+    systems = [system for system in plan.systems if system != parts.SYSTEM]
+    alone = [system for system in plan.systems if system == parts.SYSTEM]
+    return make_rows(plan, results, systems), make_rows(plan, results, alone, parts.PARTS)
 
 
 def advantage(metric: Metric, ours: float | None, theirs: float | None) -> float | None:
@@ -120,17 +129,18 @@ def best_peer_text(row: Row) -> str:
     return f"{ratio} {TITLES[peer]}" if ratio and peer else ""
 
 
-def summary(plan: Plan, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the one table: medians and ratios. Ratios need the subject in the run."""
-    header = ["median of the rounds", *(TITLES[system] for system in plan.systems)]
-    compares = SUBJECT in plan.systems and len(plan.systems) > 1
-    yardstick = YARDSTICK if YARDSTICK in plan.systems else None
+def summary(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of medians and ratios. Ratios need the subject in the run."""
+    systems = list(rows[0].cells)
+    header = ["median of the rounds", *(TITLES[system] for system in systems)]
+    compares = SUBJECT in systems and len(systems) > 1
+    yardstick = YARDSTICK if YARDSTICK in systems else None
     if compares:
         header += [f"{SUBJECT} vs {TITLES[yardstick]}"] if yardstick else []
         header += [f"{SUBJECT} vs best peer"]
     lines = []
     for row in rows:
-        line = [row.title, *(cell_text(row.cells[system], row.metric.unit) for system in plan.systems)]
+        line = [row.title, *(cell_text(cell, row.metric.unit) for cell in row.cells.values())]
         if compares:
             is_machine = row.case.name == "copy"  # not a property of any system: no ratio
             ratios = [ratio_text(row, yardstick)] if yardstick else []
@@ -139,18 +149,51 @@ def summary(plan: Plan, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def spread(plan: Plan, rows: list[Row]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of the second table: min / median / max of every cell with samples."""
-    header = ["min / median / max", *(TITLES[system] for system in plan.systems)]
+def spread(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: min / median / max of every cell with samples."""
+    header = ["min / median / max", *(TITLES[system] for system in rows[0].cells)]
     lines = []
     for row in rows:
         line = [f"{row.title}, {row.metric.unit}".rstrip(", ")]
-        for system in plan.systems:
-            cell = row.cells[system]
+        for cell in row.cells.values():
             points = [] if cell.median is None else [cell.samples[0], cell.median, cell.samples[-1]]
             line.append(" / ".join(map(number, points)) + (f" (n={len(cell.samples)})" if points else "-"))
         lines.append(line)
     return header, lines
+
+
+def targets(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines: what was aimed at, what was measured, and whether that is enough."""
+    found = {(row.case.name, row.metric.key): row for row in rows}
+    lines = []
+    for target in TARGETS:
+        row = found.get((target.case, target.metric))
+        value = None if row is None else _measured(target, row, found)
+        if row is not None and value is not None:
+            verdict = MET if target.is_met(value) else NOT_MET
+            lines.append([row.title, target.text, f"{number(value)}{target.unit}", verdict])
+    return ["target", "aim", "measured", "met"], lines
+
+
+def _measured(target: Target, row: Row, rows: dict[tuple[str, str], Row]) -> float | None:
+    """A median, or its ratio to what the target names; ``None`` where something was not measured."""
+    ours = next(iter(row.cells.values())).median if SUBJECT not in row.cells else row.cells[SUBJECT].median
+    if not target.against:
+        return ours
+    if target.against in row.cells:
+        return advantage(row.metric, ours, row.cells[target.against].median)
+    case, _, key = target.against.partition(".")  # another row of the same system
+    other = rows.get((case, key))
+    theirs = None if other is None else other.cells[next(iter(row.cells))].median
+    return None if ours is None or theirs is None or not ours else target.scale * theirs / ours
+
+
+def tables(plan: Plan, results: Results) -> list[tuple[list[str], list[list[str]]]]:
+    """Those of the medians, and of the targets, as far as there is something in them."""
+    compared, alone = split(plan, results)
+    found = [summary(rows) for rows in (compared, alone) if rows]
+    aims = targets([*compared, *alone])
+    return [*found, aims] if aims[1] else found
 
 
 def notes(plan: Plan, results: Results) -> list[str]:
@@ -219,30 +262,50 @@ def _paragraphs(plan: Plan, results: Results, command: str, when: datetime.datet
         f"- Command: `{command}`",
     ]
     for system in plan.systems:
+        if system == parts.SYSTEM and SUBJECT in plan.systems:
+            continue
         versions = results.versions.get(system, {})
+        fewer = plan.rounds_of.get(system)
+        rounds = f"; {fewer} rounds" if fewer is not None and fewer < plan.rounds else ""
         text = ", ".join(f"{name} {version}" for name, version in versions.items()) or "did not start"
-        lines.append(f"- {TITLES[system]}: {text}")
+        lines.append(f"- {TITLES[system]}: {text}{rounds}")
     return lines
 
 
-def markdown(plan: Plan, results: Results, rows: list[Row], command: str, when: datetime.datetime) -> str:
+def markdown(plan: Plan, results: Results, command: str, when: datetime.datetime) -> str:
     """The whole of ``docs/benchmarks.md``."""
-    found = notes(plan, results) or ["none"]
-    parts = [
+    compared, alone = split(plan, results)
+    sections = [
         "# Benchmarks",
         "Written by `python -m benchmarks.compare`; do not edit. "
         "What each row does and how it is measured: [benchmarks/README.md](../benchmarks/README.md).",
         "\n".join(_paragraphs(plan, results, command, when)),
-        "## Medians",
-        "Ratios above 1 mean that zray is better, for rates and times alike. "
-        "A dash means that the system has no such concept.",
-        markdown_table(*summary(plan, rows)),
-        "## Spread",
-        markdown_table(*spread(plan, rows)),
-        "## What went wrong",
-        "\n".join(f"- {line}" for line in found),
     ]
-    return "\n\n".join(parts) + "\n"
+    if compared:
+        sections += [
+            "## Medians",
+            "Ratios above 1 mean that zray is better, for rates and times alike. "
+            "A dash means that the system has no such concept.",
+            markdown_table(*summary(compared)),
+        ]
+    if alone:
+        sections += [
+            "## Parts of zray, and how its costs grow",
+            "Rows that no other system has.",
+            markdown_table(*summary(alone)),
+        ]
+    aims = targets([*compared, *alone])
+    if aims[1]:
+        sections += [
+            "## Targets",
+            f"Of this run; a ratio says how many times better zray is. What bounds a row that is {NOT_MET}: "
+            "[docs/performance.md](performance.md#rows-and-their-bounds).",
+            markdown_table(*aims),
+        ]
+    found = notes(plan, results) or ["none"]
+    sections += ["## Spread", *(markdown_table(*spread(rows)) for rows in (compared, alone) if rows)]
+    sections += ["## What went wrong", "\n".join(f"- {line}" for line in found)]
+    return "\n\n".join(sections) + "\n"
 
 
 def as_json(plan: Plan, results: Results, command: str, when: datetime.datetime) -> dict[str, Any]:
@@ -260,7 +323,7 @@ def as_json(plan: Plan, results: Results, command: str, when: datetime.datetime)
                              "higher_is_better": metric.higher_is_better}
                 for metric in case.metrics
             }
-            for case in CASES if case.name in plan.cases
+            for case in parts.ALL_CASES if case.name in plan.cases
         },
         "outcomes": [outcome._asdict() for outcome in results.outcomes],
         "leftover_processes": results.leftovers,

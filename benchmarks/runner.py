@@ -18,13 +18,15 @@ from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
 
 from benchmarks import child, processes
-from benchmarks.cases import CASES, Scale
+from benchmarks.cases import Scale
+from benchmarks.parts import ALL_CASES, cases_of
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMITS_S = {case.name: case.limit_s for case in CASES}
+LIMITS_S = {case.name: case.limit_s for case in ALL_CASES}
 STOP_LIMIT_S = 30.0
 CASE_FAILURES_MAX = 2
-"""A case that failed in this many rounds of a system is not tried again."""
+"""A case that failed in this many rounds of a system is not tried again, nor one that once took too long."""
+TIMED_OUT = "timed out"
 LEAVE_GRACE_S = 5.0
 """How long the processes of a system may outlive its driver before they are killed and counted."""
 
@@ -49,6 +51,8 @@ class Plan(NamedTuple):
     scale: Scale
     pythons: dict[str, str]
     limit_factor: float
+    rounds_of: dict[str, int] = {}  # noqa: RUF012 - nobody changes it
+    """Fewer for some systems."""
     root: Path = ROOT
 
 
@@ -64,11 +68,11 @@ class Results:
     def failures(self, system: str, case: str) -> int:
         return sum(o.system == system and o.case == case and bool(o.failed) for o in self.outcomes)
 
-    def is_unsupported(self, system: str, case: str) -> bool:
-        return any(o.system == system and o.case == case and o.unsupported for o in self.outcomes)
-
     def is_hopeless(self, system: str, case: str) -> bool:
-        return self.is_unsupported(system, case) or self.failures(system, case) >= CASE_FAILURES_MAX
+        mine = [o for o in self.outcomes if o.system == system and o.case == case]
+        if any(o.unsupported or o.failed.startswith(TIMED_OUT) for o in mine):
+            return True
+        return self.failures(system, case) >= CASE_FAILURES_MAX
 
 
 class ChildProcess:
@@ -169,7 +173,7 @@ class Watcher:
                 break
             if not events:
                 limit_s = LIMITS_S.get(self.case, STOP_LIMIT_S) * self.plan.limit_factor
-                self._record(self.case, failed=f"timed out, more than {limit_s:g} s")
+                self._record(self.case, failed=f"{TIMED_OUT}, more than {limit_s:g} s")
                 return False
             for event in events:
                 self._take(event)
@@ -182,7 +186,8 @@ class Watcher:
 def run_system(plan: Plan, results: Results, system: str, round_number: int) -> None:
     """One round of one system, in as many children as crashes and timeouts make necessary."""
     # Every child begins with a start, so that is always in the list; an attempt without progress ends it.
-    chosen = [case for case in plan.cases if case != "start" and not results.is_hopeless(system, case)]
+    asked = [case.name for case in cases_of(system) if case.name in plan.cases and case.name != "start"]
+    chosen = [case for case in asked if not results.is_hopeless(system, case)]
     remaining, restarted = ["start", *chosen], False
     while remaining:
         watcher = Watcher(plan, results, system, round_number, restarted=restarted)
@@ -206,11 +211,15 @@ def run_system(plan: Plan, results: Results, system: str, round_number: int) -> 
 
 
 def schedule(plan: Plan) -> Iterator[tuple[int, str]]:
-    """``(round, system)``, every system once per round, each round beginning with another one."""
+    """``(round, system)``, every system once per round, each round beginning with another one.
+
+    Those of fewer rounds are in the first ones.
+    """
     for round_number in range(plan.rounds):
         first = round_number % len(plan.systems)
         for system in plan.systems[first:] + plan.systems[:first]:
-            yield round_number, system
+            if round_number < plan.rounds_of.get(system, plan.rounds):
+                yield round_number, system
 
 
 def run(plan: Plan, say: Callable[[str], None]) -> Results:

@@ -5,6 +5,7 @@ An importable module, so that every system pickles these by reference and none p
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -50,6 +51,22 @@ def pause(seconds: float) -> None:
     time.sleep(seconds)
 
 
+def occupy_once(path: str, seconds: float) -> float:
+    """Writes its process id into ``path`` and stays, unless somebody did so before. Returns when it began.
+
+    The first attempt is there to be killed; the next one finds the file. ``time.monotonic()`` is the clock,
+    which all processes of a machine share.
+    """
+    began_s = time.monotonic()
+    if not os.path.exists(path):
+        partial = f"{path}.{os.getpid()}"
+        with open(partial, "w") as file:
+            file.write(str(os.getpid()))
+        os.rename(partial, path)  # whoever looks sees all of it or nothing
+        time.sleep(seconds)
+    return began_s
+
+
 class Tally:
     """The smallest actor with state."""
 
@@ -57,5 +74,20 @@ class Tally:
         self.total = 0
 
     def increment(self) -> int:
+        self.total += 1
+        return self.total
+
+    def process_id(self) -> int:
+        """Whom to kill."""
+        return os.getpid()
+
+
+class AsyncTally:
+    """The same with a coroutine: many calls are in the actor at once."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    async def increment(self) -> int:
         self.total += 1
         return self.total

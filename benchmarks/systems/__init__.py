@@ -12,10 +12,20 @@ HOMES = {
     "dask": ("benchmarks.systems.dask_cluster", "Dask"),
     "loky": ("benchmarks.systems.executors", "Loky"),
     "processpool": ("benchmarks.systems.executors", "ProcessPool"),
+    "ipyparallel": ("benchmarks.systems.executors", "IPyParallel"),
+    "parsl": ("benchmarks.systems.executors", "Parsl"),
+    "scaler": ("benchmarks.systems.executors", "Scaler"),
+    "hyperqueue": ("benchmarks.systems.hyperqueue_cluster", "HyperQueue"),
+    "monarch": ("benchmarks.systems.monarch_actors", "Monarch"),
+    "parts": ("benchmarks.parts", "Parts"),
 }
 """Name on the command line: module and class. Nothing is imported before it is asked for."""
 
-TITLES = {"zray": "zray", "ray": "Ray", "dask": "Dask", "loky": "loky", "processpool": "ProcessPool"}
+TITLES = {
+    "zray": "zray", "ray": "Ray", "dask": "Dask", "loky": "loky", "processpool": "ProcessPool",
+    "ipyparallel": "ipyparallel", "parsl": "Parsl", "scaler": "Scaler", "hyperqueue": "HyperQueue",
+    "monarch": "Monarch", "parts": "zray",
+}  # fmt: skip
 
 
 def load(name: str) -> System:

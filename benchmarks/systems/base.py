@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks import workload
+
 
 class Unsupported(Exception):
     """The system has no such concept: its cell shows a dash."""
@@ -28,6 +30,10 @@ class System:
     def stop(self) -> None:
         """End every process that ``start`` brought up."""
         raise NotImplementedError
+
+    def first_result(self) -> None:
+        """What a cold start ends with: the empty task, run and got."""
+        self.get(self.bind(workload.noop)())
 
     # --- tasks ------------------------------------------------------------------------------------
 
@@ -64,6 +70,14 @@ class System:
         """Ref of a task that submits ``count`` empty tasks, gets them and returns how many."""
         raise Unsupported
 
+    def make_clients(self, count: int) -> list[Callable[[int], Any]]:
+        """That many submitters that work at once: each takes a number of empty tasks, returns a Ref of it."""
+        return [self.submit_nested] * count
+
+    def bind_retried(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Like ``bind``, for a task that runs again if the process in which it runs is killed."""
+        raise Unsupported
+
     # --- objects ----------------------------------------------------------------------------------
 
     def put(self, value: Any) -> Any:
@@ -78,6 +92,14 @@ class System:
 
     def make_actor(self, cls: type) -> Any:
         """Start an actor; need not wait until it is ready."""
+        raise Unsupported
+
+    def make_asyncio_actor(self, cls: type) -> Any:
+        """The same for a class whose methods are coroutines, many of which run at once."""
+        raise Unsupported
+
+    def make_restarting_actor(self, cls: type) -> Any:
+        """The same for one that starts again whenever its process is killed; calls wait for it."""
         raise Unsupported
 
     def bind_method(self, actor: Any, name: str) -> Callable[..., Any]:

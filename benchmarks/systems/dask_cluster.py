@@ -42,7 +42,7 @@ class Dask(System):
     def bind(self, function: Callable[..., Any]) -> Callable[..., Any]:
         return functools.partial(self.client.submit, function, pure=False)
 
-    bind_dependent = bind
+    bind_dependent = bind_retried = bind
 
     def submit_many(self, function: Callable[..., Any], count: int) -> list[Any]:
         futures: list[Any] = self.client.map(function, range(count), pure=False)
@@ -75,6 +75,8 @@ class Dask(System):
 
     def make_actor(self, cls: type) -> Any:
         return self.client.submit(cls, actor=True, pure=False)
+
+    make_asyncio_actor = make_actor
 
     def bind_method(self, actor: Any, name: str) -> Callable[..., Any]:
         call: Callable[..., Any] = getattr(actor.result(), name)

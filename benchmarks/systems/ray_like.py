@@ -24,6 +24,13 @@ def _submit_and_count(module_name: str, count: int) -> int:
     return len(importlib.import_module(module_name).get([submit() for _ in range(count)]))
 
 
+class Submitter:
+    """An actor that submits, as in Ray's own microbenchmark of many clients."""
+
+    def submit_and_count(self, module_name: str, count: int) -> int:
+        return _submit_and_count(module_name, count)
+
+
 class RayLike(System):
     """Everything but ``start``."""
 
@@ -65,11 +72,22 @@ class RayLike(System):
     def _nested(self) -> Any:
         return self.api.remote(_submit_and_count)
 
+    def make_clients(self, count: int) -> list[Callable[[int], Any]]:
+        actors = [self.api.remote(Submitter).options(num_cpus=0).remote() for _ in range(count)]
+        return [functools.partial(actor.submit_and_count.remote, self.module_name) for actor in actors]
+
+    bind_retried = bind
+
     def put(self, value: Any) -> Any:
         return self.api.put(value)
 
     def make_actor(self, cls: type) -> Any:
         return self.api.remote(cls).remote()
+
+    make_asyncio_actor = make_actor
+
+    def make_restarting_actor(self, cls: type) -> Any:
+        return self.api.remote(cls).options(max_restarts=-1, max_task_retries=-1).remote()
 
     def bind_method(self, actor: Any, name: str) -> Callable[..., Any]:
         call: Callable[..., Any] = getattr(actor, name).remote

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,25 @@ class Feeder:
         started = time.monotonic()
         for sequence, first in enumerate(range(0, count, BATCH), 1):
             records = tuple(record_of(number) for number in range(first, min(count, first + BATCH)))
-            self.transport.send(self.shard, [RecordTasks(sequence, records)])
-            self.waits.append(sequence)
-            while len(self.waits) >= BATCHES_UNDER_WAY:
-                self._acknowledged()
+            self._tell(sequence, records)
             if first // every != (first + BATCH) // every:
                 sample(first + BATCH)
         while self.waits:
             self._acknowledged()
         return time.monotonic() - started
+
+    def deliver(self, batches: Sequence[tuple[TaskRecord, ...]]) -> None:
+        """Records that were made before, until the last one is acknowledged."""
+        for sequence, records in enumerate(batches, 1):
+            self._tell(sequence, records)
+        while self.waits:
+            self._acknowledged()
+
+    def _tell(self, sequence: int, records: tuple[TaskRecord, ...]) -> None:
+        self.transport.send(self.shard, [RecordTasks(sequence, records)])
+        self.waits.append(sequence)
+        while len(self.waits) >= BATCHES_UNDER_WAY:
+            self._acknowledged()
 
     def _acknowledged(self) -> None:
         done = self._await(Recorded).sequence

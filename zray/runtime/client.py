@@ -292,12 +292,14 @@ class Client(EventLink):
             raise ObjectLostError(ids.short(lost), "its session has ended")
 
     def after_append(self) -> None:
-        """Send if the batch is full or the link was idle. Lock held."""
+        """Send if the batch is full or the link was idle, else let who sleeps at the socket. Lock held."""
         if self._broken is not None or self._closed:
             self._check_usable()
         now_ns = time.monotonic_ns()
         if self.machine.is_due(now_ns):
             self._send_all(now_ns)
+        elif self._leader_sleeps:  # the idle duty would come only after its linger
+            self.rouse_sleeper()
         self.duty.note_activity(now_ns)
 
     # --- objects ---------------------------------------------------------------------------------
