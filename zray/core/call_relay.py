@@ -294,7 +294,7 @@ class CallRelay:
     def _let_leave(self) -> None:
         if not self.leaving:
             return
-        kept = {hosted.worker for hosted in self.untaken.values()}
+        kept = dict.fromkeys(hosted.worker for hosted in self.untaken.values())
         for worker in [worker for worker in self.leaving if worker not in kept]:
             del self.leaving[worker]
             self.out.append((worker, LastWordsHeard()))
