@@ -21,7 +21,7 @@ from zray.core.global_scheduler import GlobalScheduler
 from zray.core.machine import Address
 from zray.core.object_directory import ObjectDirectory
 from zray.core.reconstruction import HEIRS_MAX
-from zray.ids import ID_BYTES, short
+from zray.ids import ID_BYTES, producer_of, short
 from zray.protocol.messages import (
     ACTOR_ALIVE,
     TABLE_ACTOR,
@@ -99,6 +99,8 @@ class Judge:
         self.constructed: dict[bytes, None] = {}
         self.lives: dict[bytes, int] = {}  # actor -> the number of its newest life
         self.killed: dict[bytes, None] = {}  # actors that a program ended
+        self.left: dict[bytes, None] = {}  # actors that ended themselves
+        self.answered: dict[bytes, bytes] = {}  # calls that ended in themselves -> their actors
         self.cancels = 0  # how many tasks a program took back
         self.gone: dict[bytes, None] = {}  # actors and processes that are no more
         self.unconfirmed: dict[tuple[Address, Address], dict[int, list[tuple[bytes, int]]]] = {}
@@ -146,6 +148,12 @@ class Judge:
             return
         if origin == "actor_died" and self.is_over(address):
             return  # who works for an ended job may not have heard of it: its actors end with it
+        if origin == "actor_died" and origin not in self.allowed:
+            actor_id = self.answered.get(producer_of(object_id), b"")
+            if actor_id in self.left:
+                self.fail(
+                    f"{address.hex()} hears that {short(actor_id)} ended itself, in the place of a reply"
+                )
         if origin not in self.allowed and not (origin == "actor_died" and self.killed):
             self.fail(f"{address.hex()} sees a fault that nothing explains in {short(object_id)}: {text}")
 
@@ -236,7 +244,19 @@ class Judge:
 
     def actor_killed(self, actor_id: bytes) -> None:
         """A program ends an actor."""
+        self.left.pop(actor_id, None)
         self.killed[actor_id] = None
+
+    def actor_left(self, actor_id: bytes) -> None:
+        """An actor ends itself, in peace: who called it hears all that it had answered."""
+        if actor_id not in self.killed:
+            self.left[actor_id] = None
+        self.killed[actor_id] = None
+
+    def call_answered(self, call: Call) -> None:
+        """A call has ended, with a value or an error of its own."""
+        if self.strict:
+            self.answered[call.task_id] = call.actor_id
 
     def worker_gone(self, address: Address, actor_id: bytes) -> None:
         """A worker process is no more."""

@@ -355,9 +355,8 @@ class SimNode(MachineHost):
         worker.crash()
         self.memory.process_gone(worker.address)
         self.starting[worker.address] = worker.slot
-        lingered = exit_code == 0 and worker.is_leaving
-        self.cluster.network.detach(worker.address, lingered=lingered)
-        self.cluster.network.detach(worker.address + SERVER_SUFFIX, lingered=lingered)
+        self.cluster.network.detach(worker.address)
+        self.cluster.network.detach(worker.address + SERVER_SUFFIX)
         self.cluster.judge.worker_gone(worker.address, worker.actor_id)
         delay_ns = int(self.random.expovariate(1.0) * self.cluster.costs.exit_notice_ns)
         self.kernel.after(delay_ns, lambda _: self._exited(worker.address, exit_code))

@@ -195,16 +195,11 @@ class Network:
         while link.held and link.is_up and link.is_open:
             self._launch(link, link.held.popleft(), self.kernel.now_ns)
 
-    def detach(self, address: Address, *, lingered: bool = False) -> None:
-        """A process is gone for good. Of what it sent last a drawn part was still in its own memory.
-
-        Args:
-            address: of the process.
-            lingered: it waited until the system had everything, and only then ended.
-        """
+    def detach(self, address: Address) -> None:
+        """A process is gone for good. Of what it sent last a drawn part was still in its own memory."""
         self.receivers.pop(address, None)
         for link in self.links_from.pop(address, ()):
-            if link.sent > link.arrived and not lingered:
+            if link.sent > link.arrived:
                 self._lose(link, self.random.randint(link.arrived + 1, link.sent + 1))
             del self.links[link.source, link.destination]
             others = self.links_to.get(link.destination)

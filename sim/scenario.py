@@ -19,6 +19,7 @@ WorkloadKind = Literal[
     "empty", "chain", "tree", "fan_out", "random_dag", "shuffle", "counter", "ordered_log", "heavy_tail",
     "memory_pressure", "references", "mixed", "lone",
     "choosy", "actors", "groups", "copies", "detached", "allreduce", "parameter_server", "streams",
+    "leavers",
 ]  # fmt: skip
 
 

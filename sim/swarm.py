@@ -39,6 +39,7 @@ LATER_KINDS = (
     "detached",
     *TRAINING_KINDS,
     "streams",
+    "leavers",
 )
 """Not drawn with the others, so that what a seed draws stays what it was."""
 RATES = {

@@ -29,6 +29,7 @@ from zray import ids
 from zray.core.actors import SERVER_SUFFIX
 from zray.core.cancellation import cancelled_value
 from zray.core.client import ARGS_IN_LAST_DEP
+from zray.core.last_words import REPEAT_NS
 from zray.core.machine import Address, bound_handlers
 from zray.core.own_calls import OwnCalls
 from zray.core.streams import item_id
@@ -119,7 +120,27 @@ class SimWorker(Process):
             self.bound_farewell()
             yield from self.drive(self.actor.farewell())
         yield from self._spend()
+        if self.is_leaving:
+            yield from self._say_last_words()
         self.say_goodbye()
+
+    def _say_last_words(self) -> Steps:
+        """Go on once everybody who called it and is still there has all of it, or the time is over."""
+        farewells, kernel, there = self.machine.farewells, self.kernel, self.cluster.network.receivers
+        next_ns = kernel.now_ns
+        until_ns = next_ns + self.config.last_words_timeout_ns
+
+        def all_heard_or_late() -> bool:
+            return farewells.all_heard or kernel.now_ns >= next_ns
+
+        farewells.say(self.routes)
+        while not farewells.all_heard and kernel.now_ns < until_ns:
+            for caller in [caller for caller in farewells.unheard if caller not in there]:
+                farewells.heard_by(caller)
+            next_ns = min(until_ns, kernel.now_ns + REPEAT_NS)
+            kernel.at(next_ns, self.look)
+            yield from self.wait_until(all_heard_or_late)
+            farewells.repeat()
 
     def _do_one(self) -> Steps:
         if self.work.runs:
@@ -475,6 +496,7 @@ class SimWorker(Process):
         started_ns, self.lent_ns = self.kernel.now_ns, 0
         acquires = self.objects.acquires
         values: tuple[Value, ...]
+        answered = True
         self.cluster.judge.call_applied(self.actor_id, call, self.address)
         try:
             args = yield from self.arguments_of(call)
@@ -484,6 +506,7 @@ class SimWorker(Process):
             values = yield from self._pack(call.task_id, making, result)
         except (ProgramError, _InputFailedError) as error:
             values = self._failed(call, error)
+            answered = not isinstance(error, LeaveError)
         self._keep_state()
         if checkpoints is not None and not hosted.leaving:
             try:
@@ -495,6 +518,8 @@ class SimWorker(Process):
         yield from self._spend()
         self.work.current = ids.NIL_ID
         del self.making[call.task_id]
+        if answered:
+            self.cluster.judge.call_answered(call)
         hosted.ended(source, call, values)
         now_ns = self.kernel.now_ns
         self.cluster.task_ended(self.address, call.method, call.task_id, started_ns, now_ns, self.lent_ns)
@@ -506,7 +531,7 @@ class SimWorker(Process):
         if isinstance(error, _InputFailedError):
             value = error.value
         elif isinstance(error, LeaveError):
-            self.cluster.judge.actor_killed(self.actor_id)
+            self.cluster.judge.actor_left(self.actor_id)
             return self.hosted.leave(call)
         elif isinstance(error, InterruptError):
             value = cancelled_value(call.task_id)

@@ -17,6 +17,7 @@ from sim.actor_programs import actors
 from sim.detached import detached
 from sim.groups import groups
 from sim.kernel import US, stream
+from sim.leavers import leavers
 from sim.programs import (
     ActorRef,
     Await,
@@ -539,7 +540,7 @@ KINDS: dict[str, Callable[[WorkloadPart, Random], Program]] = {
     for function in (
         empty, chain, tree, fan_out, random_dag, shuffle, counter, ordered_log, heavy_tail, memory_pressure,
         references, mixed, lone, choosy, actors, groups, copies, detached, allreduce, parameter_server,
-        streams,
+        streams, leavers,
     )
 }  # fmt: skip
 

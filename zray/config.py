@@ -156,6 +156,8 @@ class Config(NamedTuple):
     """How long a process waits for those it started before it kills them."""
     farewell_timeout_ns: int = 30_000_000_000
     """How long the user's code of a worker that ends may take (``__ray_shutdown__``, exit handlers)."""
+    last_words_timeout_ns: int = 5_000_000_000
+    """How long an actor that ended itself waits for callers to take its last replies."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Config:

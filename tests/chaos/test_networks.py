@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,11 +32,12 @@ import json, os, sys, time, zray
 import numpy as np
 from zray.exceptions import ZrayError
 zray.init(address="ADDRESS")
-SIZE = 1 << 14
+SIZE, COUNT = 1 << 14, 60
 
 @zray.remote(max_retries=-1)
-def make(number):
-    time.sleep(0.03)
+def make(number, gate):
+    while gate and not os.path.exists(gate):  # the fault is not there yet
+        time.sleep(0.01)
     return os.urandom(8), np.full(SIZE, number, dtype=np.float64)
 
 @zray.remote(max_retries=-1)
@@ -56,9 +58,9 @@ class Ledger:
     def __zray_load__(self, times):
         self.times = dict(times)
 
-def play(count):
+def play(count, gate):
     ledger = Ledger.remote()
-    made = [make.remote(number) for number in range(count)]
+    made = [make.remote(number, gate if number >= count // 2 else "") for number in range(count)]
     pairs = [(number, (number + 7) % count) for number in range(count)]
     totals = [total.remote(made[one], made[other]) for one, other in pairs]
     added = [ledger.add.remote(entry) for entry in range(count)]
@@ -82,7 +84,7 @@ for line in sys.stdin:
         kept.clear()
     else:
         try:
-            wrong, made, marks = play(int(line))
+            wrong, made, marks = play(COUNT, line.strip())
             kept += zip(range(len(made)), made, marks)
             del made
         except ZrayError as error:
@@ -95,13 +97,17 @@ for line in sys.stdin:
 class Net:
     """Three hosts, the first with the control store and a driver."""
 
-    def __init__(self, hosts: list[Host], driver: subprocess.Popen[str]) -> None:
-        self.hosts, self.driver = hosts, driver
+    def __init__(self, hosts: list[Host], driver: subprocess.Popen[str], folder: Path) -> None:
+        self.hosts, self.driver, self.folder = hosts, driver, folder
+        self.gates = 0
 
-    def begin(self, count: int = 60) -> None:
-        """The program runs, and some of its results are there."""
-        tell(self.driver, str(count))
+    def begin(self) -> Path:
+        """The program runs, and some of its results are there; others once this file is."""
+        self.gates += 1
+        gate = self.folder / f"gate-{self.gates}"
+        tell(self.driver, str(gate))
         assert line_of(self.driver) == "begun"
+        return gate
 
     def verdict(self) -> dict[int, str]:
         """The living nodes, as process -> id; nothing was wrong."""
@@ -131,9 +137,11 @@ def net() -> Iterator[Net]:
             host.start("--address", f"{head.ip_address}:{PORT}", "--key-file", key)
         driver = head.driver(PROGRAM)
         try:
-            yield Net(hosts, driver)
+            yield Net(hosts, driver, here.folder)
         finally:
             driver.communicate(timeout=PATIENCE_S)
+            for gate in here.folder.glob("gate-*"):  # not before: what is lost is made again behind it
+                gate.unlink()
             for host in hosts:
                 host.heal()
             here.zray("stop")
@@ -146,8 +154,9 @@ def reborn_under(net: Net, fault: contextlib.AbstractContextManager[Any], lasts_
         the places of the hosts whose nodes were declared dead and began anew.
     """
     before = net.nodes()
-    net.begin()
+    gate = net.begin()
     with fault:
+        gate.touch()
         time.sleep(lasts_s)  # the fault
     net.verdict()
     return [place for place, (old, new) in enumerate(zip(before, net.nodes(), strict=True)) if old != new]
@@ -195,12 +204,14 @@ def test_the_host_of_the_control_store_is_cut_off_from_all_others(net: Net) -> N
 
 @contextlib.contextmanager
 def flapping(host: Host, times: int) -> Iterator[None]:
-    for _ in range(times):
-        host.plug_out()
+    host.plug_out()
+    yield
+    for number in range(times):
+        if number:
+            host.plug_out()
         time.sleep(SHORT_S)  # the fault
         host.plug_in()
         time.sleep(SHORT_S)  # and how long it is mended
-    yield
 
 
 def test_a_host_comes_and_goes(net: Net) -> None:
@@ -223,7 +234,7 @@ def test_packets_come_late_and_in_another_order(net: Net) -> None:
     host = net.hosts[1]
     with dropping(host):
         host.netem("delay", "20ms", "15ms")
-        net.begin()
+        net.begin().touch()
         net.verdict()
 
 

@@ -454,6 +454,19 @@ class Leaver:
         time.sleep(seconds)
         return "done"
 
+    def call_until_go(self, path: str, pid: int) -> str:
+        """Writes down whose call has begun, and waits until the test lets it end."""
+        Path(path + "~").write_text(str(pid))
+        os.rename(path + "~", path)
+        eventually(Path(path).with_name("go").exists, PATIENCE_S)
+        return "done"
+
+
+@zray.remote
+class CallerOfLeaver:
+    def hear(self, leaver: Any, path: str) -> str:
+        return zray.get(leaver.call_until_go.remote(path, os.getpid()))
+
 
 class TestExitActor:
     def test_earlier_calls_end_and_later_ones_fail(self, tmp_path: Path) -> None:
@@ -474,6 +487,35 @@ class TestExitActor:
         assert zray.get(running, timeout=PATIENCE_S) == "done"
         with pytest.raises(RayActorError):
             zray.get(left, timeout=PATIENCE_S)
+
+    @pytest.mark.not_simulated("it stops processes")
+    @pytest.mark.one_node("a caller of another node has its replies once its node has them")
+    def test_it_is_there_until_its_callers_have_its_replies(self, tmp_path: Path) -> None:
+        """Of two callers that are stopped one dies, and the other goes on: nobody waits for the dead one."""
+        leaver = Leaver.options(max_concurrency=4).remote()
+        callers = [CallerOfLeaver.remote() for _ in range(2)]
+        begun = [tmp_path / "0", tmp_path / "1"]
+        answers = [caller.hear.remote(leaver, str(path)) for caller, path in zip(callers, begun, strict=True)]
+        for path in begun:
+            eventually(path.exists, PATIENCE_S)
+        pids = [int(path.read_text()) for path in begun]
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        left = leaver.leave.remote()
+        try:
+            with pytest.raises(RayActorError, match="exit_actor"):
+                zray.get(left, timeout=PATIENCE_S)
+            (tmp_path / "go").touch()
+            with pytest.raises(GetTimeoutError):  # its death would end this
+                zray.get(leaver.call.remote(), timeout=0.15)
+        finally:
+            os.kill(pids[0], signal.SIGKILL)
+            os.kill(pids[1], signal.SIGCONT)
+        with pytest.raises(RayActorError, match="signal 9"):
+            zray.get(answers[0], timeout=PATIENCE_S)
+        assert zray.get(answers[1], timeout=PATIENCE_S) == "done"
+        with pytest.raises(RayActorError, match="exit_actor"):
+            zray.get(leaver.call.remote(), timeout=PATIENCE_S)
 
     def test_outside_an_actor_it_is_refused(self) -> None:
         with pytest.raises(TypeError, match="methods of an actor"):

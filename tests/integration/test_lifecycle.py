@@ -125,17 +125,17 @@ def test_interrupt_of_the_terminal_reaches_only_the_driver(here: Place) -> None:
     """Ctrl-C goes to the whole process group: the driver decides, its cluster goes on."""
     driver = here.start(
         """
-        import time, zray
+        import os, time, zray
         zray.init(num_cpus=1)
 
         @zray.remote
         def pid():
-            import os
             return os.getpid()
 
         @zray.remote
         def nap():
-            time.sleep(1.0)
+            while not os.path.exists("woken"):
+                time.sleep(0.01)
             return "slept"
 
         before = zray.get(pid.remote())
@@ -145,6 +145,7 @@ def test_interrupt_of_the_terminal_reaches_only_the_driver(here: Place) -> None:
             zray.get(ref)
         except KeyboardInterrupt:
             print("interrupted")
+        open("woken", "w").close()
         print(zray.get(ref), zray.get(pid.remote()) == before)
         """,
         start_new_session=True,

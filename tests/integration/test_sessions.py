@@ -93,6 +93,7 @@ def test_threads_that_wait_while_it_ends() -> None:
         """
         import threading, time
         import zray
+        from zray.api import session
 
         zray.init(num_cpus=1)
         never = zray.remote(lambda: threading.Event().wait()).remote()
@@ -107,7 +108,11 @@ def test_threads_that_wait_while_it_ends() -> None:
         threads = [threading.Thread(target=wait) for _ in range(4)]
         for thread in threads:
             thread.start()
-        time.sleep(0.3)  # for all of them to wait, which nothing tells
+        link = session.current()
+        deadline = time.monotonic() + 20
+        while link._followers_waiting < 3 or not link._leader_sleeps:  # one leads, and the others follow it
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         started = time.monotonic()
         zray.shutdown()
         for thread in threads:

@@ -561,6 +561,7 @@ class TestInterrupts:
             """
             import os, signal, threading, time
             import zray
+            from zray.api import session
 
             zray.init(num_cpus=2)
 
@@ -574,10 +575,27 @@ class TestInterrupts:
                 return x
 
             late = block.remote()
+            link, interrupts = session.current(), []
+
+            def until(condition):
+                deadline = time.monotonic() + 20
+                while not condition():
+                    assert time.monotonic() < deadline
+                    time.sleep(0.001)
+
+            def leads():
+                return link._leader_sleeps and not link.duty.leads
+
             def in_line_behind_another_thread():
                 threading.Thread(target=lambda: zray.get(late), daemon=True).start()
-                time.sleep(0.02)  # it is to be first in line, which nothing tells
+                until(leads)
                 zray.get(late)
+
+            def interrupt(wait):
+                follows = wait is in_line_behind_another_thread
+                until(lambda: link._followers_waiting if follows else leads())
+                interrupts.append(time.monotonic())
+                os.kill(os.getpid(), signal.SIGINT)
 
             waits = (
                 lambda: zray.get(late),
@@ -587,12 +605,11 @@ class TestInterrupts:
             )
             for wait in waits:
                 zray.get(echo.remote(0))
-                threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT)).start()
-                started = time.monotonic()
                 try:
+                    threading.Thread(target=interrupt, args=(wait,), daemon=True).start()
                     wait()
                 except KeyboardInterrupt:
-                    assert time.monotonic() - started < 1.0
+                    assert time.monotonic() - interrupts.pop() < 1.0
                 else:
                     raise AssertionError("no KeyboardInterrupt")
                 assert zray.get([echo.remote(i) for i in range(100)]) == list(range(100))

@@ -23,7 +23,15 @@ from zray.ids import producer_of, return_ids, short
 from zray.protocol import faults
 from zray.protocol.actor_messages import CallAway, ItemAway, ReplyAway, ReplyTaken
 from zray.protocol.messages import AT_NODE, EXTENT, Value
-from zray.protocol.user_messages import STREAM, Call, CancelCall, ConsumedItems, Reply, ReplyItem
+from zray.protocol.user_messages import (
+    STREAM,
+    Call,
+    CancelCall,
+    ConsumedItems,
+    LastWordsHeard,
+    Reply,
+    ReplyItem,
+)
 
 if TYPE_CHECKING:
     from zray.core.cluster_side import ClusterSide
@@ -85,6 +93,7 @@ class CallRelay:
         self.by_actor: dict[bytes, dict[bytes, None]] = {}  # actor -> its calls in ``away``
         self.here: dict[bytes, HostedCall] = {}
         self.untaken: dict[tuple[Address, bytes, int], HostedCall] = {}  # origin, call and attempt
+        self.leaving: dict[Address, None] = {}  # workers that end once nothing of theirs is untaken
 
     # --- at the origin: going ----------------------------------------------------------------------
 
@@ -287,6 +296,7 @@ class CallRelay:
         if message.index < 0:
             if self.untaken.pop(key, None) is not None:
                 self._forget(hosted)
+                self._let_leave()
             return
         for object_id in hosted.items.pop(message.index, ()):
             if object_id in hosted.pins:
@@ -297,8 +307,25 @@ class CallRelay:
 
     # --- ends --------------------------------------------------------------------------------------
 
+    def on_last_words(self, worker: Address) -> None:
+        """An actor ends on purpose, once callers of other nodes have its replies.
+
+        Those may hear of its death from a third node, its home.
+        """
+        self.leaving[worker] = None
+        self._let_leave()
+
+    def _let_leave(self) -> None:
+        if not self.leaving:
+            return
+        kept = dict.fromkeys(hosted.worker for hosted in self.untaken.values())
+        for worker in [worker for worker in self.leaving if worker not in kept]:
+            del self.leaving[worker]
+            self.out.append((worker, LastWordsHeard()))
+
     def worker_gone(self, worker: Address) -> None:
         """The process of an actor is gone; replies that it gave before are still good."""
+        self.leaving.pop(worker, None)
         for task_id, hosted in list(self.here.items()):
             if hosted.worker == worker:
                 del self.here[task_id]
@@ -316,6 +343,7 @@ class CallRelay:
             if hosted.origin == node:
                 del self.untaken[key]
                 self._forget(hosted)
+        self._let_leave()
 
     def _forget(self, hosted: HostedCall) -> None:
         for object_id, times in hosted.pins.items():

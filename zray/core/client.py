@@ -24,6 +24,7 @@ from zray.core.actor_caller import ActorCaller
 from zray.core.actor_calls import ActorCalls
 from zray.core.client_objects import ClientObjects
 from zray.core.client_streams import ClientStreams
+from zray.core.last_words import Farewells
 from zray.core.leased_tasks import LeasedTasks
 from zray.core.machine import Address, Effect, Handler
 from zray.core.questions import Questions
@@ -66,6 +67,8 @@ from zray.protocol.user_messages import (
     CheckpointFound,
     CopiesKept,
     KeepCopies,
+    LastWords,
+    LastWordsHeard,
     NameAnswer,
     ReplyItem,
     ResultsReady,
@@ -112,6 +115,7 @@ class ClientMachine:
         self.leased = LeasedTasks(self.out, node=node, objects=self.objects)
         self.streams = ClientStreams(self.out, node=node, objects=self.objects, calls=self.calls)
         self.questions = Questions(self.out, node=node)
+        self.farewells = Farewells(self.out, node=node)
         self.described: dict[bytes, str] = {}  # the names of tasks
         self.exported: dict[bytes, None] = {}
         self.window = config.submit_window_max  # how many tasks more the node has room for
@@ -452,6 +456,14 @@ class ClientMachine:
         """An actor sends an item of a stream."""
         self.streams.on_reply_item(message)
 
+    def on_last_words(self, now_ns: int, source: Address, message: LastWords) -> None:
+        """An actor that this process called ends on purpose."""
+        self.farewells.said_by(source)
+
+    def on_last_words_heard(self, now_ns: int, source: Address, message: LastWordsHeard) -> None:
+        """This process is an actor that ends on purpose, and one of its callers has all of its replies."""
+        self.farewells.heard_by(source)
+
     # --- a machine -------------------------------------------------------------------------------
 
     @property
@@ -491,4 +503,6 @@ class ClientMachine:
         CopiesKept: on_answer,
         StreamItem: on_stream_item,
         ReplyItem: on_reply_item,
+        LastWords: on_last_words,
+        LastWordsHeard: on_last_words_heard,
     }

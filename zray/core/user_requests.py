@@ -47,6 +47,7 @@ from zray.protocol.user_messages import (
     FindName,
     JobOptions,
     KeepCopies,
+    LastWords,
     Leaving,
     ListNames,
     Output,
@@ -93,6 +94,12 @@ def on_leaving(node: Node, now_ns: int, source: Address, message: Leaving) -> No
     client = node.clients.get(source)
     if client is not None and client.worker is not None:
         node.scheduler.lives.leaving(client.worker)
+
+
+def on_last_words(node: Node, now_ns: int, source: Address, message: LastWords) -> None:
+    """An actor ends once this is answered."""
+    if node.worker(source) is not None:
+        node.cluster.actors.relay.on_last_words(source)
 
 
 def on_past(
@@ -352,6 +359,7 @@ HANDLERS: dict[type[Any], Handler] = {
     JobOptions: on_job_options,
     Cancel: on_cancel,
     Leaving: on_leaving,
+    LastWords: on_last_words,
     Yielded: on_yielded,
     SaveCheckpoint: on_past,
     RecordCall: on_past,

@@ -267,12 +267,20 @@ class CancelCall(Message, frozen=True, tag=204):
     recursive: bool = True
 
 
+class LastWords(Message, frozen=True, tag=205):
+    """From an actor that ends on purpose, to its callers and its node: nothing follows."""
+
+
+class LastWordsHeard(Message, frozen=True, tag=206):
+    """Answer to ``LastWords``: every reply before them has arrived where it was to go."""
+
+
 UserToNode = (
     Cancel | Leaving | Yielded | Consumed | ClaimName | FindName | ListNames | Output | JobOptions
-    | SaveCheckpoint | RecordCall | FindCheckpoint | Told | KeepCopies
+    | SaveCheckpoint | RecordCall | FindCheckpoint | Told | KeepCopies | LastWords
 )  # fmt: skip
 UserFromNode = (
     StreamItem | Interrupt | StreamCredit | NameAnswer | Printed | RepeatCall | CheckpointFound
     | Tell | SeeGpus | CopiesKept | ReaderGone | ResultsReady
 )  # fmt: skip
-UserDirect = ReplyItem | ConsumedItems | CancelCall
+UserDirect = ReplyItem | ConsumedItems | CancelCall | LastWords | LastWordsHeard

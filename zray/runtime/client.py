@@ -23,6 +23,7 @@ from typing import Any
 from zray import ids
 from zray.config import Config
 from zray.core.client import ARGS_IN_LAST_DEP, HAS_VALUE, ROOM, MethodCall
+from zray.core.last_words import REPEAT_NS
 from zray.core.machine import Address
 from zray.core.task_context import TaskContext
 from zray.errors import (
@@ -486,6 +487,29 @@ class Client(EventLink):
                 with self.lock:
                     self.out.append((self.node, Told(0, body_of("", self.spans))))
                 self.confirm_acquired(FAREWELL_TIMEOUT_S)
+
+    def say_last_words(self) -> None:
+        """For an actor that ends on purpose: return once its callers and its node have all that it said.
+
+        After ``last_words_timeout_ns`` at the latest: a caller that is stopped takes nothing.
+        """
+        farewells = self.machine.farewells
+        deadline = time.monotonic() + self.config.last_words_timeout_ns / 1e9
+        with self.lock:
+            lost = {address: socket.frames_lost(address) for address, socket in self.routes.items()}
+            farewells.say(lost)
+        with contextlib.suppress(ZrayError):  # the node is gone, and this process is to be, too
+            while (pause_s := min(REPEAT_NS / 1e9, left_s(deadline) or 0.0)) > 0:
+                with self.lock:
+                    self._send_all()
+                    for address, frames in lost.items():
+                        if self.routes[address].frames_lost(address) > frames:  # nobody is there any more
+                            farewells.heard_by(address)
+                if self.wait_until(lambda: farewells.all_heard, pause_s, may_lend=False):
+                    return
+                with self.lock:
+                    farewells.repeat()
+            log.warning("%d callers take no replies: this actor ends without them", len(farewells.unheard))
 
     def _on_welcome(self, now_ns: int, source: Address, message: Welcome) -> None:
         self.welcome = message

@@ -237,6 +237,10 @@ class Transport:
             log.debug("no route to %s; a frame of %d bytes is dropped", address.hex(), len(frame))
         return True
 
+    def frames_lost(self, address: Address) -> int:
+        """Frames that were dropped, as there is no way to this peer (any more)."""
+        return self.unreachable.get(address, 0)
+
     def retry_backlog(self) -> None:
         """Send what waited for a full peer, as far as it takes it."""
         for address in list(self._backlog):

@@ -153,6 +153,8 @@ class WorkerProcess:
         atexit._run_exitfuncs()  # the process ends without the interpreter's own end
         output.flush()
         client.tell_all()
+        if self.actor is not None and self.actor.leaving:  # of one without handles all calls have ended
+            client.say_last_words()
         client.close()
         return 0
 

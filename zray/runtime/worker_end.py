@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import faulthandler
 import os
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from zray.errors import ZrayError
 from zray.runtime import output
-from zray.runtime.client import FAREWELL_TIMEOUT_S
 from zray.runtime.exit_codes import exit_code_of, print_ending
 
 if TYPE_CHECKING:
@@ -29,14 +26,13 @@ def bound_farewell(timeout_s: float) -> None:
 
 
 def end_worker(client: Client, error: BaseException) -> NoReturn:
-    """End this worker because of ``error``: exit handlers run, and what it printed is told."""
+    """End this actor because of ``error``: exit handlers run, and what it said and printed is heard."""
     print_ending(error)
     bound_farewell(client.config.farewell_timeout_ns / 1e9)
     atexit._run_exitfuncs()
     output.flush()
     client.tell_all()
-    with contextlib.suppress(ZrayError):  # the node is gone, or has no time
-        client.confirm_acquired(FAREWELL_TIMEOUT_S)
+    client.say_last_words()
     _end(error)
 
 
