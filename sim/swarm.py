@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sim.costs import Costs, CostsError, load_costs
 from sim.kernel import stream
 from sim.run import PASSED, VERDICTS, Verdict, run_scenario
 from sim.scenario import (
@@ -76,6 +77,8 @@ MESSAGE_SEEDS = 1_700_000
 """All seeds from here on draw clusters whose processes die over single messages of every kind."""
 STREAM_SEEDS = 1_900_000
 """All seeds from here on draw programs that stream, on one node or on several."""
+LEAVER_SEEDS = 2_000_000
+"""All seeds from here on draw programs whose actors end themselves; in half, processes die over messages."""
 REPLICATED_SHARE = 1 / 3
 """Of the seeds below this share draws replicated shards."""
 CLUSTER_SHARE = 0.5
@@ -91,6 +94,8 @@ SCHEDULER_RATES = {"scheduler_crash": 30.0, "scheduler_freeze": 12.0}
 TWIN_RATE = 12.0
 """The same of a node and a head that die in one moment."""
 SHRINK_RUNS_MAX = 60
+FIRST_COSTS = "costs_2026_11_23.json"
+"""Those of regressions that name no others, beside their file."""
 
 
 class Failure(NamedTuple):
@@ -104,6 +109,8 @@ class Failure(NamedTuple):
 def scenario_of(seed: int) -> Scenario:
     """The scenario that the swarm draws from a seed: a plain one, or that with replicas or more nodes."""
     plain = plain_scenario_of(seed)
+    if seed >= LEAVER_SEEDS:
+        return _leaving(seed, plain)
     if seed >= STREAM_SEEDS:
         return _streaming(seed, plain)
     if seed >= MESSAGE_SEEDS:
@@ -318,6 +325,19 @@ def _streaming(seed: int, plain: Scenario) -> Scenario:
     return msgspec.structs.replace(drawn, workload=msgspec.structs.replace(drawn.workload, **work))
 
 
+def _leaving(seed: int, plain: Scenario) -> Scenario:
+    """The same with actors that end themselves, on a cluster or not."""
+    random = stream(seed, "swarm/leavers")
+    drawn = _clustered(seed, plain) if random.random() < 2 / 3 else plain
+    work = {"kind": "leavers", "tasks": random.randint(5, 40)}
+    faults = {"message_death": random.choice((0.0, 10.0))}
+    return msgspec.structs.replace(
+        drawn,
+        workload=msgspec.structs.replace(drawn.workload, **work),
+        faults=msgspec.structs.replace(drawn.faults, **faults),
+    )
+
+
 def _with_copies(seed: int, clustered: Scenario) -> Scenario:
     """The same with copies of what is put; in two of three nodes die one at a time: nothing may be lost."""
     random = stream(seed, "swarm/copies")
@@ -479,6 +499,8 @@ class Regression(NamedTuple):
     seed: int
     scenario: Scenario
     story: str
+    costs: Costs
+    """Those that it failed with: others would move its schedule."""
     is_open: bool = False
     """The bug is known and not mended yet."""
 
@@ -500,8 +522,9 @@ def regressions(path: Path) -> list[Regression]:
                 part, _, field = key.partition(".")
                 scenario = _with(scenario, part, field, value)
             is_open = bool(entry.get("open"))
-            found.append(Regression(entry["name"], seed, scenario, entry["story"], is_open))
-        except (KeyError, TypeError, AttributeError) as error:
+            costs = load_costs(path.with_name(entry.get("costs", FIRST_COSTS))).costs
+            found.append(Regression(entry["name"], seed, scenario, entry["story"], costs, is_open))
+        except (KeyError, TypeError, AttributeError, CostsError) as error:
             raise ScenarioError(f"{path}: run {number}: {error!r}") from None
     return found
 

@@ -79,7 +79,7 @@ from zray.protocol.messages import (
     Welcome,
     Withdraw,
 )
-from zray.protocol.user_messages import ResultsReady, SeeGpus
+from zray.protocol.user_messages import ReaderGone, ResultsReady, SeeGpus
 
 MS = 1_000_000
 S = 1_000_000_000
@@ -364,6 +364,9 @@ class PlayedWorker(Process):
 
     def on_jobcontext(self, message: JobContext) -> None:
         self.world.told_jobs[self.address][message.job_id] = None
+
+    def on_readergone(self, message: ReaderGone) -> None:
+        """It makes no stream for that reader."""
 
     def on_seegpus(self, message: SeeGpus) -> None:
         self.sees = message.numbers

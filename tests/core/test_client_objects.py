@@ -292,6 +292,18 @@ def test_a_large_result_is_asked_for_when_it_is_announced(process: Process) -> N
     assert process.take(A) is None, "each showing is for one reader"
 
 
+def test_a_large_result_that_was_lost_before_it_was_looked_at(process: Process) -> None:
+    process.machine.expect((A,))
+    want = process.machine.want((A,), None, True)
+    process.ready(A, Value(AT_NODE, b"", 0, 4096))
+    assert process.said() == [Get((A,))]
+    lost = Value(FAULT, b"gone")
+    process.ready(A, lost)
+    assert want.done
+    assert process.take(A) == lost
+    assert process.machine.want((A,), None, True).done, "nobody has to ask again"
+
+
 def test_who_only_waits_does_not_look(process: Process) -> None:
     process.machine.borrow(A)
     want = process.machine.want((A,), None, False)

@@ -274,7 +274,7 @@ def foreground(here: Place) -> Iterator[Any]:
 
 
 def node_address(node: Foreground) -> str:
-    return node.await_log(" listens on ").split(" listens on ")[1].split()[0]
+    return node.await_log("zray.node: node ").split(" listens on ")[1].split()[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

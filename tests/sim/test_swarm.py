@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from sim import command
-from sim.costs import load_costs
 from sim.run import CORRECTNESS, CRASH, LIVENESS, PASSED, run_scenario
 from sim.scenario import ScenarioError, load, shipped
 from sim.swarm import (
@@ -19,6 +18,7 @@ from sim.swarm import (
     DETACHED_SEEDS,
     FLUSHING_SEEDS,
     GROUP_SEEDS,
+    LEAVER_SEEDS,
     OFFLOAD_SEEDS,
     SCHEDULER_SEEDS,
     STREAM_SEEDS,
@@ -35,8 +35,6 @@ from zray.core.local_scheduler import LocalScheduler
 from zray.errors import InvariantError
 
 REGRESSIONS = Path(__file__).with_name("regressions.toml")
-COSTS_OF_REGRESSIONS = Path(__file__).with_name("costs_of_regressions.json")
-"""Those that the runs failed with: with others, their seeds are other schedules."""
 SMOKE_SEEDS = [
     *range(100),
     *range(CLUSTER_SEEDS, CLUSTER_SEEDS + 40),
@@ -50,6 +48,7 @@ SMOKE_SEEDS = [
     *range(FLUSHING_SEEDS, FLUSHING_SEEDS + 8),
     *range(DETACHED_SEEDS, DETACHED_SEEDS + 12),
     *range(STREAM_SEEDS, STREAM_SEEDS + 5),
+    *range(LEAVER_SEEDS, LEAVER_SEEDS + 8),
 ]
 
 
@@ -70,8 +69,7 @@ def test_shipped_scenarios_pass(name: str) -> None:
 
 @pytest.mark.parametrize("regression", regressions(REGRESSIONS), ids=lambda regression: regression.name)
 def test_what_failed_once_passes(regression: Regression) -> None:
-    costs = load_costs(COSTS_OF_REGRESSIONS).costs
-    verdict, _ = run_scenario(regression.scenario, regression.seed, costs=costs)
+    verdict, _ = run_scenario(regression.scenario, regression.seed, costs=regression.costs)
     if regression.is_open:
         assert verdict.kind != PASSED, "it is mended: take `open` out of its entry"
     else:

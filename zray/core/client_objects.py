@@ -290,7 +290,8 @@ class ClientObjects:
                 local.shown.append(value)
             if local.value is None:
                 local.value = Value(AT_NODE, b"", 0, value.size)
-        elif local.value is None:
+        elif local.value is None or local.value.kind == AT_NODE:
+            # It was at the node, or an actor said so, and cannot be shown any more: this is why.
             local.value = value
         if local.wants:
             self._satisfy(object_id, local)
