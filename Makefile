@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint types check test test-machines test-processes chaos wordcount bench perf paper paper-check clean
+.PHONY: help install lint types check test test-machines test-processes chaos wordcount bench perf instructions paper paper-check clean
 
 help:  ## Show this list.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "%-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ AGAINST ?=
 perf: install  ## Measure this tree against the last tag, or AGAINST=COMMIT, in pairs; fails on a regression.
 	$(BIN)/python -m benchmarks.instructions $(if $(AGAINST),--against $(AGAINST))
 	$(BIN)/python -m benchmarks.paired $(if $(AGAINST),--against $(AGAINST))
+
+instructions: install  ## Count the instructions of three hot paths; fails if they are more than those that are kept.
+	$(BIN)/python -m benchmarks.instructions --check
 
 paper: install  ## Run the paper's experiments at the small scale; writes docs/paper-report/. PEERS='--python ray=PATH'.
 	-$(BIN)/python -m paper_experiments run all $(PEERS)

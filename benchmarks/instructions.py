@@ -1,4 +1,4 @@
-"""Instructions of three hot paths of ``zray.core``: ``python -m benchmarks.instructions [--against COMMIT]``.
+"""Instructions of three hot paths of ``zray.core``: ``python -m benchmarks.instructions``, and ``--help``.
 
 Counted by valgrind, so a busy machine changes nothing: two runs of one tree agree to a few parts in a
 thousand. The machines run alone, without sockets and processes:
@@ -9,22 +9,28 @@ thousand. The machines run alone, without sockets and processes:
 
 Each path is counted at two numbers of operations, and the difference divided: what it takes to start Python
 is not in it. Without valgrind the program says so and ends well.
+
+``--against COMMIT`` counts that, too. ``--check`` compares with what ``instructions.json`` keeps, as CI does;
+``--store`` writes them. They are of one build of the interpreter: with another one nothing is compared.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 FEW, MANY = 200, 1_200
 TOLERANCE = 0.05
+ROOT = Path(__file__).resolve().parent.parent
+STORED = Path(__file__).with_name("instructions.json")
 CPU = (("CPU", 10_000),)
 DRIVER = b"driver"
 ROOT_TASK = b"R" * 8 + bytes(8)
@@ -147,14 +153,45 @@ def per_operation(root: Path, path: str) -> float:
     return (counted(root, path, MANY) - counted(root, path, FEW)) / (MANY - FEW)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Count, print; 1 if a path takes more than ``TOLERANCE`` more instructions than in the other commit."""
+def interpreter() -> str:
+    """What counts depend on besides the code."""
+    return f"{sys.version} {os.uname().machine}"
+
+
+def judge(counts: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
+    """The paths that take more than ``TOLERANCE`` more than before."""
+    return [path for path, count in counts.items() if count > before[path] * (1 + TOLERANCE)]
+
+
+def stored_counts() -> dict[str, float] | None:
+    """The counts that are kept in this tree, or ``None`` if they are of another interpreter."""
+    stored = json.loads(STORED.read_text())
+    return stored["counts"] if stored["interpreter"] == interpreter() else None
+
+
+def _counts_of(commit: str) -> dict[str, float]:
+    from benchmarks.paired import base_commit, unpack
+
+    with tempfile.TemporaryDirectory() as name:
+        unpack(base_commit(commit), Path(name))
+        return {path: per_operation(Path(name), path) for path in PATHS}
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--against", metavar="COMMIT", help="count that, too, and compare")
-    parser.add_argument("--run", nargs=2, metavar=("PATH", "OPERATIONS"), help=argparse.SUPPRESS)
-    given = parser.parse_args(argv)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--against", metavar="COMMIT", help="count that, too, and compare")
+    which.add_argument("--check", action="store_true", help="compare with the counts that are kept")
+    which.add_argument("--store", action="store_true", help="keep these counts")
+    which.add_argument("--run", nargs=2, metavar=("PATH", "OPERATIONS"), help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Count, print; 1 if a path takes more than ``TOLERANCE`` more instructions than it did."""
+    given = _arguments(argv)
     if given.run:
         once = PATHS[given.run[0]]()
         for number in range(int(given.run[1])):
@@ -163,20 +200,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     if shutil.which("valgrind") is None:
         print("skipped: instructions are counted by valgrind, which is not installed here")
         return 0
-    from benchmarks.paired import ROOT, base_commit, unpack
-
-    worse = 0
-    with tempfile.TemporaryDirectory() as name:
-        if given.against:
-            unpack(base_commit(given.against), Path(name))
-        for path in PATHS:
-            ours = per_operation(ROOT, path)
-            line = f"{path:8} {ours:10,.0f} instructions"
-            if given.against:
-                ratio = ours / per_operation(Path(name), path)
-                worse += ratio > 1 + TOLERANCE
-                line += f", {ratio:.3f} of those of {given.against}"
-            print(line, flush=True)
+    before = stored_counts() if given.check else _counts_of(given.against) if given.against else {}
+    if before is None:
+        print("skipped: the counts that are kept are of another interpreter; compare with --against COMMIT")
+        return 0
+    counts = {}
+    for path in PATHS:
+        counts[path] = per_operation(ROOT, path)
+        was = f", {counts[path] / before[path]:.3f} of what it was" if before else ""
+        print(f"{path:8} {counts[path]:10,.0f} instructions{was}", flush=True)
+    if given.store:
+        kept = {"interpreter": interpreter(), "counts": {path: round(n) for path, n in counts.items()}}
+        STORED.write_text(json.dumps(kept, indent=2) + "\n")
+    worse = judge(counts, before) if before else []
+    if worse:
+        print(f"longer by more than {TOLERANCE:.0%}: {', '.join(worse)}; if that is wanted: --store")
     return 1 if worse else 0
 
 

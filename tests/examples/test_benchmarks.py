@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks import compare, report, runner
+from benchmarks import compare, instructions, report, runner
 from benchmarks.cases import QUICK
 from benchmarks.parts import ALL_CASES
 from benchmarks.systems import HOMES
@@ -86,3 +86,14 @@ def test_an_aim_is_met_by_a_ratio_a_share_or_a_median(
     _, lines = report.targets(compared)
     told = [(line[2].rstrip("x"), line[3]) for line in lines]
     assert told == ([] if measured is None else [(report.number(measured), verdict)])
+
+
+def test_a_path_that_got_longer_is_named_and_other_interpreters_are_not_compared(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept = instructions.stored_counts() or dict.fromkeys(instructions.PATHS, 1000.0)
+    assert kept.keys() == instructions.PATHS.keys()
+    assert instructions.judge(kept, kept) == []
+    assert instructions.judge({**kept, "task": kept["task"] * 1.06}, kept) == ["task"]
+    monkeypatch.setattr(instructions, "interpreter", lambda: "another one")
+    assert instructions.stored_counts() is None
