@@ -7,7 +7,7 @@ import gc
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,19 +63,25 @@ def slow_numbers(count: int, path: Path) -> Iterator[int]:
         yield number
 
 
+def read_at_second_try(refs: Iterable[Any], begun: Path, ending: str) -> Iterator[int]:
+    """The values; the first time it ends in the midst of them."""
+    for count, ref in enumerate(refs, 1):
+        yield zray.get(ref)
+        if count == 4 and not begun.exists():
+            begun.touch()
+            if ending == "dies":
+                os._exit(1)
+            raise KeyError(ending)
+
+
 @zray.remote(num_cpus=0, max_retries=1, retry_exceptions=True)
 def read_twice(path: Path, begun: Path, ending: str, unconsumed_max: int | None) -> list[int]:
     """Ends in the midst of a stream that is still being made, the first time."""
     refs = slow_numbers.options(_generator_backpressure_num_objects=unconsumed_max).remote(9, path)
     found = []
-    for ref in refs:
-        found.append(zray.get(ref))
-        if len(found) == 4 and not begun.exists():
-            begun.touch()
-            if ending == "dies":
-                os._exit(1)
-            raise KeyError(ending)
-        if len(found) == 4:
+    for value in read_at_second_try(refs, begun, ending):
+        found.append(value)
+        if len(found) == 5:  # it goes on
             path.touch()
     return found
 
@@ -90,15 +96,8 @@ class AsyncSource:
 
 @zray.remote(num_cpus=0, max_retries=1, retry_exceptions=True)
 def read_actor_twice(handle: Any, begun: Path, ending: str, unconsumed_max: int | None) -> list[int]:
-    found = []
-    for ref in handle.numbers.options(_generator_backpressure_num_objects=unconsumed_max).remote(9):
-        found.append(zray.get(ref))
-        if len(found) == 4 and not begun.exists():
-            begun.touch()
-            if ending == "dies":
-                os._exit(1)
-            raise KeyError(ending)
-    return found
+    refs = handle.numbers.options(_generator_backpressure_num_objects=unconsumed_max).remote(9)
+    return list(read_at_second_try(refs, begun, ending))
 
 
 @zray.remote(num_cpus=0, max_retries=0)

@@ -45,9 +45,8 @@ class AwayCall:
 
     def __init__(self, call: Call, caller: Address, host: Address, life: int) -> None:
         self.call, self.caller, self.host, self.life = call, caller, host, life
-        self.again: Call | None = (
-            None  # a stream that is made once more, for a new reader, when this has ended
-        )
+        self.again: Call | None = None
+        """A stream that is made once more, for a new reader, when this has ended."""
 
 
 class HostedCall:
