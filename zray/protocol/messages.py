@@ -641,6 +641,7 @@ class Forward(Message, frozen=True, tag=131):
     origin: bytes = b""  # where it was submitted, if that is not the sender
     run_ns: int = 0  # what such a task takes, where it ran before
     parked_ns: int = 0  # for how long another scheduler is known to have had it without a node for it
+    kept: int = 0  # how many such tasks the sender has kept since its last report
 
 
 class Withdraw(Message, frozen=True, tag=132):
