@@ -120,7 +120,8 @@ class TaskAdmission:
         if leaves:
             self.forward(task)
         else:
-            task.task_class.kept += not task.stays
+            if not task.hops and not task.stays:  # otherwise the global scheduler placed it, and knows
+                task.task_class.kept += 1
             if is_here:
                 task.stays = True
                 self.scheduler.queue(task)
