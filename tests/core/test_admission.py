@@ -95,6 +95,41 @@ def test_a_task_is_placed_before_its_inputs_are_copied(bench: ClusterBench) -> N
     assert bench.pulls() == []
 
 
+def overflow(bench: ClusterBench, kind: bytes) -> tuple[int, Any]:
+    """Submit until a task is forwarded: how many were kept, and the forward."""
+    for kept in range(100):
+        bench.submit(kind)
+        forwards = bench.forwards()
+        bench.effects.clear()  # workers that are started
+        if forwards:
+            return kept, forwards[0]
+    raise AssertionError("nothing is forwarded")
+
+
+def test_a_forward_says_how_many_of_its_kind_were_kept_since_the_last_report(bench: ClusterBench) -> None:
+    kind = bench.kind()
+    for each in (kind, bench.kind("other")):
+        kept, forward = overflow(bench, each)
+        assert forward.kept == kept > 0
+    bench.wait(bench.node.config.heartbeat_interval_ns)
+    kept, forward = overflow(bench, kind)
+    assert forward.kept == kept == 0, "the report has those before it"
+
+
+def test_a_placed_task_was_not_kept(bench: ClusterBench) -> None:
+    kind = bench.kind()
+    kept, forward = overflow(bench, kind)
+    bench.say(GLOBAL, Place(forward.spec, forward.descriptor, 1))
+    assert overflow(bench, kind)[1].kept == kept
+
+
+def test_a_new_scheduler_hears_once_what_was_kept(bench: ClusterBench) -> None:
+    kept, forward = overflow(bench, bench.kind())
+    assert forward.kept == kept > 0
+    bench.node.schedulers.on_move(GLOBAL)  # the load is reported, and what waits is sent again
+    assert [told.kept for _, told in bench.node.out if isinstance(told, Forward)] == [0]
+
+
 def test_what_another_reader_found_is_known_at_once(bench: ClusterBench) -> None:
     kind = bench.kind()
     bench.submit(kind, deps=(A,))

@@ -19,6 +19,7 @@ from zray.errors import InvariantError
 from zray.protocol.cluster import AskScheduler, Members, SchedulerHere
 from zray.protocol.local_messages import ClientGone
 from zray.protocol.messages import (
+    RESOURCE_UNIT,
     Describe,
     Forward,
     Infeasible,
@@ -122,6 +123,41 @@ def test_tasks_that_are_to_spread_go_where_the_fewest_are_and_not_to_their_input
     bench = Bench(report(A, {"CPU": 4}), report(B, {"CPU": 4}))
     placed_on = [to for to, _ in bench.feed(*((FORWARDER, each) for each in spread))]
     assert sorted(placed_on) == [address_of(A)] * 2 + [address_of(B)] * 2
+
+
+def test_what_a_forwarder_keeps_counts_as_if_it_were_placed_there() -> None:
+    """A kept two of four: both idle CPUs of B are free sooner, and its queue is shorter."""
+    bench = Bench((A, report(A, {"CPU": 2})[1]), (B, report(B, {"CPU": 2})[1]))
+    tasks = [replace(task(n), kept=2) for n in range(2)]
+    assert [to for to, _ in bench.feed(*((A, forward) for forward in tasks))] == [B, B]
+    assert [to for to, _ in bench.feed((A, replace(task(2), kept=4)))] == [B], "two more, not four"
+    assert sorted(to for to, _ in bench.feed(*((A, replace(task(n), kept=4)) for n in (3, 4)))) == [A, B]
+
+
+def test_what_a_forwarder_kept_before_its_report_counts_once() -> None:
+    bench = Bench((A, report(A, {"CPU": 2})[1]), (B, report(B, {"CPU": 2})[1]))
+    bench.feed((A, replace(task(0), kept=9)))
+    load = bench.machine.nodes[A]
+    assert (load.pool.free["CPU"], load.backlog) == (0, 7)
+    bench.feed((A, report(A, {"CPU": 2}, {}, backlog=7)[1]), (B, report(B, {"CPU": 2}, {}, backlog=9)[1]))
+    assert [to for to, _ in bench.feed((A, task(1)))] == [A]
+
+
+def test_kept_tasks_count_by_kind_and_with_what_they_take() -> None:
+    bench = Bench((A, report(A, {"CPU": 4, "GPU": 3})[1]))
+    large = replace(task(0, {"CPU": 1, "GPU": 2}), kept=1)
+    small = replace(task(1), kept=2)
+    other = replace(small, spec=replace(small.spec, descriptor_id=b"e" * 16))
+    bench.feed((A, large), (A, other))
+    load = bench.machine.nodes[A]
+    # One of the first kind and two of the other are kept; of the two that are placed one fits.
+    assert (load.pool.free["GPU"], load.pool.free["CPU"], load.backlog) == (RESOURCE_UNIT, 0, 1)
+
+
+@pytest.mark.parametrize("kept", [-1, 0, 1 << 62])
+def test_whatever_a_forwarder_says_that_it_kept_its_task_is_placed(kept: int) -> None:
+    bench = Bench((A, report(A)[1]))
+    assert [to for to, _ in bench.feed((A, replace(task(1), kept=kept)))] == [A]
 
 
 def test_reports_of_a_batch_count_before_its_tasks() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.core.test_admission import OTHER, PEER, ClusterBench, strategic
+from tests.core.test_admission import OTHER, PEER, ClusterBench, overflow, strategic
 from tests.core.test_local_scheduler import DRIVER_ADDRESS, GLOBAL, JOB, MS
 from tests.core.test_offloading import GUEST, KIND, QuietBench, away, bench, host_one, through_the_gate
 from zray.core.cancellation import cancelled_value
@@ -55,6 +55,17 @@ def test_the_origin_passes_it_on_and_has_its_own_value_at_once(bench: QuietBench
     assert through_the_gate(bench, Cancel) == [(PEER, passed_on)]
     bench.say(PEER, Ended(gone[0], 0, (cancelled_value(gone[0]),), failed=True))
     assert through_the_gate(bench, Taken) == [(PEER, Taken(gone[0], 0))]
+
+
+def test_a_guest_is_not_among_those_that_its_host_kept(bench: QuietBench) -> None:
+    """A global scheduler placed it, and counts it already."""
+    host_one(bench)
+    (guest,) = bench.node.cluster.guests.guests
+    task_class = bench.node.scheduler.tasks[guest].task_class
+    assert (task_class.kept, len(task_class.ready)) == (0, 1)
+    bench.say(DRIVER_ADDRESS, KIND)
+    kept, forward = overflow(bench, KIND.descriptor_id)
+    assert forward.kept == kept > 0
 
 
 def test_the_host_ends_a_guest_that_is_queued_for_its_origin_only(bench: QuietBench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -77,6 +78,71 @@ def test_who_is_missing_is_said_with_what_to_do(tmp_path: Path) -> None:
 def test_no_mpirun_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert "openmpi-bin" in missing_reason(peer_child.OPENMPI, sys.executable)
+
+
+NO_OPENMPI = missing_reason(peer_child.OPENMPI, sys.executable)
+
+
+class Idle:
+    """How long this rank had computed when it was last left alone."""
+
+    since_s = 0.0
+
+
+def leave_alone(api: Any) -> None:
+    Idle.since_s = time.process_time()
+
+
+def computed_since_s(api: Any) -> list[float]:
+    """Of each rank, seconds since it was left alone."""
+    computed = time.process_time() - Idle.since_s
+    found: list[float] = api.allgather(computed)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(NO_OPENMPI), reason=NO_OPENMPI)
+def test_ranks_that_are_not_asked_leave_the_cpus_to_others() -> None:
+    peer = Peer(peer_child.OPENMPI, sys.executable, 2)
+    try:
+        peer.ask(f"{HERE}:computed_since_s")  # all have imported this module
+        peer.ask(f"{HERE}:leave_alone")
+        time.sleep(1.0)  # the time that is measured
+        computed_s = peer.ask(f"{HERE}:computed_since_s")
+    finally:
+        peer.end()
+    assert len(computed_s) == 2
+    assert max(computed_s) < 0.3
+
+
+class Communicator:
+    """Of a rank that is not the first: the requests come after it has looked some times, and then end."""
+
+    def __init__(self, *requests: str) -> None:
+        self.requests, self.looks = [*requests, ""], 0
+
+    def Get_rank(self) -> int:
+        return 1
+
+    def Ibarrier(self) -> Communicator:
+        self.looks = 0
+        return self
+
+    def Test(self) -> bool:
+        self.looks += 1
+        return self.looks > 3
+
+    def bcast(self, line: None) -> str:
+        assert self.looks > 3, "waits inside OpenMPI, which polls"
+        return self.requests.pop(0)
+
+
+def test_a_rank_sleeps_between_two_looks_for_a_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    naps: list[float] = []
+    monkeypatch.setattr(peer_child.time, "sleep", naps.append)
+    monkeypatch.setattr(peer_child, "answer", lambda api, request: naps.clear())
+    peer_child.serve_together(Communicator("{}"), io.StringIO(), io.StringIO())
+    assert naps == [peer_child.NAP_S] * 3
 
 
 @pytest.mark.parametrize("given", ["ray", "ray=", "spark=python"])

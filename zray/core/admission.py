@@ -119,11 +119,14 @@ class TaskAdmission:
             leaves = self._leaves(task, is_here)
         if leaves:
             self.forward(task)
-        elif is_here:
-            task.stays = True
-            self.scheduler.queue(task)
         else:
-            self._fetch(task)
+            if not task.hops and not task.stays:  # otherwise the global scheduler placed it, and knows
+                task.task_class.kept += 1
+            if is_here:
+                task.stays = True
+                self.scheduler.queue(task)
+            else:
+                self._fetch(task)
 
     def _waits_again(self, task: TaskEntry) -> bool:
         """Whether an input was lost since it was made: it is found, or made, once more."""
@@ -199,7 +202,7 @@ class TaskAdmission:
         task_class = task.task_class
         forward = Forward(
             task.spec, task_class.descriptor, task.hops, self._inputs(task), run_ns=task_class.typical_ns,
-            parked_ns=parked_ns,
+            parked_ns=parked_ns, kept=task_class.kept,
         )  # fmt: skip
         self.scheduler.out.append((self.scheduler.global_scheduler, forward))
 

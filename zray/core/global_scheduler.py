@@ -188,6 +188,8 @@ class GlobalScheduler:
         """Take a task in; a known one changes nothing but whom to answer and what is known of it."""
         if self._refused(source, checks.problem_of_descriptor(forward.descriptor)):
             return
+        if source in self.nodes:
+            self.nodes[source].believe_kept(forward)
         task_id = forward.spec.task_id
         parked = self.parked.get(task_id)
         if parked is None:

@@ -622,6 +622,11 @@ class LocalScheduler:
         """Tasks that are ready and not dispatched."""
         return sum(len(task_class.ready) for task_class in self.ready.values())
 
+    def reported(self) -> None:
+        """The load of this node is known, with all that it has kept."""
+        for task_class in self.classes.values():
+            task_class.kept = 0
+
     def check(self) -> None:
         """Every task is in exactly one place."""
         task_places.check(self)

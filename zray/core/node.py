@@ -572,6 +572,7 @@ class Node:
     def _forward_anew(self, former: Address) -> None:
         """Forward to another global scheduler, or once more to the same; it hears our load first."""
         self.scheduler.global_scheduler = self.schedulers.address
+        self.scheduler.reported()
         self.out.append((self.schedulers.address, reports.load_of(self)))
         self.scheduler.admission.move(former)
 
@@ -614,6 +615,7 @@ class Node:
         if not changed and len(self.welcomed) < len(self.shards):
             self.introduce()  # a hello that a shard lost with its life is missed by nobody else
         self.reported = report
+        self.scheduler.reported()
         self.out.extend((address, report) for address in self.schedulers.addresses())
         self.schedulers.look(now_ns, waits=bool(self.scheduler.forwarded))
         pause_ns = self.config.heartbeat_interval_ns

@@ -56,6 +56,10 @@ class ResourcePool:
                 return False
         return True
 
+    def room(self, demand: Demand, most: int) -> int:
+        """How many of such demands can be taken now; ``most`` at most."""
+        return min([most, *(max(0, self.free.get(name, 0)) // amount for name, amount in demand)])
+
     def feasible(self, demand: Demand) -> bool:
         """Whether the demand could be taken if nothing else were held."""
         total = self.total

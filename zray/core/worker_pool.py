@@ -31,8 +31,8 @@ class TaskClass:
     """The tasks of one job with one descriptor: same code, same demand, same expected run time."""
 
     __slots__ = (
-        "cpus", "demand", "descriptor", "ended", "fetching", "job_id", "leasable", "may_run_ahead", "number",
-        "ready", "run_ns", "samples",
+        "cpus", "demand", "descriptor", "ended", "fetching", "job_id", "kept", "leasable", "may_run_ahead",
+        "number", "ready", "run_ns", "samples",
     )  # fmt: skip
 
     def __init__(self, descriptor: Describe, job_id: bytes, number: int) -> None:
@@ -43,6 +43,7 @@ class TaskClass:
         self.cpus = lent_while_blocked(descriptor.demand, descriptor.in_group)
         self.ready: deque[TaskEntry] = deque()
         self.fetching = 0  # tasks that are to be ready once copies of their inputs came
+        self.kept = 0  # tasks that stay by a decision of this node, since it reported its load
         self.run_ns = 0  # exponential average; 0: nothing ran yet
         self.samples = 0  # that it was learned from
         self.ended = False  # its job is over: nothing of it runs any more

@@ -1,11 +1,10 @@
 """Every message of zray, grouped by link.
 
-Rules: a tag is a permanent integer; fields are appended, never removed, reordered or reused; every
-message between processes is idempotent by ``(task_id, attempt)`` or by ``object_id``. A golden-bytes test
-freezes the encoding. Ids are the 16 bytes of ``zray.ids``; sizes are bytes; resource amounts are whole
-numbers of 1/10,000 (``RESOURCE_UNIT``), so that sums of fractions stay exact.
-
-Small values travel inside messages as opaque bytes (``Value.data``): machines carry them and never look.
+Rules: a tag is a permanent integer; fields are appended, never removed, reordered or reused; every message
+between processes is idempotent by ``(task_id, attempt)`` or by ``object_id``. A golden-bytes test freezes
+the encoding. Ids are the 16 bytes of ``zray.ids``; sizes are bytes; resource amounts are whole numbers of
+1/10,000 (``RESOURCE_UNIT``): sums of fractions stay exact. Small values travel inside messages as opaque
+bytes (``Value.data``): machines carry them and never look.
 """
 
 from __future__ import annotations
@@ -641,6 +640,7 @@ class Forward(Message, frozen=True, tag=131):
     origin: bytes = b""  # where it was submitted, if that is not the sender
     run_ns: int = 0  # what such a task takes, where it ran before
     parked_ns: int = 0  # for how long another scheduler is known to have had it without a node for it
+    kept: int = 0  # how many such tasks the sender has kept since its last report
 
 
 class Withdraw(Message, frozen=True, tag=132):
