@@ -26,6 +26,7 @@ from zray.errors import ClusterUnavailableError, LocalProtocolError
 from zray.protocol.codec import decode_for_process
 from zray.runtime.idle_duty import IdleDuty
 from zray.runtime.interrupts import InterruptGuard
+from zray.runtime.stream_links import StreamLinks
 from zray.runtime.transport import Transport
 
 log = logging.getLogger("zray.link")
@@ -36,6 +37,7 @@ NAP_S_MAX = 86_400.0
 
 LinkHandler = Callable[[int, Address, Any], None]
 """Of ``(now_ns, source, message)``, called with the lock held."""
+Receive = Callable[[], list[tuple[Address, Any]]]
 
 
 class NodeLink:
@@ -56,8 +58,8 @@ class NodeLink:
         self.out = machine.out
         self.handlers: dict[type, LinkHandler] = bound_handlers(machine)
         self.transport = Transport(identity, decode_for_process, config)
-        self.servers: list[Transport] = []
-        self.routes: dict[Address, Transport] = {}  # callers are answered where they called
+        self.direct = StreamLinks(identity, decode_for_process, config)
+        """Actors and leased workers that this process calls, and whoever calls this one."""
         self._broken: Exception | None = None
         self._closed = False
         self._leading = threading.Lock()
@@ -69,7 +71,11 @@ class NodeLink:
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
         self.transport.watch(self._wake_read)
-        self._sockets: dict[int, Transport] = {self.transport.fileno(): self.transport}  # by descriptor
+        self.transport.watch(self.direct.fileno())
+        self._sources: dict[int, Receive] = {  # by descriptor: what reads it first after a sleep
+            self.transport.fileno(): lambda: self.transport.receive(1, was_signalled=True),
+            self.direct.fileno(): self.direct.receive,
+        }
         self._node_pid_fd = -1
         self.before_waiting: Callable[[], bool] | None = None  # worker: may lend its CPU
         self.after_waiting: Callable[[], None] | None = None
@@ -81,20 +87,15 @@ class NodeLink:
         self._node_pid_fd = pid_fd
         self.transport.watch(pid_fd)
 
-    def serve(self, identity: Address, endpoint: str) -> None:
+    def serve(self, endpoint: str) -> None:
         """Take direct calls at ``endpoint`` from now on."""
-        server = Transport(identity, decode_for_process, self.config, self.transport.context)
-        server.let_peers_return()
-        server.bind(endpoint)
         with self.lock:
-            self.transport.watch(server.fileno())
-            self.servers.append(server)
-            self._sockets[server.fileno()] = server
+            if not self.direct.is_bound:
+                self.direct.bind(endpoint)
 
     def close_sockets(self) -> None:
         """Let go of sockets and descriptors; nobody may sleep. Lock held."""
-        for server in self.servers:  # they live in the context that the next line ends
-            server.close()
+        self.direct.close()
         self.transport.close()
         fds = (self._wake_read, self._wake_write, self._node_pid_fd)
         self._wake_read = self._wake_write = self._node_pid_fd = -1
@@ -137,23 +138,21 @@ class NodeLink:
             return
         by_peer: dict[Address, list[Any]] = {}
         take_effects(self.out, by_peer)
+        direct, transport = self.direct, self.transport
         for destination, messages in by_peer.items():
-            self.routes.get(destination, self.transport).send(destination, messages)
+            (direct if destination in direct.links else transport).send(destination, messages)
         self.machine.sent(now_ns or time.monotonic_ns())
-        if self._leader_sleeps and self._any_readable():  # the send may have swallowed its signal
+        if self._leader_sleeps and transport.readable():  # the send may have swallowed its signal
             self._receive()
 
     def _receive(self) -> bool:
         """Handle what has arrived, as far as one turn goes; whether anything had."""
-        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
-        for server in self.servers:
-            batch += server.receive(FRAMES_PER_TURN_MAX)
-        return self._handle(batch)
+        return self._handle(self.transport.receive(FRAMES_PER_TURN_MAX) + self.direct.receive())
 
-    def _receive_first(self, sockets: Sequence[Transport]) -> None:
-        """Handle one frame of each of these: after a sleep, as a rule all that there is."""
-        for socket in sockets:
-            self._handle(socket.receive(1, was_signalled=True))
+    def _receive_first(self, sources: Sequence[Receive]) -> None:
+        """Handle what woke this thread: as a rule all that there is."""
+        for receive in sources:
+            self._handle(receive())
 
     def _handle(self, batch: list[tuple[Address, Any]]) -> bool:
         if not batch:
@@ -248,7 +247,7 @@ class NodeLink:
 
     def _lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Poll and handle for everybody until ``done()`` or the time is over."""
-        woken: Sequence[Transport] = ()
+        woken: Sequence[Receive] = ()
         while True:
             with self.lock:
                 self._check_usable()
@@ -279,7 +278,7 @@ class NodeLink:
         self._sleeper_woken = False
         self._leader_sleeps = True  # before the look: what comes after it wakes the sleeper
         ended = self._broken is not None or self._closed  # by what was just received, perhaps
-        if ended or self.out or self.has_gathered() or (not has_looked and self._any_readable()):
+        if ended or self.out or self.has_gathered() or (not has_looked and self.transport.readable()):
             self._leader_sleeps = False
         return self._leader_sleeps
 
@@ -287,28 +286,21 @@ class NodeLink:
         """Take :meth:`may_sleep` back."""
         self._leader_sleeps = False
 
-    def _any_readable(self) -> bool:
-        if self.transport.readable():
-            return True
-        return any(server.readable() for server in self.servers)
-
     def _check_usable(self) -> None:
         if self._broken is not None:
             raise copy.copy(self._broken)  # each thread its own: an error collects tracebacks
         if self._closed:
             raise LocalProtocolError("this connection is closed: zray was shut down")
 
-    def sleep(self, timeout_ms: int | None) -> list[Transport]:
-        """Block until something may have arrived; returns the sockets where.
+    def sleep(self, timeout_ms: int | None) -> list[Receive]:
+        """Block until something may have arrived; returns what reads it.
 
         For the thread that leads; the lock is free.
         """
-        woken: list[Transport] = []
-        for server in self.servers:
-            timeout_ms = server.until_due(timeout_ms)
-        for fd in self.transport.wait(timeout_ms):
-            if fd in self._sockets:
-                woken.append(self._sockets[fd])
+        woken: list[Receive] = []
+        for fd in self.transport.wait(self.direct.until_due(timeout_ms)):
+            if fd in self._sources:
+                woken.append(self._sources[fd])
             elif fd == self._wake_read:
                 self._drain_wakes()
             elif fd == self._node_pid_fd:

@@ -11,11 +11,8 @@ call except :meth:`wait`.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import select
-import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -25,10 +22,11 @@ import zmq
 from zray.config import Config
 from zray.core.machine import Address
 from zray.errors import RemoteProtocolError
-from zray.protocol.codec import BATCH_MESSAGES_MAX, encode_batch
+from zray.protocol.codec import encode_batch
 from zray.protocol.messages import Refused
 from zray.runtime.cluster_key import Doorkeeper, load, protect
-from zray.runtime.endpoints import is_local
+from zray.runtime.endpoints import is_local, remove_socket_file
+from zray.runtime.frames import FrameSender
 from zray.runtime.link_watch import ConnectionWatch, LinkWatch
 
 log = logging.getLogger("zray.transport")
@@ -45,23 +43,21 @@ _RCVMORE, _EVENTS, _POLLIN = int(zmq.RCVMORE), int(zmq.EVENTS), int(zmq.POLLIN)
 Decoder = Callable[[bytes], list[Any]]
 
 
-class Transport:
+class Transport(FrameSender):
     """Send and receive batches over one ROUTER socket, without ever blocking in a send."""
 
     def __init__(
         self, identity: Address, decode: Decoder, config: Config, context: zmq.Context[Any] | None = None
     ) -> None:
+        super().__init__(config)
         self.identity = identity
         self.context = zmq.Context() if context is None else context
         self._owns_context = context is None
         self._decode = decode
-        self._frame_bytes_max = config.frame_bytes_max
         self._key_file = config.key_file
         self._doorkeeper: Doorkeeper | None = None
         self._socket = self._open(identity, config)
         self._backlog: dict[Address, deque[bytes]] = {}
-        self._send_delay_ns = config.send_delay_ns
-        self._delayed: deque[tuple[int, Address, bytes]] = deque()  # (when it leaves, to whom, frame)
         self._endpoints: dict[Address, str] = {}
         self._may_drop: dict[Address, None] = {}
         # ZeroMQ lets go of a disconnected peer some time later, and aborts the process if its routing id is
@@ -76,8 +72,6 @@ class Transport:
         """The same of :meth:`watch_connections`."""
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
-        self.unreachable: dict[Address, int] = {}  # frames dropped per peer that has no route
-        self.refused = 0  # frames that did not decode
 
     def _open(self, identity: Address, config: Config) -> zmq.Socket[bytes]:
         self.context.set(zmq.MAX_SOCKETS, 4096)
@@ -180,43 +174,12 @@ class Transport:
         self._may_drop.pop(address, None)
         self.unreachable.pop(address, None)
 
-    def send(self, address: Address, messages: list[Any]) -> None:
-        """Queue messages to a peer, in order, as few frames."""
-        if len(messages) <= BATCH_MESSAGES_MAX:
-            self._send_part(address, messages)
-            return
-        for start in range(0, len(messages), BATCH_MESSAGES_MAX):
-            self._send_part(address, messages[start : start + BATCH_MESSAGES_MAX])
-
-    def _send_part(self, address: Address, messages: list[Any]) -> None:
-        """One frame, or several if the peer would refuse it for its size."""
-        frame = encode_batch(messages)
-        if len(frame) <= self._frame_bytes_max:
-            self._send_frame(address, frame)
-        elif len(messages) > 1:
-            middle = len(messages) // 2
-            self._send_part(address, messages[:middle])
-            self._send_part(address, messages[middle:])
-        else:
-            kind = type(messages[0]).__name__
-            log.error("a %s of %d bytes is too large for any frame and is dropped", kind, len(frame))
-
-    def _send_frame(self, address: Address, frame: bytes) -> None:
-        if self._send_delay_ns:
-            self._delayed.append((time.monotonic_ns() + self._send_delay_ns, address, frame))
-        else:
-            self._pass_on(address, frame)
-
-    def _send_delayed(self, until_ns: int) -> None:
-        while self._delayed and self._delayed[0][0] <= until_ns:
-            _, address, frame = self._delayed.popleft()
-            self._pass_on(address, frame)
-
-    def _pass_on(self, address: Address, frame: bytes) -> None:
+    def pass_on(self, address: Address, frame: bytes) -> None:
+        """Send one frame now, or keep it until the peer takes it."""
         waiting = self._backlog.get(address)
         if waiting:
             if len(waiting) >= DROPPABLE_FRAMES_MAX and address in self._may_drop:
-                self.unreachable[address] = self.unreachable.get(address, 0) + 1
+                self.note_unreachable(address, frame)
             else:
                 waiting.append(frame)
         elif not self._try_send(address, frame):
@@ -233,13 +196,8 @@ class Transport:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self.unreachable[address] = self.unreachable.get(address, 0) + 1
-            log.debug("no route to %s; a frame of %d bytes is dropped", address.hex(), len(frame))
+            self.note_unreachable(address, frame)
         return True
-
-    def frames_lost(self, address: Address) -> int:
-        """Frames that were dropped, as there is no way to this peer (any more)."""
-        return self.unreachable.get(address, 0)
 
     def retry_backlog(self) -> None:
         """Send what waited for a full peer, as far as it takes it."""
@@ -260,8 +218,7 @@ class Transport:
         A frame that is not a batch of this link is answered by ``Refused`` and logged; nothing of it is
         returned.
         """
-        if self._delayed:
-            self._send_delayed(time.monotonic_ns())
+        self.send_due()
         if self._backlog:
             self.retry_backlog()
         received: list[tuple[Address, Any]] = []
@@ -324,20 +281,9 @@ class Transport:
         ready = self._poll.poll(self.until_due(timeout_ms))
         return [fd for fd, _ in ready] if ready else []
 
-    def until_due(self, timeout_ms: int | None) -> int | None:
-        """How long a wait may take so that delayed frames leave in time.
-
-        Rounded down: the last millisecond is spent looking.
-        """
-        if not self._delayed:
-            return timeout_ms
-        due_ms = max(0, (self._delayed[0][0] - time.monotonic_ns()) // 1_000_000)
-        return due_ms if timeout_ms is None else min(timeout_ms, due_ms)
-
     def close(self, linger_ms: int = 200) -> None:
         """Close the socket, give frames already sent ``linger_ms`` to leave, remove socket files."""
-        if self._delayed:
-            self._send_delayed(self._delayed[-1][0])
+        self.send_all_delayed()
         for watch in (self.links, self.connections):
             if watch is not None:
                 watch.close()
@@ -349,9 +295,3 @@ class Transport:
         for endpoint in self._bound:
             if endpoint.startswith("ipc://"):
                 remove_socket_file(endpoint)
-
-
-def remove_socket_file(endpoint: str) -> None:
-    """Delete the file of an ``ipc://`` endpoint, if it is still there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(endpoint.removeprefix("ipc://"))
