@@ -1,7 +1,7 @@
 """Links straight between two processes of one machine, over Unix stream sockets.
 
 For calls of actors and for leased workers. There each side waits for the other with one message on the way,
-and ZeroMQ's own threads would double the wake-ups (``docs/decisions/0021``). Links to nodes and to the
+and ZeroMQ's own threads would double the wake-ups (``docs/decisions/0022``). Links to nodes and to the
 control store are those of ``transport.py``.
 
 A frame is its length, four bytes, and as many bytes. The first one of a link says who made it. If a link

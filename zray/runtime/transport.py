@@ -1,9 +1,9 @@
 """One ROUTER socket: batches of messages to and from peers that are named by their routing id.
 
-A process has one socket that connects out (to its node, to the workers of actors) and, if others call
-it, one that is bound; the two never share a routing id, so two processes that call each other at the same
-moment cannot shadow each other's link. ``ROUTER_MANDATORY`` is on: an unreachable peer is counted, not
-hidden, and a full one is kept in a backlog here, so that no send blocks.
+Nodes and the control store have one that is bound, and connects to others, too; drivers and workers have one
+that connects to their node. ``ROUTER_MANDATORY`` is on: an unreachable peer is counted, not hidden, and a
+full one is kept in a backlog here, so that no send blocks. Calls that go straight from process to process are
+those of ``stream_links.py``.
 
 The socket is not thread-safe. Whoever shares a ``Transport`` between threads holds a lock around every
 call except :meth:`wait`.
@@ -124,13 +124,6 @@ class Transport(FrameSender):
         """The peers that this process had connected to and lost, or may have lost, since the last call."""
         lost = dict.fromkeys(self.connections.lost() if self.connections is not None else ())
         return [address for address, endpoint in self._endpoints.items() if endpoint in lost]
-
-    def let_peers_return(self) -> None:
-        """Before :meth:`bind`: a peer that connects again before its old link is seen to end is the peer.
-
-        Without this it would not be heard, and nobody can take the place of another one.
-        """
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
 
     def connect(self, address: Address, endpoint: str, *, may_drop: bool = False) -> None:
         """Make ``address`` reachable at ``endpoint``; frames wait until the peer is there.
