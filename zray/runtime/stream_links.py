@@ -9,7 +9,7 @@ breaks, the side that had made it makes it again, and what was not sent waits fo
 accepted it has no way to its peer until then. All descriptors are behind one, ``fileno()``, that signals
 levels: a wait returns as long as something is to be done.
 
-Not thread-safe. Whoever shares it between threads holds a lock around every call but ``until_due``.
+Not thread-safe. Whoever shares it between threads holds a lock around every call but ``wait``.
 """
 
 from __future__ import annotations
@@ -80,14 +80,23 @@ class StreamLinks(FrameSender):
         identity: who this process is for those to whom it makes links.
         decode: one frame to its messages.
         config: limits.
+        is_taken: whether a name is that of a process that is reached in another way.
     """
 
-    def __init__(self, identity: Address, decode: Decoder, config: Config) -> None:
+    def __init__(
+        self,
+        identity: Address,
+        decode: Decoder,
+        config: Config,
+        is_taken: Callable[[Address], bool] | None = None,
+    ) -> None:
         super().__init__(config)
         self.identity = identity
+        self._is_taken = is_taken
         self.links: dict[Address, StreamLink] = {}
         self._decode = decode
         self._epoll = select.epoll()
+        self._ready: list[tuple[int, int]] = []  # what the last wait found
         self._by_fd: dict[int, StreamLink] = {}
         self._strangers: dict[StreamLink, None] = {}
         self._to_make: dict[Address, StreamLink] = {}
@@ -99,6 +108,23 @@ class StreamLinks(FrameSender):
     def fileno(self) -> int:
         """Readable as long as :meth:`receive` has something to do."""
         return self._epoll.fileno()
+
+    def watch(self, fd: int) -> None:
+        """Let :meth:`wait` also return when ``fd`` is readable."""
+        self._epoll.register(fd, _READ)
+
+    def unwatch(self, fd: int) -> None:
+        """Take :meth:`watch` back."""
+        self._epoll.unregister(fd)
+
+    def wait(self, timeout_ms: int | None) -> list[int]:
+        """Block until :meth:`receive` has something to do, a watched descriptor is readable, or time is over.
+
+        The only method that may be called beside others. Returns the descriptors where something happened.
+        """
+        due_ms = self.until_due(timeout_ms)
+        self._ready = self._epoll.poll(None if due_ms is None else due_ms / 1000)
+        return [fd for fd, _ in self._ready]
 
     # --- making and ending links --------------------------------------------------------------------
 
@@ -242,7 +268,8 @@ class StreamLinks(FrameSender):
         if self._deaf_until_ns:
             self._listen_again()
         received: list[tuple[Address, Any]] = []
-        for fd, events in self._epoll.poll(0):
+        ready, self._ready = self._ready, []
+        for fd, events in ready or self._epoll.poll(0):
             link = self._by_fd.get(fd)
             if link is None:
                 self._accept(fd)
@@ -354,8 +381,8 @@ class StreamLinks(FrameSender):
             return False
         self._strangers.pop(link, None)
         former = self.links.get(address)
-        if former is not None and former.path:
-            self._hang_up(link, f"it says that it is {address.hex()}, to whom this process made a link")
+        if (former is not None and former.path) or (self._is_taken is not None and self._is_taken(address)):
+            self._hang_up(link, f"it says that it is {address.hex()}, who is somebody else")
             return False
         if former is not None:  # it came again before the end of its old link was seen
             self._lose(former)

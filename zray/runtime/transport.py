@@ -157,6 +157,10 @@ class Transport(FrameSender):
         if len(self._former) > FORMER_PEERS_MAX:
             del self._former[next(iter(self._former))]
 
+    def knows(self, address: Address) -> bool:
+        """Whether this process connects to it."""
+        return address in self._endpoints
+
     def disconnect(self, address: Address) -> None:
         """Forget a peer: its link, and frames that still wait for it."""
         endpoint = self._endpoints.pop(address, None)

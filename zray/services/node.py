@@ -60,6 +60,7 @@ from zray.runtime.processes import (
     watch_pid,
 )
 from zray.runtime.spawning import announce, take_ready_fd
+from zray.runtime.stream_links import StreamLinks
 from zray.runtime.transport import Transport
 from zray.runtime.zygote import open_output
 from zray.services.shards import LocalShards
@@ -108,6 +109,7 @@ class NodeProcess:
         self.config = config
         self.node_id = ids.random_id()
         self.endpoint = f"ipc://{session.socket_path('node')}"
+        self.peer_endpoint = options.listen or f"ipc://{session.socket_path('peer')}"
         self.cells = mmap.mmap(-1, config.workers_max * CELL_BYTES)
         self.free_slots = list(range(config.workers_max - 1, -1, -1))
         self.slots: dict[bytes, int] = {}
@@ -187,9 +189,11 @@ class NodeProcess:
         )
         transport = Transport(self.node_id, decode_for_node, self.config)
         stack.callback(transport.close)
-        for endpoint in self._endpoints():
-            transport.bind(endpoint)
+        transport.bind(self.peer_endpoint)
         self.transport = transport
+        self.local = StreamLinks(self.node_id, decode_for_node, self.config, self._is_elsewhere)
+        stack.callback(self.local.close)
+        self.local.bind(self.endpoint)
         connections_fd = transport.watch_connections()
         for chain in addresses:
             for address, endpoint in chain.items():
@@ -202,7 +206,7 @@ class NodeProcess:
             WORKER_POOL: self._manage_workers, DISK: self._use_disk, TRANSFER: self.data_link.serve,
             RUNTIME: self._note,
         }  # fmt: skip
-        self.loop = Loop([self.node], transport, services, self._recorder(stack))
+        self.loop = Loop([self.node], transport, services, self._recorder(stack), self.local)
         stack.callback(self.loop.close)
         self.loop.watch_fd(self.data_link.transport.fileno(), self.data_link.drain)
         self.loop.watch_fd(connections_fd, self._connections_lost)
@@ -231,8 +235,7 @@ class NodeProcess:
 
         data = Transport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
         stack.callback(data.close)
-        for endpoint in self._endpoints():
-            data.bind(beside(endpoint))
+        data.bind(beside(self.peer_endpoint))
         files = SpillDirectory(self.session.spill_dir)
         return DataLink(self.node_id, data, self.view, files, lambda chunk: self.loop.post(RUNTIME, chunk))
 
@@ -270,15 +273,15 @@ class NodeProcess:
             incarnation=time.time_ns(),
             pid=os.getpid(),
             host=socket.gethostname(),
-            endpoint=",".join(self._endpoints()),
+            endpoint=f"{self.peer_endpoint},{self.endpoint}",
             arena_path=self.arena.path,
             spill_dir=self.session.spill_dir,
             labels=self.options.wire_labels(),
         )
 
-    def _endpoints(self) -> list[str]:
-        """Where it listens: for other nodes, if they may be on other machines, and for this machine, last."""
-        return [*([self.options.listen] if self.options.listen else []), self.endpoint]
+    def _is_elsewhere(self, address: bytes) -> bool:
+        """Whether a client has the name of another node, or of a part of the control store."""
+        return self.transport.knows(address) or address in self.node.cluster.peers.alive
 
     def _watch_processes(self) -> None:
         """Hear of the end of workers, of shards and of the process that started this one."""
@@ -415,7 +418,7 @@ class NodeProcess:
         log.warning("the cluster declared this node dead after a silence; it begins anew")
         gone = Refused("unknown-peer", "the cluster declared its node dead after a silence; join again")
         for driver in self.drivers:
-            self.transport.send(driver, [gone])
+            self.local.send(driver, [gone])
         self.begins_anew = True
         self.loop.stop()
 
