@@ -11,10 +11,11 @@ call except :meth:`wait`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import select
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
@@ -87,9 +88,14 @@ class Transport(FrameSender):
         return socket
 
     def bind(self, endpoint: str) -> str:
-        """Take connections at ``endpoint``; returns it with any wildcard port filled in."""
+        """Take connections at ``endpoint``; returns it with any wildcard port filled in.
+
+        Raises:
+            OSError: why nobody can listen there.
+        """
         self._protect(endpoint, serves=True)
-        self._socket.bind(endpoint)
+        with _as_os_error(f"cannot listen on {endpoint}"):
+            self._socket.bind(endpoint)
         actual = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._bound.append(actual)
         return actual
@@ -130,13 +136,17 @@ class Transport(FrameSender):
 
         ``may_drop``: a peer that is away for very long may lose frames, because the sender of what matters
         sends it again; otherwise they all wait, in memory.
+
+        Raises:
+            OSError: if that is no endpoint.
         """
         if self._endpoints.get(address) == endpoint:
             return
         self.disconnect(address)
         self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, self._fresh_routing_id(address))
         self._protect(endpoint, serves=False)
-        self._socket.connect(endpoint)
+        with _as_os_error(f"cannot connect to {endpoint}"):
+            self._socket.connect(endpoint)
         self._endpoints[address] = endpoint
         if may_drop:
             self._may_drop[address] = None
@@ -292,3 +302,12 @@ class Transport(FrameSender):
         for endpoint in self._bound:
             if endpoint.startswith("ipc://"):
                 remove_socket_file(endpoint)
+
+
+@contextlib.contextmanager
+def _as_os_error(what: str) -> Iterator[None]:
+    """For callers that know nothing of ZeroMQ."""
+    try:
+        yield
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, f"{what}: {error.strerror}") from None

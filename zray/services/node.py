@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import zmq
 
 from zray import ids
 from zray.config import Config
@@ -50,7 +49,6 @@ from zray.protocol.messages import (
 from zray.runtime import log_files, session_dir
 from zray.runtime.endpoints import addresses_of_shards, beside, knock, public_part, why
 from zray.runtime.knocking import answer_in_thread
-from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, memory_bytes, usable_cpus
 from zray.runtime.processes import (
     Exited,
@@ -61,7 +59,6 @@ from zray.runtime.processes import (
 )
 from zray.runtime.spawning import announce, take_ready_fd
 from zray.runtime.stream_links import StreamLinks
-from zray.runtime.transport import Transport
 from zray.runtime.zygote import open_output
 from zray.services.shards import LocalShards
 from zray.store.arena import Arena, ArenaView
@@ -70,7 +67,9 @@ from zray.store.spill import SPILL, DiskOutcome, SpillDirectory, SpillWorker
 if TYPE_CHECKING:
     from zray.core.identity import NodeIdentity
     from zray.runtime.data_link import DataLink
+    from zray.runtime.loop import Service
     from zray.runtime.trace import Recorder
+    from zray.runtime.transport import Transport
 
 log = logging.getLogger("zray.node")
 
@@ -174,6 +173,8 @@ class NodeProcess:
         """Make the machine and what drives it. From here on there are threads."""
         from zray.core.node import Node
         from zray.core.placement import configured
+        from zray.runtime.loop import Loop
+        from zray.runtime.transport import Transport
 
         self.config = configured(self.config)
         options = self.options
@@ -232,6 +233,7 @@ class NodeProcess:
 
     def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
         from zray.runtime.data_link import DATA_SUFFIX, DataLink, decode_chunks
+        from zray.runtime.transport import Transport
 
         data = Transport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
         stack.callback(data.close)
@@ -430,7 +432,7 @@ class NodeProcess:
             if self.node_id < peer.node_id:
                 self.transport.connect(peer.node_id, endpoint)
             self.data_link.link(peer.node_id, endpoint)
-        except zmq.ZMQError as error:
+        except OSError as error:
             log.error("node %s cannot be reached at %r: %s", peer.node_id.hex(), peer.endpoint, error)
 
     def _be_refused(self, message: Refused) -> None:
@@ -497,7 +499,7 @@ def run(options: NodeOptions, ready_fd: int | None) -> int:
         except StartInterruptedError:
             log.info("interrupted before it listened")
             return 0
-        except (ZrayError, zmq.ZMQError, OSError, ValueError, OverflowError) as error:
+        except (ZrayError, OSError, ValueError, OverflowError) as error:
             if ready_fd is None:
                 log.error("the node cannot start: %s", error)
             announce(ready_fd, {"error": str(error)})
