@@ -37,6 +37,7 @@ log = logging.getLogger("zray.transport")
 
 STRANGERS_MAX = 64
 """Accepted links that have not said whose they are; of more the oldest is closed."""
+ACCEPTED_PER_TURN_MAX = 32
 READ_BYTES = 256 * 1024
 RETRY_NS, RETRY_NS_MAX = 2_000_000, 200_000_000
 """Until a link that cannot be made is tried again: at first, and at most; doubled each time."""
@@ -272,8 +273,9 @@ class StreamLinks(FrameSender):
         for fd, events in ready or self._epoll.poll(0):
             link = self._by_fd.get(fd)
             if link is None:
-                self._accept(fd)
-                continue
+                if self._listener is not None and fd == self._listener.fileno():
+                    self._accept(self._listener, received)
+                continue  # else watched, or closed in this turn
             if events & _WRITE:
                 self._go_on(link)
             if events & ~_WRITE and link.socket is not None:
@@ -347,17 +349,16 @@ class StreamLinks(FrameSender):
 
     # --- strangers ----------------------------------------------------------------------------------
 
-    def _accept(self, fd: int) -> None:
-        listener = self._listener
-        if listener is None or fd != listener.fileno():
-            return  # of a link that was closed in this turn
+    def _accept(self, listener: socket.socket, received: list[tuple[Address, Any]]) -> None:
+        """Take those who knock, and hear them at once: who has said who it is is no stranger."""
         try:
-            while True:
+            for _ in range(ACCEPTED_PER_TURN_MAX):
                 accepted, _ = listener.accept()
                 accepted.setblocking(False)
                 link = StreamLink(b"", "", None)
                 self._watch(link, accepted)
                 self._strangers[link] = None
+                self._read(link, received)
                 if len(self._strangers) > STRANGERS_MAX:
                     self._hang_up(next(iter(self._strangers)), "it does not say whose it is")
         except BlockingIOError:

@@ -107,8 +107,8 @@ class NodeProcess:
         self.session = session
         self.config = config
         self.node_id = ids.random_id()
-        self.endpoint = f"ipc://{session.socket_path('node')}"
-        self.peer_endpoint = options.listen or f"ipc://{session.socket_path('peer')}"
+        self.endpoint = f"ipc://{session.socket_path(session_dir.NODE_SOCKET)}"
+        self.peer_endpoint = options.listen or f"ipc://{session.socket_path(session_dir.PEER_SOCKET)}"
         self.cells = mmap.mmap(-1, config.workers_max * CELL_BYTES)
         self.free_slots = list(range(config.workers_max - 1, -1, -1))
         self.slots: dict[bytes, int] = {}
