@@ -1,7 +1,7 @@
-"""One process's link to its node: send, receive, and wait, shared by all of its threads.
+"""One process's links, to its node and others: send, receive, and wait, shared by all of its threads.
 
 All state is behind one lock; no lock is held while a thread waits. Whichever user thread has to wait *leads*:
-it polls the socket and handles what comes for everybody; others that wait follow, and one of them takes
+it polls the links and handles what comes for everybody; others that wait follow, and one of them takes
 over when the leader leaves. A background thread (``IdleDuty``) does the same only when no user thread does,
 so that a program that computes still sends its last tasks and hears of its cluster, and the path of a call
 in a loop costs no hand-over between threads.

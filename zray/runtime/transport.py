@@ -1,9 +1,8 @@
 """One ROUTER socket: batches of messages to and from peers that are named by their routing id.
 
-Nodes and the control store have one that is bound, and connects to others, too; drivers and workers have one
-that connects to their node. ``ROUTER_MANDATORY`` is on: an unreachable peer is counted, not hidden, and a
-full one is kept in a backlog here, so that no send blocks. Calls that go straight from process to process are
-those of ``stream_links.py``.
+Nodes and processes of the control store have one each, which is bound and connects to others, too.
+``ROUTER_MANDATORY`` is on: an unreachable peer is counted, not hidden, and a full one is kept in a backlog
+here, so that no send blocks. Drivers and workers have links of their own: see ``stream_links.py``.
 
 The socket is not thread-safe. Whoever shares a ``Transport`` between threads holds a lock around every
 call except :meth:`wait`.
