@@ -1,8 +1,8 @@
 """Links straight between two processes of one machine, over Unix stream sockets.
 
-Of drivers and workers to their node, and straight to each other. There each side waits for the other with one
-message on the way, and ZeroMQ's own threads would double the wake-ups (``docs/decisions/0022``). Nodes and the
-control store speak with each other over ``transport.py``.
+Of drivers and workers to their node, and straight to each other. There each side waits for the other with
+one message on the way, and ZeroMQ's own threads would double the wake-ups (``docs/decisions/0022``). Nodes
+and the control store speak with each other over ``transport.py``.
 
 A frame is its length, four bytes, and as many bytes. The first one of a link says who made it. If a link
 breaks, the side that had made it makes it again, and what was not sent waits for that; the side that had
