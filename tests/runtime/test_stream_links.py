@@ -134,6 +134,20 @@ def test_what_waits_to_be_sent_wakes_the_sender_once_there_is_room(
     assert poll.poll(10_000)
 
 
+def test_what_came_after_a_wait_is_there_too(actor: StreamLinks, caller: StreamLinks, endpoint: str) -> None:
+    read_end, write_end = os.pipe()
+    actor.watch(read_end)
+    os.write(write_end, b"x")
+    assert actor.wait(10_000) == [read_end]
+    caller.connect(b"worker+", endpoint)
+    caller.send(b"worker+", [Acked(1)])
+    assert actor.receive() == [(b"caller", Acked(1))]
+    actor.unwatch(read_end)
+    assert actor.wait(0) == []
+    os.close(read_end)
+    os.close(write_end)
+
+
 def test_frames_wait_for_who_is_not_there_yet(caller: StreamLinks, endpoint: str) -> None:
     caller.connect(b"worker+", endpoint)
     caller.send(b"worker+", [Acked(1)])

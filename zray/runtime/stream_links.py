@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import mmap
 import select
 import socket
 import struct
@@ -104,7 +105,7 @@ class StreamLinks(FrameSender):
         self._listener: socket.socket | None = None
         self._endpoint = ""
         self._deaf_until_ns = 0  # no descriptors are left: nobody is accepted
-        self._buffer = bytearray()
+        self._buffer = mmap.mmap(-1, READ_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # takes what is used
 
     def fileno(self) -> int:
         """Readable as long as :meth:`receive` has something to do."""
@@ -270,7 +271,13 @@ class StreamLinks(FrameSender):
             self._listen_again()
         received: list[tuple[Address, Any]] = []
         ready, self._ready = self._ready, []
-        for fd, events in ready or self._epoll.poll(0):
+        self._serve(ready, received)
+        if not received:  # what the wait found may be old, and not all that there is by now
+            self._serve(self._epoll.poll(0), received)
+        return received
+
+    def _serve(self, ready: list[tuple[int, int]], received: list[tuple[Address, Any]]) -> None:
+        for fd, events in ready:
             link = self._by_fd.get(fd)
             if link is None:
                 if self._listener is not None and fd == self._listener.fileno():
@@ -280,13 +287,11 @@ class StreamLinks(FrameSender):
                 self._go_on(link)
             if events & ~_WRITE and link.socket is not None:
                 self._read(link, received)
-        return received
 
     def _read(self, link: StreamLink, received: list[tuple[Address, Any]]) -> None:
-        buffer = self._buffer = self._buffer or bytearray(READ_BYTES)
         assert link.socket is not None
         try:
-            count = link.socket.recv_into(buffer)
+            count = link.socket.recv_into(self._buffer)
         except BlockingIOError:
             return
         except OSError:
@@ -294,7 +299,7 @@ class StreamLinks(FrameSender):
         if not count:
             self._lose(link)
             return
-        with memoryview(buffer)[:count] as data:
+        with memoryview(self._buffer) as buffer, buffer[:count] as data:
             if link.came:
                 link.came += data
                 self._take_came(link, received)
@@ -423,6 +428,7 @@ class StreamLinks(FrameSender):
         self.links.clear()
         self._to_make.clear()
         self._epoll.close()
+        self._buffer.close()
         if self._listener is not None:
             self._listener.close()
             remove_socket_file(self._endpoint)
