@@ -32,8 +32,8 @@ from zray.protocol.messages import (
     TableReply,
     TableScan,
 )
-from zray.runtime.endpoints import replica_address
-from zray.runtime.transport import Transport, remove_socket_file
+from zray.runtime.endpoints import remove_socket_file, replica_address
+from zray.runtime.transport import Transport
 
 PATIENCE_S = 30.0
 REPEAT_S = 0.05

@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import socket
+import struct
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +23,7 @@ from zray.protocol import messages as m
 from zray.protocol.cluster import FromScheduler
 from zray.protocol.codec import batch_decoder
 from zray.runtime.link_watch import EVENTS_WAITING_MAX
+from zray.runtime.stream_links import StreamLinks
 from zray.runtime.transport import Transport
 
 pytestmark = pytest.mark.slow
@@ -62,6 +65,10 @@ class Cluster:
     def log(self) -> str:
         return self.log_file.read_text()
 
+    def peer_door(self) -> str:
+        """Where the node listens for other nodes."""
+        return self.address.removesuffix("node") + "peer"
+
     def shard(self) -> str:
         return self.address.removesuffix("node") + "gcs0"
 
@@ -79,27 +86,49 @@ def cluster() -> Iterator[Cluster]:
 
 
 class Peer:
-    """A stranger who can speak the protocol."""
+    """A stranger who can speak the protocol, as a client of a node does."""
 
-    def __init__(self, endpoint: str, accepted: Any = m.ToClient) -> None:
-        self.transport = Transport(os.urandom(16), batch_decoder(accepted), Config())
-        self.transport.connect(b"peer", endpoint)
+    def __init__(self, endpoint: str, name: bytes = b"") -> None:
+        self.links = StreamLinks(name or os.urandom(16), decode, Config())
+        self.links.connect(b"peer", endpoint)
+        self.came: deque[Any] = deque()
 
     def send(self, *batch: Any) -> None:
-        self.transport.send(b"peer", list(batch))
+        self.links.send(b"peer", list(batch))
 
     def receive(self) -> Any:
         """The next message."""
         deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            for _, message in self.transport.receive(1):
-                return message
-            if not self.transport.readable():
-                self.transport.wait(50)
-        raise AssertionError("no answer")
+        while not self.came:
+            assert time.monotonic() < deadline, "no answer"
+            self.links.wait(50)
+            self.came.extend(message for _, message in self.links.receive())
+        return self.came.popleft()
 
     def close(self) -> None:
-        self.transport.close(linger_ms=1000)
+        self.links.close(linger_s=1.0)
+
+
+def as_frame(data: bytes) -> bytes:
+    """As links of clients have it."""
+    return struct.pack("=I", len(data)) + data
+
+
+class Stranger:
+    """One who says who it is, and then speaks bytes."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(PATIENCE_S)
+        self.socket.connect(endpoint.removeprefix("ipc://"))
+        self.send(b"zray-link " + os.urandom(16))
+
+    def send(self, frame: bytes) -> None:
+        self.socket.sendall(as_frame(frame))
+
+    def receive(self) -> bytes:
+        (size,) = struct.unpack("=I", self.socket.recv(4, socket.MSG_WAITALL))
+        return self.socket.recv(size, socket.MSG_WAITALL)
 
 
 @pytest.fixture
@@ -113,9 +142,9 @@ def hello(version: int = m.PROTOCOL_VERSION, pid: int | None = None, role: int =
     return m.Hello(version, role, os.getpid() if pid is None else pid, os.urandom(16))
 
 
-def test_bytes_that_are_not_zeromq(cluster: Cluster) -> None:
+def test_bytes_of_no_protocol(cluster: Cluster) -> None:
     dice = random.Random(1)
-    for endpoint in (cluster.address, cluster.shard()):
+    for endpoint in (cluster.address, cluster.peer_door(), cluster.shard()):
         for size in (0, 1, 11, 64, 5000):
             with socket.socket(socket.AF_UNIX) as stranger:
                 stranger.connect(endpoint.removeprefix("ipc://"))
@@ -123,11 +152,26 @@ def test_bytes_that_are_not_zeromq(cluster: Cluster) -> None:
     cluster.assert_well()
 
 
-def test_frames_that_are_no_batches(cluster: Cluster) -> None:
+def no_batches() -> list[bytes]:
     dice = random.Random(2)
     frames = [b"", b"\xc1", b"\x90", b"\x91\x92\x05\x01", b"\x91\xcd\xff\xff", b"\xff" * 100, b"\x91" * 5000]
-    frames += [dice.randbytes(dice.randrange(1, 200)) for _ in range(50)]
-    for endpoint in (cluster.address, cluster.shard()):
+    return frames + [dice.randbytes(dice.randrange(1, 200)) for _ in range(50)]
+
+
+def test_frames_that_are_no_batches_from_a_client(cluster: Cluster) -> None:
+    stranger = Stranger(cluster.address)
+    for frame in no_batches():
+        stranger.send(frame)
+        if frame != b"\x90":  # an empty batch says nothing and is no offence
+            [refused] = decode(stranger.receive())
+            assert (type(refused), refused.reason) == (m.Refused, "garbage")
+    stranger.socket.close()
+    eventually(lambda: "refused a frame from" in cluster.log())
+
+
+def test_frames_that_are_no_batches_from_afar(cluster: Cluster) -> None:
+    frames = no_batches()
+    for endpoint in (cluster.peer_door(), cluster.shard()):
         with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
             stranger.connect(endpoint)
             for frame in frames:
@@ -145,7 +189,15 @@ def test_frames_that_are_no_batches(cluster: Cluster) -> None:
 
 def test_thousands_of_links_come_and_end(cluster: Cluster) -> None:
     at_once = 250
-    for endpoint in (cluster.address, cluster.shard()):
+    for _ in range(0, EVENTS_WAITING_MAX + 2 * at_once, at_once):
+        strangers = [Stranger(cluster.address) for _ in range(at_once)]
+        for stranger in strangers:
+            stranger.send(b"\xc1")
+        for stranger in strangers:
+            assert stranger.receive()
+            stranger.socket.close()
+    cluster.assert_well()
+    for endpoint in (cluster.peer_door(), cluster.shard()):
         with zmq.Context() as context:
             for _ in range(0, EVENTS_WAITING_MAX + 2 * at_once, at_once):
                 visitors = [context.socket(zmq.DEALER) for _ in range(at_once)]
@@ -159,8 +211,12 @@ def test_thousands_of_links_come_and_end(cluster: Cluster) -> None:
 
 
 def test_frame_beyond_the_limit_ends_the_link_only(cluster: Cluster) -> None:
+    client = Stranger(cluster.address)
+    client.socket.sendall(struct.pack("=I", Config().frame_bytes_max + 1))
+    assert client.socket.recv(1) == b""
+    client.socket.close()
     with zmq.Context() as context, context.socket(zmq.DEALER) as stranger:
-        stranger.connect(cluster.address)
+        stranger.connect(cluster.peer_door())
         stranger.send(b"\xc1")
         stranger.recv()
         stranger.setsockopt(zmq.LINGER, 0)
@@ -250,8 +306,8 @@ def test_well_formed_nonsense_to_the_node(cluster: Cluster, seed: int) -> None:
     peer.send(hello())
     for _ in range(1500):
         peer.send(invented(dice, dice.choice(types_of(m.ToNode))))
-        peer.transport.receive(10)
-    eventually(lambda: not peer.transport.receive(100), what="answers")
+        peer.links.receive()
+    eventually(lambda: not peer.links.receive(), what="answers")
     cluster.assert_well()
     peer.send(m.Goodbye())
     peer.close()
@@ -261,11 +317,12 @@ def test_well_formed_nonsense_to_the_node(cluster: Cluster, seed: int) -> None:
 @pytest.mark.parametrize("seed", range(3))
 def test_well_formed_nonsense_to_a_shard(cluster: Cluster, seed: int) -> None:
     dice = random.Random(seed)
-    peer = Peer(cluster.shard(), m.FromShard | FromScheduler)
+    transport = Transport(os.urandom(16), batch_decoder(m.FromShard | FromScheduler), Config())
+    transport.connect(b"shard", cluster.shard())
     for _ in range(1500):
-        peer.send(invented(dice, dice.choice(types_of(m.ToGcs))))
-        peer.transport.receive(10)
-    peer.close()
+        transport.send(b"shard", [invented(dice, dice.choice(types_of(m.ToGcs)))])
+        transport.receive(10)
+    transport.close(linger_ms=1000)
     cluster.assert_well()
     assert "starts again" not in cluster.log()
 
@@ -303,11 +360,15 @@ def test_stopped_driver_does_not_stop_another(cluster: Cluster) -> None:
         assert finish(other).stdout == "got\n"
 
 
-def test_routing_id_of_the_node_or_a_shard_cannot_be_taken(cluster: Cluster) -> None:
-    for identity in (b"gcs-0000", b"zray", b"node"):
-        thief = Transport(identity, decode, Config())
-        thief.connect(b"peer", cluster.address)
-        thief.send(b"peer", [m.Recorded(10**6), m.Refused("version", "go away")])
-        thief.send(b"peer", [m.ShardWelcome(1, b"c" * 16, 7, 9)])
+def test_the_name_of_the_node_or_a_shard_cannot_be_taken(cluster: Cluster) -> None:
+    lies = ([m.Recorded(10**6), m.Refused("version", "go away")], [m.ShardWelcome(1, b"c" * 16, 7, 9)])
+    for name in (b"gcs-0000", b"zray", b"node"):
+        thief, client = Transport(name, decode, Config()), Peer(cluster.address, name)
+        thief.connect(b"peer", cluster.peer_door())
+        for lie in lies:
+            thief.send(b"peer", list(lie))
+            client.send(*lie)
         cluster.assert_well()
         thief.close()
+        client.close()
+    eventually(lambda: "who is somebody else" in cluster.log())

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zmq
 
 from tests.support import eventually
 from zray.config import Config
@@ -22,7 +23,7 @@ def servers(tmp_path: Path) -> Iterator[list[Transport]]:
     made = []
     for name in ("a", "b"):
         server = Transport(name.encode(), decode_for_node, Config())
-        server.let_peers_return()
+        server._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)  # whoever comes again does so before it is missed
         server.bind(f"ipc://{tmp_path}/{name}")
         made.append(server)
     yield made

@@ -416,6 +416,8 @@ def _join(address: str, job: tuple[str, str, bool]) -> Context:
     for session in session_dir.list_live():
         if session.info.address == endpoint:
             return _connect(endpoint, "", None, session.info.processes[0].pid, config, job)
+    if endpoint.startswith("ipc://") and os.path.basename(endpoint) == session_dir.NODE_SOCKET:
+        return _connect(endpoint, "", None, pid, config, job)
     from zray.runtime.joining import node_of_control_store
 
     node = node_of_control_store(endpoint, config)

@@ -1,7 +1,7 @@
-"""What a driver and a worker share: one socket, the objects they refer to, and waiting for them.
+"""What a driver and a worker share: their links, the objects they refer to, and waiting for them.
 
 All state is behind one lock; no lock is held while a thread waits. Whichever user thread has to wait *leads*:
-it polls the socket and handles what comes for everybody; others that wait follow, and one of them takes
+it polls the links and handles what comes for everybody; others that wait follow, and one of them takes
 over when the leader leaves. A background thread (``IdleDuty``) does the same only when no user thread does,
 so that a program that computes still sends its last tasks and hears of its cluster, and the path of a call
 in a loop costs no hand-over between threads.
@@ -119,7 +119,7 @@ class Client(EventLink):
             VersionMismatchError: if it speaks another version.
         """
         started = time.monotonic()
-        self.transport.connect(self.node, endpoint)
+        self.links.connect(self.node, endpoint)
         with self.lock:
             self.out.append((self.node, hello))
         if not self.wait_until(lambda: self.welcome is not None, timeout_s):
@@ -449,7 +449,7 @@ class Client(EventLink):
         """A report of the node, as JSON."""
         with self.lock:
             for address in self.machine.return_leases():  # one that is not in use is nothing to report
-                self.transport.disconnect(address)
+                self.links.disconnect(address)
         answer: Answer = self.ask(lambda token: Query(token, what), timeout_s)
         return answer.body
 
@@ -465,20 +465,20 @@ class Client(EventLink):
     # --- what arrives ----------------------------------------------------------------------------
 
     def _on_lease(self, now_ns: int, source: Address, message: Lease) -> None:
-        self.transport.connect(message.address, message.endpoint)
+        self.links.connect(message.address, message.endpoint)
         self.leased.on_lease(message)
 
     def _on_lease_gone(self, now_ns: int, source: Address, message: LeaseGone) -> None:
         address = self.leased.on_gone(message)
         if address is not None:
-            self.transport.disconnect(address)
+            self.links.disconnect(address)
 
     def _on_actor_state(self, now_ns: int, source: Address, message: ActorState) -> None:
         if message.endpoint:
-            self.transport.connect(message.address, message.endpoint)
+            self.links.connect(message.address, message.endpoint)
         self.machine.on_actor_state(now_ns, source, message)
         if message.state in (ACTOR_DEAD, ACTOR_RESTARTING) and message.address:
-            self.transport.disconnect(message.address)
+            self.links.disconnect(message.address)
 
     def tell_all(self) -> None:
         """For a worker that ends: its node keeps what others may ask for later, and has it before the end."""
@@ -496,14 +496,14 @@ class Client(EventLink):
         farewells = self.machine.farewells
         deadline = time.monotonic() + self.config.last_words_timeout_ns / 1e9
         with self.lock:
-            lost = {address: socket.frames_lost(address) for address, socket in self.routes.items()}
-            farewells.say(lost)
+            callers = self.links.callers()
+            farewells.say(callers)
         with contextlib.suppress(ZrayError):  # the node is gone, and this process is to be, too
             while (pause_s := min(REPEAT_NS / 1e9, left_s(deadline) or 0.0)) > 0:
                 with self.lock:
                     self._send_all()
-                    for address, frames in lost.items():
-                        if self.routes[address].frames_lost(address) > frames:  # nobody is there any more
+                    for address in callers:
+                        if address not in self.links.links:  # nobody is there any more
                             farewells.heard_by(address)
                 if self.wait_until(lambda: farewells.all_heard, pause_s, may_lend=False):
                     return

@@ -208,3 +208,9 @@ def listens(endpoint: str) -> bool:
 def why(error: OSError) -> str:
     """The reason without the number: ``Connection refused``."""
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+def remove_socket_file(endpoint: str) -> None:
+    """Delete the file of an ``ipc://`` endpoint, if it is still there."""
+    with suppress(FileNotFoundError):
+        os.unlink(endpoint.removeprefix("ipc://"))

@@ -15,11 +15,11 @@ from _signal import getsignal  # type: ignore[import-not-found]  # the other tri
 from collections.abc import Callable
 from types import FrameType
 
-from zray.runtime.transport import Transport
+from zray.runtime.stream_links import StreamLinks
 
 LATER_S = 0.002
 _LINK_MODULES = ("zray.runtime.link", "zray.runtime.client")
-_WAITING = Transport.wait.__code__
+_WAITING = StreamLinks.wait.__code__
 
 
 class InterruptGuard:

@@ -1,7 +1,7 @@
-"""One process's link to its node: send, receive, and wait, shared by all of its threads.
+"""One process's links, to its node and others: send, receive, and wait, shared by all of its threads.
 
 All state is behind one lock; no lock is held while a thread waits. Whichever user thread has to wait *leads*:
-it polls the socket and handles what comes for everybody; others that wait follow, and one of them takes
+it polls the links and handles what comes for everybody; others that wait follow, and one of them takes
 over when the leader leaves. A background thread (``IdleDuty``) does the same only when no user thread does,
 so that a program that computes still sends its last tasks and hears of its cluster, and the path of a call
 in a loop costs no hand-over between threads.
@@ -16,7 +16,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from zray.config import Config
@@ -26,11 +26,10 @@ from zray.errors import ClusterUnavailableError, LocalProtocolError
 from zray.protocol.codec import decode_for_process
 from zray.runtime.idle_duty import IdleDuty
 from zray.runtime.interrupts import InterruptGuard
-from zray.runtime.transport import Transport
+from zray.runtime.stream_links import StreamLinks
 
 log = logging.getLogger("zray.link")
 
-FRAMES_PER_TURN_MAX = 64
 NAP_S_MAX = 86_400.0
 """A wait with a longer timeout looks at the world once a day: the system's calls have limits."""
 
@@ -55,9 +54,8 @@ class NodeLink:
         self.is_inside: Callable[[], bool] = self.lock._is_owned  # type: ignore[attr-defined]
         self.out = machine.out
         self.handlers: dict[type, LinkHandler] = bound_handlers(machine)
-        self.transport = Transport(identity, decode_for_process, config)
-        self.servers: list[Transport] = []
-        self.routes: dict[Address, Transport] = {}  # callers are answered where they called
+        self.links = StreamLinks(identity, decode_for_process, config)
+        """To its node, to actors and leased workers that it calls, and of whoever calls this process."""
         self._broken: Exception | None = None
         self._closed = False
         self._leading = threading.Lock()
@@ -68,8 +66,7 @@ class NodeLink:
         self._wake_read, self._wake_write = os.pipe()
         os.set_blocking(self._wake_read, False)
         os.set_blocking(self._wake_write, False)
-        self.transport.watch(self._wake_read)
-        self._sockets: dict[int, Transport] = {self.transport.fileno(): self.transport}  # by descriptor
+        self.links.watch(self._wake_read)
         self._node_pid_fd = -1
         self.before_waiting: Callable[[], bool] | None = None  # worker: may lend its CPU
         self.after_waiting: Callable[[], None] | None = None
@@ -79,23 +76,17 @@ class NodeLink:
     def watch_node(self, pid_fd: int) -> None:
         """Learn at once when the node is gone; ``pid_fd`` becomes readable then."""
         self._node_pid_fd = pid_fd
-        self.transport.watch(pid_fd)
+        self.links.watch(pid_fd)
 
-    def serve(self, identity: Address, endpoint: str) -> None:
+    def serve(self, endpoint: str) -> None:
         """Take direct calls at ``endpoint`` from now on."""
-        server = Transport(identity, decode_for_process, self.config, self.transport.context)
-        server.let_peers_return()
-        server.bind(endpoint)
         with self.lock:
-            self.transport.watch(server.fileno())
-            self.servers.append(server)
-            self._sockets[server.fileno()] = server
+            if not self.links.is_bound:
+                self.links.bind(endpoint)
 
     def close_sockets(self) -> None:
         """Let go of sockets and descriptors; nobody may sleep. Lock held."""
-        for server in self.servers:  # they live in the context that the next line ends
-            server.close()
-        self.transport.close()
+        self.links.close()
         fds = (self._wake_read, self._wake_write, self._node_pid_fd)
         self._wake_read = self._wake_write = self._node_pid_fd = -1
         for fd in fds:
@@ -138,24 +129,12 @@ class NodeLink:
         by_peer: dict[Address, list[Any]] = {}
         take_effects(self.out, by_peer)
         for destination, messages in by_peer.items():
-            self.routes.get(destination, self.transport).send(destination, messages)
+            self.links.send(destination, messages)
         self.machine.sent(now_ns or time.monotonic_ns())
-        if self._leader_sleeps and self._any_readable():  # the send may have swallowed its signal
-            self._receive()
 
     def _receive(self) -> bool:
         """Handle what has arrived, as far as one turn goes; whether anything had."""
-        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
-        for server in self.servers:
-            batch += server.receive(FRAMES_PER_TURN_MAX)
-        return self._handle(batch)
-
-    def _receive_first(self, sockets: Sequence[Transport]) -> None:
-        """Handle one frame of each of these: after a sleep, as a rule all that there is."""
-        for socket in sockets:
-            self._handle(socket.receive(1, was_signalled=True))
-
-    def _handle(self, batch: list[tuple[Address, Any]]) -> bool:
+        batch = self.links.receive()
         if not batch:
             return False
         handlers, now_ns = self.handlers, time.monotonic_ns()
@@ -248,38 +227,32 @@ class NodeLink:
 
     def _lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Poll and handle for everybody until ``done()`` or the time is over."""
-        woken: Sequence[Transport] = ()
         while True:
             with self.lock:
                 self._check_usable()
-                self._receive_first(woken)
-                woken = ()
                 while True:
                     self._send_all()
                     if done():
                         return True
                     if not self._receive():
                         break
-                if not self.may_sleep(has_looked=True):
+                if not self.may_sleep():
                     continue
             self.show_output()
             try:
                 nap_s = _nap_s(deadline)
                 if nap_s is not None and nap_s <= 0:
                     return False
-                woken = self.sleep(None if nap_s is None else math.ceil(nap_s * 1000))
+                self.sleep(None if nap_s is None else math.ceil(nap_s * 1000))
             finally:
                 self.end_sleep()
 
-    def may_sleep(self, *, has_looked: bool = False) -> bool:
-        """Whether nothing is to be done. Then :meth:`sleep` follows; who makes work wakes it. Lock held.
-
-        ``has_looked``: no socket had anything, and none was used since.
-        """
+    def may_sleep(self) -> bool:
+        """Whether nothing is to be done. Then :meth:`sleep` follows; who makes work wakes it. Lock held."""
         self._sleeper_woken = False
         self._leader_sleeps = True  # before the look: what comes after it wakes the sleeper
         ended = self._broken is not None or self._closed  # by what was just received, perhaps
-        if ended or self.out or self.has_gathered() or (not has_looked and self._any_readable()):
+        if ended or self.out or self.has_gathered():
             self._leader_sleeps = False
         return self._leader_sleeps
 
@@ -287,36 +260,22 @@ class NodeLink:
         """Take :meth:`may_sleep` back."""
         self._leader_sleeps = False
 
-    def _any_readable(self) -> bool:
-        if self.transport.readable():
-            return True
-        return any(server.readable() for server in self.servers)
-
     def _check_usable(self) -> None:
         if self._broken is not None:
             raise copy.copy(self._broken)  # each thread its own: an error collects tracebacks
         if self._closed:
             raise LocalProtocolError("this connection is closed: zray was shut down")
 
-    def sleep(self, timeout_ms: int | None) -> list[Transport]:
-        """Block until something may have arrived; returns the sockets where.
-
-        For the thread that leads; the lock is free.
-        """
-        woken: list[Transport] = []
-        for server in self.servers:
-            timeout_ms = server.until_due(timeout_ms)
-        for fd in self.transport.wait(timeout_ms):
-            if fd in self._sockets:
-                woken.append(self._sockets[fd])
-            elif fd == self._wake_read:
+    def sleep(self, timeout_ms: int | None) -> None:
+        """Block until something may have arrived. For the thread that leads; the lock is free."""
+        for fd in self.links.wait(timeout_ms):
+            if fd == self._wake_read:
                 self._drain_wakes()
             elif fd == self._node_pid_fd:
                 with self.lock:
                     self._receive()
                     self.fail(ClusterUnavailableError("the node of this process is gone", 0.0))
-                    self.transport.unwatch(fd)
-        return woken
+                    self.links.unwatch(fd)
 
     def _drain_wakes(self) -> None:
         with contextlib.suppress(BlockingIOError):

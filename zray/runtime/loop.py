@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from zray.core.machine import Address, Machine, pump, take_effects
+from zray.runtime.stream_links import StreamLinks
 from zray.runtime.transport import Transport
 
 if TYPE_CHECKING:
@@ -34,16 +35,18 @@ class Loop:
     Args:
         machines: the machines; a message goes to every one whose ``HANDLERS`` has its type.
         transport: the socket.
+        local: links to processes of this machine, if there are any.
         services: reserved address -> function that carries out the messages sent there.
         recorder: writes down every pump, if there is one.
     """
 
     def __init__(
         self, machines: list[Any], transport: Transport, services: dict[Address, Service],
-        recorder: Recorder | None = None,
+        recorder: Recorder | None = None, local: StreamLinks | None = None,
     ) -> None:  # fmt: skip
         self.machines: list[Machine] = machines
         self.transport = transport
+        self.local = local
         self.services = services
         self.recorder = recorder
         self._posted: deque[tuple[Address, Any]] = deque()
@@ -53,6 +56,8 @@ class Loop:
         os.set_blocking(self._wake_write, False)
         self._running = True
         self.watch_fd(self._wake_read, self._drain_wakes)
+        if local is not None:
+            transport.watch(local.fileno())
 
     def post(self, source: Address, message: Any) -> None:
         """Feed a message to the machines in the next turn. For the loop's own thread."""
@@ -108,10 +113,10 @@ class Loop:
 
     def turn(self) -> None:
         """One turn: wait if there is nothing to do, then drain, pump and act."""
-        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+        batch = self._receive()
         if not batch and not self._posted:
             self._wait()  # nothing has touched the socket since it was found empty
-            batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+            batch = self._receive()
         if self._posted:
             batch.extend(self._take_posted())
         now_ns = time.monotonic_ns()
@@ -120,6 +125,12 @@ class Loop:
         self._act()
         if self.recorder is not None:
             self.recorder.end_turn()
+
+    def _receive(self) -> list[tuple[Address, Any]]:
+        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+        if self.local is not None:
+            batch += self.local.receive()
+        return batch
 
     def _pump(self, number: int, machine: Machine, batch: list[tuple[Address, Any]], now_ns: int) -> None:
         if len(self.machines) > 1:
@@ -137,7 +148,10 @@ class Loop:
     def _wait(self) -> None:
         if self.recorder is not None:
             self.recorder.flush()
-        for fd in self.transport.wait(self._timeout_ms()):
+        timeout_ms = self._timeout_ms()
+        if self.local is not None:
+            timeout_ms = self.local.until_due(timeout_ms)
+        for fd in self.transport.wait(timeout_ms):
             callback = self._callbacks.get(fd)
             if callback is not None:
                 callback()
@@ -156,5 +170,9 @@ class Loop:
         for address, service in self.services.items():
             if address in outgoing:
                 service(outgoing.pop(address))
+        local = self.local
         for address, messages in outgoing.items():
-            self.transport.send(address, messages)
+            if local is not None and address in local.links:
+                local.send(address, messages)
+            else:
+                self.transport.send(address, messages)

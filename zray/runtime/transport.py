@@ -1,9 +1,8 @@
 """One ROUTER socket: batches of messages to and from peers that are named by their routing id.
 
-A process has one socket that connects out (to its node, to the workers of actors) and, if others call
-it, one that is bound; the two never share a routing id, so two processes that call each other at the same
-moment cannot shadow each other's link. ``ROUTER_MANDATORY`` is on: an unreachable peer is counted, not
-hidden, and a full one is kept in a backlog here, so that no send blocks.
+Nodes and processes of the control store have one each, which is bound and connects to others, too.
+``ROUTER_MANDATORY`` is on: an unreachable peer is counted, not hidden, and a full one is kept in a backlog
+here, so that no send blocks. Drivers and workers have links of their own: see ``stream_links.py``.
 
 The socket is not thread-safe. Whoever shares a ``Transport`` between threads holds a lock around every
 call except :meth:`wait`.
@@ -13,11 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import select
-import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import zmq
@@ -25,10 +22,11 @@ import zmq
 from zray.config import Config
 from zray.core.machine import Address
 from zray.errors import RemoteProtocolError
-from zray.protocol.codec import BATCH_MESSAGES_MAX, encode_batch
+from zray.protocol.codec import encode_batch
 from zray.protocol.messages import Refused
 from zray.runtime.cluster_key import Doorkeeper, load, protect
-from zray.runtime.endpoints import is_local
+from zray.runtime.endpoints import is_local, remove_socket_file
+from zray.runtime.frames import FrameSender
 from zray.runtime.link_watch import ConnectionWatch, LinkWatch
 
 log = logging.getLogger("zray.transport")
@@ -45,23 +43,21 @@ _RCVMORE, _EVENTS, _POLLIN = int(zmq.RCVMORE), int(zmq.EVENTS), int(zmq.POLLIN)
 Decoder = Callable[[bytes], list[Any]]
 
 
-class Transport:
+class Transport(FrameSender):
     """Send and receive batches over one ROUTER socket, without ever blocking in a send."""
 
     def __init__(
         self, identity: Address, decode: Decoder, config: Config, context: zmq.Context[Any] | None = None
     ) -> None:
+        super().__init__(config)
         self.identity = identity
         self.context = zmq.Context() if context is None else context
         self._owns_context = context is None
         self._decode = decode
-        self._frame_bytes_max = config.frame_bytes_max
         self._key_file = config.key_file
         self._doorkeeper: Doorkeeper | None = None
         self._socket = self._open(identity, config)
         self._backlog: dict[Address, deque[bytes]] = {}
-        self._send_delay_ns = config.send_delay_ns
-        self._delayed: deque[tuple[int, Address, bytes]] = deque()  # (when it leaves, to whom, frame)
         self._endpoints: dict[Address, str] = {}
         self._may_drop: dict[Address, None] = {}
         # ZeroMQ lets go of a disconnected peer some time later, and aborts the process if its routing id is
@@ -76,8 +72,6 @@ class Transport:
         """The same of :meth:`watch_connections`."""
         self._poll = select.poll()
         self._poll.register(self.fileno(), select.POLLIN)
-        self.unreachable: dict[Address, int] = {}  # frames dropped per peer that has no route
-        self.refused = 0  # frames that did not decode
 
     def _open(self, identity: Address, config: Config) -> zmq.Socket[bytes]:
         self.context.set(zmq.MAX_SOCKETS, 4096)
@@ -93,9 +87,14 @@ class Transport:
         return socket
 
     def bind(self, endpoint: str) -> str:
-        """Take connections at ``endpoint``; returns it with any wildcard port filled in."""
+        """Take connections at ``endpoint``; returns it with any wildcard port filled in.
+
+        Raises:
+            OSError: why nobody can listen there.
+        """
         self._protect(endpoint, serves=True)
-        self._socket.bind(endpoint)
+        with _as_os_error(f"cannot listen on {endpoint}"):
+            self._socket.bind(endpoint)
         actual = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._bound.append(actual)
         return actual
@@ -131,25 +130,22 @@ class Transport:
         lost = dict.fromkeys(self.connections.lost() if self.connections is not None else ())
         return [address for address, endpoint in self._endpoints.items() if endpoint in lost]
 
-    def let_peers_return(self) -> None:
-        """Before :meth:`bind`: a peer that connects again before its old link is seen to end is the peer.
-
-        Without this it would not be heard, and nobody can take the place of another one.
-        """
-        self._socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
-
     def connect(self, address: Address, endpoint: str, *, may_drop: bool = False) -> None:
         """Make ``address`` reachable at ``endpoint``; frames wait until the peer is there.
 
         ``may_drop``: a peer that is away for very long may lose frames, because the sender of what matters
         sends it again; otherwise they all wait, in memory.
+
+        Raises:
+            OSError: if that is no endpoint.
         """
         if self._endpoints.get(address) == endpoint:
             return
         self.disconnect(address)
         self._socket.setsockopt(zmq.CONNECT_ROUTING_ID, self._fresh_routing_id(address))
         self._protect(endpoint, serves=False)
-        self._socket.connect(endpoint)
+        with _as_os_error(f"cannot connect to {endpoint}"):
+            self._socket.connect(endpoint)
         self._endpoints[address] = endpoint
         if may_drop:
             self._may_drop[address] = None
@@ -170,6 +166,10 @@ class Transport:
         if len(self._former) > FORMER_PEERS_MAX:
             del self._former[next(iter(self._former))]
 
+    def knows(self, address: Address) -> bool:
+        """Whether this process connects to it."""
+        return address in self._endpoints
+
     def disconnect(self, address: Address) -> None:
         """Forget a peer: its link, and frames that still wait for it."""
         endpoint = self._endpoints.pop(address, None)
@@ -180,43 +180,12 @@ class Transport:
         self._may_drop.pop(address, None)
         self.unreachable.pop(address, None)
 
-    def send(self, address: Address, messages: list[Any]) -> None:
-        """Queue messages to a peer, in order, as few frames."""
-        if len(messages) <= BATCH_MESSAGES_MAX:
-            self._send_part(address, messages)
-            return
-        for start in range(0, len(messages), BATCH_MESSAGES_MAX):
-            self._send_part(address, messages[start : start + BATCH_MESSAGES_MAX])
-
-    def _send_part(self, address: Address, messages: list[Any]) -> None:
-        """One frame, or several if the peer would refuse it for its size."""
-        frame = encode_batch(messages)
-        if len(frame) <= self._frame_bytes_max:
-            self._send_frame(address, frame)
-        elif len(messages) > 1:
-            middle = len(messages) // 2
-            self._send_part(address, messages[:middle])
-            self._send_part(address, messages[middle:])
-        else:
-            kind = type(messages[0]).__name__
-            log.error("a %s of %d bytes is too large for any frame and is dropped", kind, len(frame))
-
-    def _send_frame(self, address: Address, frame: bytes) -> None:
-        if self._send_delay_ns:
-            self._delayed.append((time.monotonic_ns() + self._send_delay_ns, address, frame))
-        else:
-            self._pass_on(address, frame)
-
-    def _send_delayed(self, until_ns: int) -> None:
-        while self._delayed and self._delayed[0][0] <= until_ns:
-            _, address, frame = self._delayed.popleft()
-            self._pass_on(address, frame)
-
-    def _pass_on(self, address: Address, frame: bytes) -> None:
+    def pass_on(self, address: Address, frame: bytes) -> None:
+        """Send one frame now, or keep it until the peer takes it."""
         waiting = self._backlog.get(address)
         if waiting:
             if len(waiting) >= DROPPABLE_FRAMES_MAX and address in self._may_drop:
-                self.unreachable[address] = self.unreachable.get(address, 0) + 1
+                self.note_unreachable(address, frame)
             else:
                 waiting.append(frame)
         elif not self._try_send(address, frame):
@@ -233,13 +202,8 @@ class Transport:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self.unreachable[address] = self.unreachable.get(address, 0) + 1
-            log.debug("no route to %s; a frame of %d bytes is dropped", address.hex(), len(frame))
+            self.note_unreachable(address, frame)
         return True
-
-    def frames_lost(self, address: Address) -> int:
-        """Frames that were dropped, as there is no way to this peer (any more)."""
-        return self.unreachable.get(address, 0)
 
     def retry_backlog(self) -> None:
         """Send what waited for a full peer, as far as it takes it."""
@@ -260,8 +224,7 @@ class Transport:
         A frame that is not a batch of this link is answered by ``Refused`` and logged; nothing of it is
         returned.
         """
-        if self._delayed:
-            self._send_delayed(time.monotonic_ns())
+        self.send_due()
         if self._backlog:
             self.retry_backlog()
         received: list[tuple[Address, Any]] = []
@@ -324,20 +287,9 @@ class Transport:
         ready = self._poll.poll(self.until_due(timeout_ms))
         return [fd for fd, _ in ready] if ready else []
 
-    def until_due(self, timeout_ms: int | None) -> int | None:
-        """How long a wait may take so that delayed frames leave in time.
-
-        Rounded down: the last millisecond is spent looking.
-        """
-        if not self._delayed:
-            return timeout_ms
-        due_ms = max(0, (self._delayed[0][0] - time.monotonic_ns()) // 1_000_000)
-        return due_ms if timeout_ms is None else min(timeout_ms, due_ms)
-
     def close(self, linger_ms: int = 200) -> None:
         """Close the socket, give frames already sent ``linger_ms`` to leave, remove socket files."""
-        if self._delayed:
-            self._send_delayed(self._delayed[-1][0])
+        self.send_all_delayed()
         for watch in (self.links, self.connections):
             if watch is not None:
                 watch.close()
@@ -351,7 +303,10 @@ class Transport:
                 remove_socket_file(endpoint)
 
 
-def remove_socket_file(endpoint: str) -> None:
-    """Delete the file of an ``ipc://`` endpoint, if it is still there."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(endpoint.removeprefix("ipc://"))
+@contextlib.contextmanager
+def _as_os_error(what: str) -> Iterator[None]:
+    """For callers that know nothing of ZeroMQ."""
+    try:
+        yield
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, f"{what}: {error.strerror}") from None

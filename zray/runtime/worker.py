@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from zray import ids
 from zray.config import Config
-from zray.core.actors import SERVER_SUFFIX
 from zray.core.client import ARGS_IN_LAST_DEP
 from zray.core.machine import Address, bound_handlers
 from zray.core.task_context import TaskContext
@@ -192,13 +191,10 @@ class WorkerProcess:
     # --- what the node says; called with the client's lock held ------------------------------------
 
     def _on_prepare_lease(self, now_ns: int, source: Address, message: PrepareLease) -> None:
-        if not self.client.servers:
-            self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
+        self.client.serve(self.call_endpoint)
         self.machine.on_prepare_lease(now_ns, source, message)
 
     def _on_call(self, now_ns: int, source: Address, message: Call | LeasedRun) -> None:
-        if source != self.client.node:  # which passes on calls from other nodes
-            self.client.routes[source] = self.client.servers[0]
         if isinstance(message, LeasedRun):
             self.machine.on_call(now_ns, source, message)
         elif self.actor is not None:
@@ -376,8 +372,7 @@ class WorkerProcess:
                 checkpoints.restore(self._fetch_views, self.actor.repeat)
         if type(actor).__repr__ is not object.__repr__:
             output.entitle(actor)
-        if not self.client.servers:
-            self.client.serve(self.worker_id + SERVER_SUFFIX, self.call_endpoint)
+        self.client.serve(self.call_endpoint)
 
     def _pack(self, run: Run, descriptor: Describe, result: Any) -> tuple[Any, tuple[Value, ...]]:
         """What a task returned or yields, as values; the first part must live until they are sent."""

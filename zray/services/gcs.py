@@ -19,7 +19,6 @@ from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-import zmq
 
 from zray.config import Config
 from zray.core import flushing_shard
@@ -231,7 +230,7 @@ def serve(options: GcsOptions) -> int:
             config = config._replace(gcs_memory_max=options.memory_max)
         with contextlib.ExitStack() as stack:
             _serve(options, config, stack)
-    except (ZrayError, zmq.ZMQError, OSError, ValueError) as error:
+    except (ZrayError, OSError, ValueError) as error:
         log.critical("%s", error)
         return 1
     except KeyboardInterrupt:
@@ -397,10 +396,7 @@ def bind(
     stack.callback(transport.close)
     if watches:
         transport.watch_links()
-    try:
-        return transport, transport.bind(options.listen)
-    except zmq.ZMQError as error:
-        raise OSError(error.errno, f"cannot listen on {options.listen}: {error.strerror}") from None
+    return transport, transport.bind(options.listen)
 
 
 def watch_links(links: LinkWatch, loop: Loop) -> None:

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-import zmq
 
 from zray import ids
 from zray.config import Config
@@ -50,7 +49,6 @@ from zray.protocol.messages import (
 from zray.runtime import log_files, session_dir
 from zray.runtime.endpoints import addresses_of_shards, beside, knock, public_part, why
 from zray.runtime.knocking import answer_in_thread
-from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, memory_bytes, usable_cpus
 from zray.runtime.processes import (
     Exited,
@@ -60,7 +58,7 @@ from zray.runtime.processes import (
     watch_pid,
 )
 from zray.runtime.spawning import announce, take_ready_fd
-from zray.runtime.transport import Transport
+from zray.runtime.stream_links import StreamLinks
 from zray.runtime.zygote import open_output
 from zray.services.shards import LocalShards
 from zray.store.arena import Arena, ArenaView
@@ -69,7 +67,9 @@ from zray.store.spill import SPILL, DiskOutcome, SpillDirectory, SpillWorker
 if TYPE_CHECKING:
     from zray.core.identity import NodeIdentity
     from zray.runtime.data_link import DataLink
+    from zray.runtime.loop import Service
     from zray.runtime.trace import Recorder
+    from zray.runtime.transport import Transport
 
 log = logging.getLogger("zray.node")
 
@@ -107,7 +107,8 @@ class NodeProcess:
         self.session = session
         self.config = config
         self.node_id = ids.random_id()
-        self.endpoint = f"ipc://{session.socket_path('node')}"
+        self.endpoint = f"ipc://{session.socket_path(session_dir.NODE_SOCKET)}"
+        self.peer_endpoint = options.listen or f"ipc://{session.socket_path(session_dir.PEER_SOCKET)}"
         self.cells = mmap.mmap(-1, config.workers_max * CELL_BYTES)
         self.free_slots = list(range(config.workers_max - 1, -1, -1))
         self.slots: dict[bytes, int] = {}
@@ -172,6 +173,8 @@ class NodeProcess:
         """Make the machine and what drives it. From here on there are threads."""
         from zray.core.node import Node
         from zray.core.placement import configured
+        from zray.runtime.loop import Loop
+        from zray.runtime.transport import Transport
 
         self.config = configured(self.config)
         options = self.options
@@ -187,9 +190,11 @@ class NodeProcess:
         )
         transport = Transport(self.node_id, decode_for_node, self.config)
         stack.callback(transport.close)
-        for endpoint in self._endpoints():
-            transport.bind(endpoint)
+        transport.bind(self.peer_endpoint)
         self.transport = transport
+        self.local = StreamLinks(self.node_id, decode_for_node, self.config, self._is_elsewhere)
+        stack.callback(self.local.close)
+        self.local.bind(self.endpoint)
         connections_fd = transport.watch_connections()
         for chain in addresses:
             for address, endpoint in chain.items():
@@ -202,7 +207,7 @@ class NodeProcess:
             WORKER_POOL: self._manage_workers, DISK: self._use_disk, TRANSFER: self.data_link.serve,
             RUNTIME: self._note,
         }  # fmt: skip
-        self.loop = Loop([self.node], transport, services, self._recorder(stack))
+        self.loop = Loop([self.node], transport, services, self._recorder(stack), self.local)
         stack.callback(self.loop.close)
         self.loop.watch_fd(self.data_link.transport.fileno(), self.data_link.drain)
         self.loop.watch_fd(connections_fd, self._connections_lost)
@@ -228,11 +233,11 @@ class NodeProcess:
 
     def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
         from zray.runtime.data_link import DATA_SUFFIX, DataLink, decode_chunks
+        from zray.runtime.transport import Transport
 
         data = Transport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
         stack.callback(data.close)
-        for endpoint in self._endpoints():
-            data.bind(beside(endpoint))
+        data.bind(beside(self.peer_endpoint))
         files = SpillDirectory(self.session.spill_dir)
         return DataLink(self.node_id, data, self.view, files, lambda chunk: self.loop.post(RUNTIME, chunk))
 
@@ -270,15 +275,15 @@ class NodeProcess:
             incarnation=time.time_ns(),
             pid=os.getpid(),
             host=socket.gethostname(),
-            endpoint=",".join(self._endpoints()),
+            endpoint=f"{self.peer_endpoint},{self.endpoint}",
             arena_path=self.arena.path,
             spill_dir=self.session.spill_dir,
             labels=self.options.wire_labels(),
         )
 
-    def _endpoints(self) -> list[str]:
-        """Where it listens: for other nodes, if they may be on other machines, and for this machine, last."""
-        return [*([self.options.listen] if self.options.listen else []), self.endpoint]
+    def _is_elsewhere(self, address: bytes) -> bool:
+        """Whether a client has the name of another node, or of a part of the control store."""
+        return self.transport.knows(address) or address in self.node.cluster.peers.alive
 
     def _watch_processes(self) -> None:
         """Hear of the end of workers, of shards and of the process that started this one."""
@@ -415,7 +420,7 @@ class NodeProcess:
         log.warning("the cluster declared this node dead after a silence; it begins anew")
         gone = Refused("unknown-peer", "the cluster declared its node dead after a silence; join again")
         for driver in self.drivers:
-            self.transport.send(driver, [gone])
+            self.local.send(driver, [gone])
         self.begins_anew = True
         self.loop.stop()
 
@@ -427,7 +432,7 @@ class NodeProcess:
             if self.node_id < peer.node_id:
                 self.transport.connect(peer.node_id, endpoint)
             self.data_link.link(peer.node_id, endpoint)
-        except zmq.ZMQError as error:
+        except OSError as error:
             log.error("node %s cannot be reached at %r: %s", peer.node_id.hex(), peer.endpoint, error)
 
     def _be_refused(self, message: Refused) -> None:
@@ -494,7 +499,7 @@ def run(options: NodeOptions, ready_fd: int | None) -> int:
         except StartInterruptedError:
             log.info("interrupted before it listened")
             return 0
-        except (ZrayError, zmq.ZMQError, OSError, ValueError, OverflowError) as error:
+        except (ZrayError, OSError, ValueError, OverflowError) as error:
             if ready_fd is None:
                 log.error("the node cannot start: %s", error)
             announce(ready_fd, {"error": str(error)})

@@ -15,16 +15,18 @@ import os
 import signal
 import sys
 import time
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from zray.errors import ClusterUnavailableError
 from zray.ids import random_id
 from zray.runtime.endpoints import ports_from
-from zray.runtime.loop import Loop
 from zray.runtime.processes import end_process, watch_pid
 from zray.runtime.session_dir import Session
 from zray.runtime.spawning import launch, python_command
 from zray.runtime.zygote import close_inherited_files
+
+if TYPE_CHECKING:
+    from zray.runtime.loop import Loop
 
 log = logging.getLogger("zray.node")
 
