@@ -148,6 +148,22 @@ def test_what_came_after_a_wait_is_there_too(actor: StreamLinks, caller: StreamL
     os.close(write_end)
 
 
+def test_a_turn_that_has_enough_leaves_the_other_links_for_the_next(
+    actor: StreamLinks, endpoint: str
+) -> None:
+    callers = [links(b"caller%d" % number) for number in range(3)]
+    for caller in callers:
+        caller.connect(b"worker+", endpoint)
+    eventually(lambda: (actor.receive(), len(actor.callers()) == 3)[1], 10.0)
+    for caller in callers:
+        caller.send(b"worker+", [Acked(1), Acked(2)])
+    turns = [actor.receive(messages_max=2) for _ in range(3)]
+    assert [len(turn) for turn in turns] == [2, 2, 2]
+    assert {source for turn in turns for source, _ in turn} == {caller.identity for caller in callers}
+    for caller in callers:
+        caller.close()
+
+
 def test_frames_wait_for_who_is_not_there_yet(caller: StreamLinks, endpoint: str) -> None:
     caller.connect(b"worker+", endpoint)
     caller.send(b"worker+", [Acked(1)])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import mmap
 import select
 import socket
@@ -39,7 +40,8 @@ log = logging.getLogger("zray.transport")
 STRANGERS_MAX = 64
 """Accepted links that have not said whose they are; of more the oldest is closed."""
 ACCEPTED_PER_TURN_MAX = 32
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
+"""Of one link at a time: a thousand messages, as a rule."""
 RETRY_NS, RETRY_NS_MAX = 2_000_000, 200_000_000
 """Until a link that cannot be made is tried again: at first, and at most; doubled each time."""
 _LENGTH = struct.Struct("=I")
@@ -259,8 +261,11 @@ class StreamLinks(FrameSender):
 
     # --- receiving ----------------------------------------------------------------------------------
 
-    def receive(self) -> list[tuple[Address, Any]]:
+    def receive(self, messages_max: float = math.inf) -> list[tuple[Address, Any]]:
         """What has arrived, as ``(source, message)``, by one read of each link; empty at once if nothing has.
+
+        Args:
+            messages_max: no further link is read once there are so many.
 
         A frame that is not a batch is answered by ``Refused`` and logged; nothing of it is returned.
         """
@@ -271,13 +276,17 @@ class StreamLinks(FrameSender):
             self._listen_again()
         received: list[tuple[Address, Any]] = []
         ready, self._ready = self._ready, []
-        self._serve(ready, received)
+        self._serve(ready, received, messages_max)
         if not received:  # what the wait found may be old, and not all that there is by now
-            self._serve(self._epoll.poll(0), received)
+            self._serve(self._epoll.poll(0), received, messages_max)
         return received
 
-    def _serve(self, ready: list[tuple[int, int]], received: list[tuple[Address, Any]]) -> None:
+    def _serve(
+        self, ready: list[tuple[int, int]], received: list[tuple[Address, Any]], messages_max: float
+    ) -> None:
         for fd, events in ready:
+            if len(received) >= messages_max:
+                break
             link = self._by_fd.get(fd)
             if link is None:
                 if self._listener is not None and fd == self._listener.fileno():
