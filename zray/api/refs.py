@@ -26,8 +26,8 @@ class ObjectRef(Leaf, Generic[T]):
     Made by ``remote()`` and ``put``; passed to tasks and actors it becomes the value, nested inside other
     values it stays a ref. The value lives as long as any ref to it, in any process.
 
-    A program may hold millions of refs, and its garbage collector would go through all of them again and again:
-    so it does not look at them, and a ref does not keep the connection alive that it belongs to.
+    A program may hold millions of refs, and its garbage collector would go through all of them again and
+    again: so it does not look at them, and a ref does not keep the connection alive that it belongs to.
     """
 
     id: bytes
