@@ -15,7 +15,7 @@ copy of that on its way is called off, one that is here stays.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -107,7 +107,7 @@ class NodeStore:
         self.creating: dict[Address, dict[bytes, ObjectEntry]] = {}
         self.waiting_creates: deque[tuple[Address, ObjectEntry]] = deque()
         self.detached_spills: dict[bytes, ObjectEntry] = {}  # freed while their file was being written
-        self.strangers: dict[bytes, int] = {}  # object id nobody announced -> when to give up, ns
+        self.strangers: OrderedDict[bytes, int] = OrderedDict()  # nobody announced -> when to give up, ns
         self.spilling = 0
         self.spilled_bytes = 0
         self.wake_at_ns: int | None = None
