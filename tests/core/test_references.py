@@ -252,10 +252,10 @@ def seconds_to_give_up(lineage_max: int, out: Outbox) -> float:
         machine.follow_lineage(task(next(numbers)), 1, ())
     found = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.thread_time()
         for _ in range(2_000):
             machine.follow_lineage(task(next(numbers)), 1, ())
-        found.append(time.perf_counter() - began)
+        found.append(time.thread_time() - began)
     assert machine.lineage_truncated == GIVEN_UP_BEFORE + 6_000
     return min(found)
 
