@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -302,6 +303,27 @@ def test_a_large_result_that_was_lost_before_it_was_looked_at(process: Process) 
     assert want.done
     assert process.take(A) == lost
     assert process.machine.want((A,), None, True).done, "nobody has to ask again"
+
+
+def test_whoever_waits_for_what_is_let_go_is_forgotten(process: Process) -> None:
+    process.machine.expect((A, B))
+    process.machine.want((A, B), None, True)
+    process.machine.drop(A)
+    process.machine.drop(B)
+    assert not process.machine.wants
+    process.machine.expect((A,))
+    process.ready(A, SMALL)
+    process.machine.check()
+
+
+def test_what_is_kept_of_an_object_does_not_lengthen_collections(process: Process) -> None:
+    process.machine.expect((A,))
+    process.ready(A, Value(INLINE, b"", 0, 0, (B,)))
+    process.machine.borrow(B)
+    process.machine.drop(B)
+    objects = process.machine.objects
+    assert not any(gc.is_tracked(each) for each in (objects, *objects.values()))
+    assert process.said() == [Acquire((B,)), Release((B,))]
 
 
 def test_who_only_waits_does_not_look(process: Process) -> None:

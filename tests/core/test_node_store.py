@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -110,6 +111,15 @@ def test_get_answers_once_per_request_now_or_later(store: Store) -> None:
     assert store.told() == [(BOB, ObjectReady(A, SMALL))] * 2
     store.get(A)
     assert store.told() == [(BOB, ObjectReady(A, SMALL))]
+
+
+def test_what_is_kept_of_an_object_does_not_lengthen_collections(store: Store) -> None:
+    entry = store.machine.entry(A)
+    store.machine.subscribe(ANN, entry)
+    store.machine.seal(entry, Value(INLINE, b"value"))
+    objects = store.machine.objects
+    assert not any(gc.is_tracked(each) for each in (objects, *objects.values()))
+    store.out.take()
 
 
 def test_who_only_wants_to_know_is_told_once_and_shown_nothing_large(store: Store) -> None:

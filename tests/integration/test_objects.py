@@ -9,6 +9,8 @@ import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy as copied
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -372,6 +374,26 @@ class TestLifetime:
         zray.wait(refs, num_returns=3)
         assert store()["used_bytes"] >= 24 * LARGE
         del refs
+        eventually(store_is_empty)
+
+    def test_each_copy_of_a_ref_counts(self) -> None:
+        ref = zray.put(np.ones(LARGE))
+        for duplicate in (copied, deepcopy):
+            other = duplicate(ref)
+            assert other == ref
+            del ref
+            assert zray.get(other).sum() == LARGE
+            ref = other
+        del ref, other
+        eventually(store_is_empty)
+
+    def test_freed_with_the_cycle_that_has_the_ref(self) -> None:
+        circle: list[Any] = [zray.put(np.ones(LARGE))]
+        circle.append(circle)
+        assert not gc.is_tracked(circle[0])
+        assert store()["used_bytes"] >= 8 * LARGE
+        del circle
+        gc.collect()
         eventually(store_is_empty)
 
     @pytest.mark.not_simulated("it waits in real time")

@@ -24,6 +24,25 @@ def test_use_before_init_starts_a_cluster() -> None:
     assert (done.stdout, done.returncode) == ("5\n", 0), done.stderr
 
 
+def test_a_ref_does_not_keep_its_connection_alive() -> None:
+    done = run_script(
+        """
+        import gc
+        import zray
+        from zray.runtime import own_client
+
+        ref = zray.remote(lambda: 5).remote()
+        zray.get(ref)
+        connection = own_client.get().weak
+        zray.shutdown()
+        gc.collect()
+        assert connection() is None
+        del ref
+        """
+    )
+    assert (done.stderr, done.returncode) == ("", 0)
+
+
 def test_refs_and_handles_of_a_session_that_has_ended() -> None:
     done = run_script(
         """

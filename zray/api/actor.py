@@ -91,7 +91,7 @@ class ActorClass(Generic[P, T]):
                 return existing
         captured = captured_refs(self._class)
         actor_id, returns = client.submit(descriptor, code, captured, blob, deps, task_id)
-        return ActorHandle(actor_id, ObjectRef(returns[0], client), *shown)
+        return ActorHandle(actor_id, ObjectRef(returns[0], client.weak), *shown)
 
     def _describe(self, client: Client, actor_name: tuple[str, str], handle: bytes) -> tuple[Describe, bytes]:
         function_id, code = export(self._class)
@@ -216,7 +216,7 @@ class ActorHandle:
         return ActorMethod(self, name, options)
 
     def _check_session(self, client: Client) -> None:
-        if self._creation._client is not client:
+        if self._creation._of is not client.weak:
             raise ActorDiedError(short(self._actor_id), "its session has ended")
 
     @property
@@ -270,7 +270,7 @@ class ActorMethod:
         """
         client = session.current()
         handle, call = self._handle, self._call
-        if handle._creation._client is not client:
+        if handle._creation._of is not client.weak:
             handle._check_session(client)
         pending_max = handle._limits[1]
         if pending_max > 0 and client.calls.pending(handle._actor_id) >= pending_max:
@@ -280,12 +280,12 @@ class ActorMethod:
             blob, deps = dump_args(args, kwargs, ObjectRef, f"{handle._name}.{call.name}")
         returns = client.call_actor(handle._actor_id, handle._creation.id, call, blob, deps)
         if call.returns == STREAM:
-            end = ObjectRef[Any](returns[0], client)
+            end = ObjectRef[Any](returns[0], client.weak)
             bounded = call.unconsumed_max > 0
             return ObjectRefGenerator[Any](producer_of(returns[0]), end, client, bounded=bounded)
         if call.num_returns == 1:
-            return ObjectRef(returns[0], client)
-        return [ObjectRef(object_id, client) for object_id in returns] or None
+            return ObjectRef(returns[0], client.weak)
+        return [ObjectRef(object_id, client.weak) for object_id in returns] or None
 
     def bind(self, /, *args: Any, **kwargs: Any) -> ClassMethodNode:
         """A call to be, as a node of a graph (``zray.dag``)."""

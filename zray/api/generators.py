@@ -107,7 +107,7 @@ class ObjectRefGenerator(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[Objec
         if index is not None:
             if self._bounded:
                 client.note_consumed(self._task_id, index + 1)
-            return ObjectRef(item_id(self._task_id, index), client)
+            return ObjectRef(item_id(self._task_id, index), client.weak)
         if not client.objects.is_ready(self._end.id):
             return None
         self._exhausted = True
@@ -115,7 +115,7 @@ class ObjectRefGenerator(Generic[T], Iterator[ObjectRef[T]], AsyncIterator[Objec
         if value is None or value.kind not in (ERROR, FAULT):
             return None
         client.objects.hold(self._end.id)
-        return ObjectRef(self._end.id, client)
+        return ObjectRef(self._end.id, client.weak)
 
     def _watch(self, loop: asyncio.AbstractEventLoop) -> asyncio.Event:
         """An event for the next item or the end. Lock held."""
@@ -175,4 +175,4 @@ class DynamicObjectRefGenerator(Generic[T]):
 
 def from_kept(client: Client, object_ids: Sequence[bytes]) -> DynamicObjectRefGenerator[Any]:
     """The handle of items that this process put, each of them held once."""
-    return DynamicObjectRefGenerator([ObjectRef(object_id, client) for object_id in object_ids])
+    return DynamicObjectRefGenerator([ObjectRef(object_id, client.weak) for object_id in object_ids])

@@ -122,7 +122,7 @@ def put(value: Any, *, copies: int = 1) -> ObjectRef[Any]:
     if not 1 <= copies <= COPIES_MAX:
         raise ValueError(f"copies is between 1 and {COPIES_MAX}, not {copies}")
     client = session.current()
-    ref: ObjectRef[Any] = ObjectRef(client.put(dump(value, "the value given to zray.put()")), client)
+    ref: ObjectRef[Any] = ObjectRef(client.put(dump(value, "the value given to zray.put()")), client.weak)
     if copies > 1:
         kept = client.keep_copies(ref.id, copies)
         if kept.copies < copies:
@@ -253,10 +253,11 @@ def cancel(ref: Any, *, force: bool = False, recursive: bool = True) -> None:
 
 
 def _check_refs(refs: Sequence[Any], client: Client, what: str) -> None:
+    own = client.weak
     for ref in refs:
         if type(ref) is not ObjectRef:
             raise TypeError(f"{what} takes ObjectRefs; this list has {ref!r}")
-        if ref._client is not client:
+        if ref._of is not own:
             raise ObjectLostError(short(ref.id), "its session has ended")
 
 

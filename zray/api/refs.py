@@ -7,29 +7,31 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from zray.api import waiting
 from zray.ids import producer_of
+from zray.protocol.base import Leaf
 from zray.serialize.values import note_contained
 
 if TYPE_CHECKING:
     import asyncio
     from concurrent.futures import Future
+    from weakref import ReferenceType
 
     from zray.runtime.client import Client
 
 T = TypeVar("T")
 
 
-class ObjectRef(Generic[T]):
+class ObjectRef(Leaf, Generic[T]):
     """A future and immutable value, named by ``id`` (16 bytes).
 
     Made by ``remote()`` and ``put``; passed to tasks and actors it becomes the value, nested inside other
     values it stays a ref. The value lives as long as any ref to it, in any process.
+
+    A program may hold millions of refs, and its garbage collector would go through all of them again and
+    again: so it does not look at them, and a ref does not keep the connection alive that it belongs to.
     """
 
-    __slots__ = ("__weakref__", "_client", "id")
-
-    def __init__(self, object_id: bytes, client: Client) -> None:
-        self.id = object_id
-        self._client = client
+    id: bytes
+    _of: ReferenceType[Client]  # the ``weak`` of the connection that it belongs to
 
     def hex(self) -> str:
         """The id in hexadecimal."""
@@ -69,12 +71,16 @@ class ObjectRef(Generic[T]):
         note_contained(self.id)
         return _unpickled_ref, (self.id,)
 
+    def __copy__(self) -> ObjectRef[T]:
+        return _unpickled_ref(self.id)  # each is counted
+
     def __del__(self) -> None:
         try:
-            client = self._client
+            client = self._of()
         except AttributeError:  # it was never made: its constructor was given the wrong arguments
             return
-        client.note_dropped(self.id)
+        if client is not None:
+            client.note_dropped(self.id)
 
 
 ObjectID = ObjectRef
@@ -87,4 +93,4 @@ def _unpickled_ref(object_id: bytes) -> ObjectRef[Any]:
     client = session.current()
     with client.lock:
         client.objects.borrow(object_id)
-    return ObjectRef(object_id, client)
+    return ObjectRef(object_id, client.weak)

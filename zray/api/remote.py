@@ -84,11 +84,11 @@ class RemoteFunction(Generic[P, R]):
         task_id, returns = client.submit(descriptor, code, captured, blob, deps)
         if descriptor.returns == STREAM:
             bounded = descriptor.unconsumed_max > 0
-            end = ObjectRef[Any](returns[0], client)
+            end = ObjectRef[Any](returns[0], client.weak)
             return ObjectRefGenerator(task_id, end, client, bounded=bounded)  # type: ignore[return-value]
         if descriptor.num_returns == 1:
-            return ObjectRef(returns[0], client)
-        return [ObjectRef(object_id, client) for object_id in returns] or None  # type: ignore[return-value]
+            return ObjectRef(returns[0], client.weak)
+        return [ObjectRef(object_id, client.weak) for object_id in returns] or None  # type: ignore[return-value]
 
     def bind(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionNode:
         """A task to be, as a node of a graph (``zray.dag``)."""

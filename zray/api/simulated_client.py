@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ class SimulatedClient:
         self.simulation = simulation
         self.process = process
         self.pid = os.getpid()
+        self.weak = weakref.ref(self)
         self.lock = threading.RLock()
         self.identity = process.address
         self.objects = process.objects

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from zray.api.refs import ObjectRef
+    from zray.runtime.client import Client
 
 _resolver: _Resolver | None = None
 _lock = threading.Lock()
@@ -23,13 +24,14 @@ _lock = threading.Lock()
 def _get(ref: ObjectRef[Any]) -> Any:
     from zray.api.objects import get_many
 
-    _check_session(ref)
-    return get_many(ref._client, (ref,), None)[0]  # of this client: get() would start a cluster if it is gone
+    return get_many(_client_of(ref), (ref,), None)[0]  # get() would start a cluster if it is gone
 
 
-def _check_session(ref: ObjectRef[Any]) -> None:
-    if ref._client is not own_client.get():
+def _client_of(ref: ObjectRef[Any]) -> Client:
+    client = own_client.get()
+    if client is None or ref._of is not client.weak:
         raise _session_ended(ref)
+    return client
 
 
 def _session_ended(ref: ObjectRef[Any]) -> ObjectLostError:
@@ -42,8 +44,7 @@ async def value_of(ref: ObjectRef[Any]) -> Any:
 
     loop = asyncio.get_running_loop()
     is_ready = asyncio.Event()
-    client = ref._client
-    _check_session(ref)
+    client = _client_of(ref)
 
     def notify() -> None:
         loop.call_soon_threadsafe(is_ready.set)
@@ -60,13 +61,13 @@ def future_of(ref: ObjectRef[Any]) -> Future[Any]:
     """A future of the value. To cancel it does not cancel the task."""
     from concurrent.futures import Future
 
-    _check_session(ref)
-    refuse = getattr(ref._client, "future_of", None)
+    client = _client_of(ref)
+    refuse = getattr(client, "future_of", None)
     if refuse is not None:  # in a simulation
         return refuse(ref)
     resolver = _current_resolver()
     future: Future[Any] = Future()
-    ref._client.when_ready(ref.id, lambda: resolver.add(ref, future))
+    client.when_ready(ref.id, lambda: resolver.add(ref, future))
     return future
 
 

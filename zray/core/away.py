@@ -8,6 +8,7 @@ and borrows until the host says that it has ended.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from zray.core.jobs import Job
@@ -51,7 +52,7 @@ class Away:
         self.grants = 0
         self.at_gate: dict[bytes, int] = {}  # the numbers of these tasks' grants there
         # ends that were taken, whose word may wait at the gate, and its number there; the oldest first
-        self.takings: dict[tuple[Address, bytes, int], int] = {}
+        self.takings: OrderedDict[tuple[Address, bytes, int], int] = OrderedDict()
         self.peers: dict[Address, str] = {}  # other nodes that are alive
         self.known: dict[Address, dict[bytes, None]] = {}  # jobs, functions and descriptors nodes were told
 
@@ -176,7 +177,7 @@ class Away:
         """Tell a host that it has been heard, unless that waits at the gate: it repeats itself until then."""
         takings, taking = self.takings, (host, message.task_id, message.attempt)
         while takings and self.sharing.has_left(next(iter(takings.values()))):
-            del takings[next(iter(takings))]
+            takings.popitem(last=False)
         if taking not in takings:
             takings[taking] = self.sharing.depart(host, message)
 

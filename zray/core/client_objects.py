@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from zray.core.machine import Address, Effect, invariant
 from zray.ids import short
+from zray.protocol.base import Leaf
 from zray.protocol.messages import (
     AT_NODE,
     EXTENT,
@@ -47,19 +48,15 @@ class Want:
         return self.needed <= 0
 
 
-class LocalObject:
+class LocalObject(Leaf):
     """One object that the process refers to; found in ``ClientObjects.objects``."""
 
-    __slots__ = ("asked", "contained", "known", "refs", "shown", "value", "wants")
-
-    def __init__(self, refs: int, known: bool, value: Value | None, asked: bool) -> None:
-        self.refs = refs  # handles in this process, and things here that need it
-        self.known = known  # the node knows it, and that this process holds it
-        self.value = value
-        self.asked = asked  # an answer or a reply will come without asking
-        self.shown: list[Value] | None = None  # extents or files to look at, each good for one reader
-        self.wants: list[Want] | None = None
-        self.contained: tuple[bytes, ...] = ()  # refs inside the value, held here as long as it
+    refs: int  # handles in this process, and things here that need it
+    known: bool  # the node knows it, and that this process holds it
+    value: Value | None
+    asked: bool  # an answer or a reply will come without asking
+    shown: list[Value] | None = None  # extents or files to look at, each good for one reader
+    contained: tuple[bytes, ...] = ()  # refs inside the value, held here as long as it
 
 
 class ClientObjects:
@@ -74,6 +71,7 @@ class ClientObjects:
         self.out = out
         self.node = node
         self.objects: dict[bytes, LocalObject] = {}
+        self.wants: dict[bytes, list[Want]] = {}  # of those that somebody waits for
         self.released: dict[bytes, None] = {}
         self.unpinned: list[bytes] = []
         self.acquires = 0  # Acquire messages ever sent
@@ -156,6 +154,8 @@ class ClientObjects:
         if not local.shown and not local.contained:  # as a rule
             local.refs = 0
             del self.objects[object_id]
+            if self.wants:
+                self.wants.pop(object_id, None)
             if local.known:
                 self.released[object_id] = None
             return
@@ -169,6 +169,7 @@ class ClientObjects:
             if local.refs > 0:
                 continue
             del self.objects[object_id]
+            self.wants.pop(object_id, None)
             if local.known:
                 self.released[object_id] = None
             if local.shown:
@@ -223,7 +224,8 @@ class ClientObjects:
         if local is None:
             return
         is_private = value.kind != EXTENT and not value.contained and not local.known
-        if is_private and local.refs > 1 and local.value is None and not local.wants:  # as a rule
+        unwanted = object_id not in self.wants
+        if is_private and local.refs > 1 and local.value is None and unwanted:  # as a rule
             local.value = value
             local.refs -= 1
             return
@@ -293,23 +295,23 @@ class ClientObjects:
         elif local.value is None or local.value.kind == AT_NODE:
             # It was at the node, or an actor said so, and cannot be shown any more: this is why.
             local.value = value
-        if local.wants:
+        if object_id in self.wants:
             self._satisfy(object_id, local)
 
     def on_results(self, object_ids: Iterable[bytes], values: Iterable[Value]) -> None:
         """The node tells of all return objects of a task at once; none of them is in the arena or a file."""
-        objects = self.objects
+        objects, wants = self.objects, self.wants
         for object_id, value in zip(object_ids, values, strict=True):
             local = objects.get(object_id)
             if local is None:
                 continue
             if local.value is None:
                 local.value = value
-            if local.wants:
+            if object_id in wants:
                 self._satisfy(object_id, local)
 
     def _satisfy(self, object_id: bytes, local: LocalObject) -> None:
-        wants, local.wants = local.wants, None
+        wants = self.wants.pop(object_id, None)
         if not wants:
             return
         here = self._is_here(local)
@@ -329,9 +331,16 @@ class ClientObjects:
                     on_done, want.on_done = want.on_done, None
                     on_done()
             else:  # it is at the node: now ask to see it
-                local.wants = [want] if local.wants is None else [*local.wants, want]
-        if local.wants:
+                self._note_want(object_id, want)
+        if object_id in self.wants:
             self.out.append((self.node, Get((object_id,))))
+
+    def _note_want(self, object_id: bytes, want: Want) -> None:
+        wants = self.wants.get(object_id)
+        if wants is None:
+            self.wants[object_id] = [want]
+        else:
+            wants.append(want)
 
     @staticmethod
     def _is_here(local: LocalObject) -> bool:
@@ -357,10 +366,7 @@ class ClientObjects:
                 ready += 1
                 continue
             missing[object_id] = None
-            if local.wants is None:
-                local.wants = [want]
-            else:
-                local.wants.append(want)
+            self._note_want(object_id, want)
             if not local.asked or value is not None:
                 local.asked = True
                 asks.append(object_id)
@@ -407,9 +413,11 @@ class ClientObjects:
     def end_want(self, want: Want) -> None:
         """Nobody waits any more; what is still missing forgets it."""
         for object_id in want.missing:
-            local = self.objects.get(object_id)
-            if local is not None and local.wants and want in local.wants:
-                local.wants.remove(want)
+            wants = self.wants.get(object_id)
+            if wants is not None and want in wants:
+                wants.remove(want)
+                if not wants:
+                    del self.wants[object_id]
 
     def is_ready(self, object_id: bytes) -> bool:
         """Whether the object is known to be sealed."""
@@ -429,3 +437,5 @@ class ClientObjects:
         for object_id, local in self.objects.items():
             invariant(local.refs > 0, "kept without need:", short(object_id))
             invariant(object_id not in self.released, "released and referred to:", short(object_id))
+        for object_id, wants in self.wants.items():
+            invariant(object_id in self.objects and bool(wants), "waited for by nobody:", short(object_id))

@@ -6,6 +6,7 @@ peer is there. This file routes messages and decides nothing.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -236,7 +237,7 @@ class ClusterSide:
         self.sharing.active = True
         self.store.cluster = self
         self.references.on_unneeded = self.sharing.unneeded
-        strangers, self.store.strangers = self.store.strangers, {}
+        strangers, self.store.strangers = self.store.strangers, OrderedDict()
         for object_id in strangers:
             if object_id in self.store.objects:
                 self.sharing.foreign(self.store.objects[object_id])

@@ -13,6 +13,7 @@ All that is kept here is soft: the nodes' next reports and forwards rebuild it a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
@@ -121,9 +122,10 @@ class GlobalScheduler:
         self.fenced: dict[bytes, int] = {}
         # task id -> (forwarder, task); what this batch brought, decided in ``flush``
         self.arrived: dict[bytes, tuple[Address, Forward]] = {}
-        self.parked: dict[bytes, ParkedTask] = {}  # task id -> task, oldest first
+        self.parked: OrderedDict[bytes, ParkedTask] = OrderedDict()  # task id -> task, oldest first
         self.parked_by_need: dict[Need, dict[bytes, ParkedTask]] = {}  # the same, none of them empty
-        self.untold: dict[bytes, ParkedTask] = {}  # those whose forwarder is to be told, by ``tell_at_ns``
+        # Those whose forwarder is to be told, by ``tell_at_ns``.
+        self.untold: OrderedDict[bytes, ParkedTask] = OrderedDict()
         self.epoch = 0  # of the newest word on who is alive
         self.met: dict[bytes, None] = {}  # who was alive then
         self.introduced: dict[bytes, None] = {}  # who said hello and may not be in that word yet
@@ -290,7 +292,7 @@ class GlobalScheduler:
             else:
                 self._park(now_ns, task_id, source, forward)
         if any(forward.parked_ns for _, forward in arrived.values()):  # they may be older than those here
-            self.parked = dict(sorted(self.parked.items(), key=lambda item: item[1].since_ns))
+            self.parked = OrderedDict(sorted(self.parked.items(), key=lambda item: item[1].since_ns))
 
     # --- placing -----------------------------------------------------------------------------------
 

@@ -15,7 +15,7 @@ copy of that on its way is called off, one that is here stays.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -24,6 +24,7 @@ from zray.core.extents import Extents
 from zray.core.machine import DISK, TRANSFER, Address, Effect, invariant
 from zray.ids import short
 from zray.protocol import faults
+from zray.protocol.base import Leaf
 from zray.protocol.local_messages import DeleteFile, Spill, Spilled, SpillFailed
 from zray.protocol.messages import (
     AT_NODE,
@@ -47,53 +48,29 @@ PENDING, CREATING, SEALED, REMOTE = 0, 1, 2, 3
 """States of an object; from ``SEALED`` on it has a value, here or on another node."""
 
 
-class ObjectEntry:
+class ObjectEntry(Leaf):
     """One object known to the node; found in ``NodeStore.objects``."""
 
-    __slots__ = (
-        "counted",
-        "created_for",
-        "creator",
-        "dependents",
-        "detached",
-        "granted",
-        "holders",
-        "is_actor",
-        "known",
-        "maps",
-        "object_id",
-        "offset",
-        "on_disk",
-        "pins",
-        "size",
-        "spilling",
-        "state",
-        "subscribers",
-        "value",
-        "waiters",
-    )
-
-    def __init__(self, object_id: bytes) -> None:
-        self.object_id = object_id
-        self.state = PENDING
-        self.value: Value | None = None
-        self.holders = 0  # processes that hold it
-        self.pins = 0  # unfinished tasks and live containers that need it
-        self.maps = 0  # times its extent was handed out and not unpinned
-        self.waiters: list[Address] | None = None  # want the value
-        self.subscribers: list[Address] | None = None  # want to know that it is there
-        self.dependents: list[Any] | None = None  # tasks that wait for it
-        self.creator: Address | None = None
-        self.created_for: Address | None = None  # holds it because of the Create
-        self.granted = False  # the creator was told where to write
-        self.offset = -1
-        self.size = 0
-        self.known = False  # a task or a promise will give it a value
-        self.spilling = False
-        self.on_disk = False
-        self.detached = False  # freed, but its extent is still being read or written
-        self.is_actor = False
-        self.counted = False  # among the outputs for which the record of its maker is followed here
+    object_id: bytes
+    state: int = PENDING
+    value: Value | None = None
+    holders: int = 0  # processes that hold it
+    pins: int = 0  # unfinished tasks and live containers that need it
+    maps: int = 0  # times its extent was handed out and not unpinned
+    waiters: list[Address] | None = None  # want the value
+    subscribers: list[Address] | None = None  # want to know that it is there
+    dependents: list[Any] | None = None  # tasks that wait for it; they know it by its id
+    creator: Address | None = None
+    created_for: Address | None = None  # holds it because of the Create
+    granted: bool = False  # the creator was told where to write
+    offset: int = -1
+    size: int = 0
+    known: bool = False  # a task or a promise will give it a value
+    spilling: bool = False
+    on_disk: bool = False
+    detached: bool = False  # freed, but its extent is still being read or written
+    is_actor: bool = False
+    counted: bool = False  # among the outputs for which the record of its maker is followed here
 
 
 class NodeStore:
@@ -130,7 +107,7 @@ class NodeStore:
         self.creating: dict[Address, dict[bytes, ObjectEntry]] = {}
         self.waiting_creates: deque[tuple[Address, ObjectEntry]] = deque()
         self.detached_spills: dict[bytes, ObjectEntry] = {}  # freed while their file was being written
-        self.strangers: dict[bytes, int] = {}  # object id nobody announced -> when to give up, ns
+        self.strangers: OrderedDict[bytes, int] = OrderedDict()  # nobody announced -> when to give up, ns
         self.spilling = 0
         self.spilled_bytes = 0
         self.wake_at_ns: int | None = None

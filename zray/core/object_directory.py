@@ -11,6 +11,7 @@ shares, and nothing is freed or rebuilt before all that live have. So sharing co
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -144,7 +145,8 @@ class ObjectDirectory:
         self.reopened = False  # whether nodes may have told a former life what this one does not know
         self.silent: dict[Address, None] = {}  # the living that did not restate: nothing is decided yet
         self.touched: dict[bytes, SharedRow] = {}
-        self.orphans: dict[bytes, int] = {}  # wanted, and nobody has or makes it -> when it is lost
+        # Wanted, and nobody has or makes it -> when it is lost.
+        self.orphans: OrderedDict[bytes, int] = OrderedDict()
         self.reading: dict[bytes, dict[bytes, None]] = {}  # task whose row is read -> its lost objects
         self.rows_read: dict[bytes, TaskRecord] = {}  # in this batch
         self.rebuilding: dict[bytes, tuple[Address, int]] = {}  # task -> who runs it again, which attempt

@@ -14,6 +14,7 @@ it takes it over. Its own ``Release`` of the same object may be on the way, and 
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from zray.core.machine import Address, invariant
@@ -46,7 +47,10 @@ class References:
         self.held: dict[Address, dict[bytes, None]] = {}
         # receiver -> actor that gives -> object -> times; each time is a pin
         self.handed: dict[Address, dict[bytes, dict[bytes, int]]] = {}
-        self.lineage: dict[bytes, tuple[list[int], tuple[bytes, ...]]] = {}  # task -> ([needs], deps)
+        # Task -> needs of its record, the oldest first. Ordered by links: the first of a plain dictionary is
+        # found by a walk over all that was deleted before it.
+        self.lineage: OrderedDict[bytes, int] = OrderedDict()
+        self.producers: dict[bytes, tuple[bytes, ...]] = {}  # of what these tasks took, if they took any
         self.lineage_truncated = 0
         self.on_unneeded: Callable[[ObjectEntry], None] | None = None  # of shared objects
 
@@ -252,15 +256,17 @@ class References:
         A task that ran again made only some of its outputs anew; the others are counted already.
         """
         lineage = self.lineage
-        known = lineage.get(task_id)
-        if known is not None:
-            known[0][0] += new_outputs
+        if task_id in lineage:
+            lineage[task_id] += new_outputs
             return
-        producers = tuple(dict.fromkeys(producer_of(dep) for dep in deps)) if deps else ()
-        followed = tuple(producer for producer in producers if producer in lineage)
-        for producer in followed:
-            lineage[producer][0][0] += 1
-        lineage[task_id] = ([new_outputs], followed)
+        if deps:
+            producers = dict.fromkeys(producer_of(dep) for dep in deps)
+            followed = tuple(producer for producer in producers if producer in lineage)
+            for producer in followed:
+                lineage[producer] += 1
+            if followed:
+                self.producers[task_id] = followed
+        lineage[task_id] = new_outputs
         if len(lineage) > self.lineage_max:
             self._truncate()
 
@@ -272,27 +278,27 @@ class References:
     def _lineage_unneeded(self, task_id: bytes, times: int = 1) -> None:
         """So many needs of a record are gone; release it, and up its inputs, at the last."""
         ending = [task_id]
-        lineage = self.lineage
+        lineage, producers = self.lineage, self.producers
         while ending:
             task_id = ending.pop()
-            record = lineage.get(task_id)
-            if record is None:
+            needs = lineage.get(task_id, 0)
+            if not needs:
                 continue  # truncated before
-            needs, producers = record
-            needs[0] -= times
-            times = 1  # of each producer
-            if needs[0] == 0:
+            if needs > times:
+                lineage[task_id] = needs - times
+            else:
                 del lineage[task_id]
                 self.on_lineage_released(task_id)
-                ending.extend(producers)
+                if producers:
+                    ending.extend(producers.pop(task_id, ()))
+            times = 1  # of each producer
 
     def _truncate(self) -> None:
         """Give up the oldest record: its objects can no more be rebuilt, which is said if they are lost."""
-        oldest = next(iter(self.lineage))
-        _, producers = self.lineage.pop(oldest)
+        oldest, _ = self.lineage.popitem(last=False)
         self.lineage_truncated += 1
         self.on_lineage_released(oldest)
-        for producer in producers:
+        for producer in self.producers.pop(oldest, ()):
             self._lineage_unneeded(producer)
 
     def check(self) -> None:
@@ -308,5 +314,6 @@ class References:
             needed = needed or object_id in self.store.shared
             invariant(bool(needed), "kept without need:", short(object_id))
         invariant(not holders, "held but unknown:", [short(object_id) for object_id in holders])
-        for task_id, (needs, _) in self.lineage.items():
-            invariant(needs[0] > 0, "lineage kept without need:", short(task_id))
+        for task_id, needs in self.lineage.items():
+            invariant(needs > 0, "lineage kept without need:", short(task_id))
+        invariant(self.producers.keys() <= self.lineage.keys(), "producers of a task without a record")

@@ -10,7 +10,7 @@ Machines move no bytes: ``ReceiveInto`` and ``SendChunk`` are effects for ``TRAN
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from zray.config import Config
@@ -67,7 +67,7 @@ class Transfers:
         self.references = references
         self.sharing = sharing
         self.is_peer = is_peer
-        self.queued: dict[bytes, ObjectEntry] = {}  # wanted, and not begun
+        self.queued: OrderedDict[bytes, ObjectEntry] = OrderedDict()  # wanted, and not begun
         self.active: dict[bytes, Transfer] = {}
         self.bandwidth = 0  # exponential average, bytes per second; 0: nothing came yet
         self.now_ns = 0
@@ -89,8 +89,7 @@ class Transfers:
         """Begin as many transfers as may be under way, in the order in which they were wanted."""
         self.now_ns = now_ns
         while self.queued and len(self.active) < self.config.pulls_max:
-            object_id = next(iter(self.queued))
-            entry = self.queued.pop(object_id)
+            object_id, entry = self.queued.popitem(last=False)
             if entry.state == REMOTE and self.store.objects.get(object_id) is entry:
                 self.active[object_id] = Transfer(entry, self.config.chunk_bytes)
                 self.store.create_copy(entry)

@@ -1,4 +1,7 @@
-"""What messages are made of: the base class, the value of an object, and a place in a placement group."""
+"""What messages are made of: the base class, the value of an object, and a place in a placement group.
+
+And the base class of what processes keep many of, which is no message.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,14 @@ from msgspec import Struct
 
 class Message(Struct, frozen=True, array_like=True, gc=False):
     """Base of every wire message. Fields are appended, never removed, reordered or reused."""
+
+
+class Leaf(Struct, gc=False, eq=False):
+    """Base of small mutable records of which a process keeps one for each object.
+
+    The garbage collector does not look at them: as many as a process has, so long would each full collection
+    take otherwise. So nothing that one refers to may, by whatever detour, refer back to it.
+    """
 
 
 class Value(Message, frozen=True):

@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -88,6 +89,7 @@ class Client(EventLink):
         super().__init__(identity, node, config)
         self.role = role
         self.pid = os.getpid()
+        self.weak = weakref.ref(self)  # for refs, which do not keep it alive
         self.leased = self.machine.leased
         self.dropped: deque[bytes] = deque()  # refs that died, in any thread, also inside the collector
         self.unpinned: deque[bytes] = deque()
