@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from zray.runtime.trace import Recorder
 
 FRAMES_PER_TURN_MAX = 256
+MESSAGES_PER_TURN_MAX = 512
+"""A turn that has so many takes no further frame: what a machine says is heard when the turn ends, its signs of
+life too, and tens of milliseconds of work are a second where many processes share few cores."""
 OBJECTS_PER_COLLECTION = 50_000
 """Tables of tasks and objects live long and hold no cycles: to look through them often costs a fifth."""
 
@@ -108,10 +111,10 @@ class Loop:
 
     def turn(self) -> None:
         """One turn: wait if there is nothing to do, then drain, pump and act."""
-        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+        batch = self._receive()
         if not batch and not self._posted:
             self._wait()  # nothing has touched the socket since it was found empty
-            batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+            batch = self._receive()
         if self._posted:
             batch.extend(self._take_posted())
         now_ns = time.monotonic_ns()
@@ -120,6 +123,9 @@ class Loop:
         self._act()
         if self.recorder is not None:
             self.recorder.end_turn()
+
+    def _receive(self) -> list[tuple[Address, Any]]:
+        return self.transport.receive(FRAMES_PER_TURN_MAX, messages_max=MESSAGES_PER_TURN_MAX)
 
     def _pump(self, number: int, machine: Machine, batch: list[tuple[Address, Any]], now_ns: int) -> None:
         if len(self.machines) > 1:

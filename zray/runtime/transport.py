@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import select
 import time
@@ -250,11 +251,14 @@ class Transport:
             if not frames:
                 del self._backlog[address]
 
-    def receive(self, frames_max: int, *, was_signalled: bool = False) -> list[tuple[Address, Any]]:
+    def receive(
+        self, frames_max: int, *, messages_max: float = math.inf, was_signalled: bool = False
+    ) -> list[tuple[Address, Any]]:
         """What has arrived, as ``(source, message)``; empty at once if nothing has.
 
         Args:
             frames_max: how much of it.
+            messages_max: no further frame once there are so many messages.
             was_signalled: the descriptor was readable just now, so that as a rule something has arrived.
 
         A frame that is not a batch of this link is answered by ``Refused`` and logged; nothing of it is
@@ -285,6 +289,8 @@ class Transport:
                 received += [(source, message) for message in decode(frame)]
             except RemoteProtocolError as error:
                 self._refuse(source, error)
+            if len(received) >= messages_max:
+                break
         return received
 
     def _drop_rest(self) -> None:
