@@ -214,7 +214,9 @@ class TaskAdmission:
     def standing_ns(self) -> int:
         """For how long none has ended of brief tasks that wait; 0: they do not stand."""
         classes = self.scheduler.ready.values()
-        return max((self._still_ns(each) for each in classes if each.is_brief and self._stands(each)), default=0)
+        return max(
+            (self._still_ns(each) for each in classes if each.is_brief and self._stands(each)), default=0
+        )
 
     # --- forwarding --------------------------------------------------------------------------------
 
