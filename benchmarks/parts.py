@@ -28,7 +28,7 @@ LIVE = (1, 1_000, 10_000, 100_000)
 SIMULATED = (1, 4, 16, 64)
 PROCESSES = (1, 4, 16)
 PER_NODE = 250
-"""The most tasks in flight over the tasks of each node: 4,000 of them."""
+"""``Scale.growth_max`` over this are the tasks of each node: 4,000."""
 RUNS = 3
 """Of the tasks of all nodes, after one that is not counted: it meets workers and averages that are new."""
 PATIENT = {"ZRAY_NODE_DEATH_NS": "20000000000"}

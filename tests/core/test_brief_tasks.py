@@ -64,11 +64,14 @@ def test_one_that_was_held_up_changes_nothing(held_up: int, stay: bool) -> None:
     assert bool(bench.left()) is not stay
 
 
-@pytest.mark.parametrize("threshold", [0, -1])
-def test_who_wants_to_spread_all_spreads_them_too(threshold: int) -> None:
+@pytest.mark.parametrize(
+    "change", [{"backlog_per_slot_max": 0}, {"backlog_per_slot_max": -1}, {"offload_patience_ns": -1}]
+)
+def test_who_wants_to_spread_all_or_even_nothing_out_spreads_them_too(change: dict[str, int]) -> None:
     bench = BriefBench()
-    bench.set(backlog_per_slot_max=threshold)
-    assert len(bench.left()) >= MANY - 1
+    bench.set(**change)
+    assert len(bench.left()) > MANY - 10
+    assert reports.load_of(bench.node).run_ns == BRIEF_NS
 
 
 def test_what_comes_to_a_queue_that_stands_leaves() -> None:

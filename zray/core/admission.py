@@ -193,14 +193,16 @@ class TaskAdmission:
     def _keeps(self, task_class: TaskClass) -> bool:
         """Whether a long queue of a class stays: its tasks are brief, and end one after the other.
 
-        Not where the threshold is 0 or less, which is to spread every task that would wait.
+        Not where the threshold is 0 or less, which is to spread every task that would wait, and not where
+        nobody would ask for the queue if it turns out unfair.
         """
         config = self.scheduler.config
-        return task_class.is_brief and config.backlog_per_slot_max > 0 and not self._stands(task_class)
+        may_keep = config.backlog_per_slot_max > 0 and config.offload_patience_ns >= 0
+        return may_keep and task_class.is_brief and not self._stands(task_class)
 
     def _stands(self, task_class: TaskClass) -> bool:
         """Whether a queue is not worked off: others have the workers, or one task runs long."""
-        return self._still_ns(task_class) > self.scheduler.config.offload_patience_ns
+        return 0 <= self.scheduler.config.offload_patience_ns < self._still_ns(task_class)
 
     def _still_ns(self, task_class: TaskClass) -> int:
         """How long none of a class had ended when this node last looked; it may have been held up since."""

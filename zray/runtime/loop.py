@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 FRAMES_PER_TURN_MAX = 256
 MESSAGES_PER_TURN_MAX = 512
-"""A turn that has so many takes no further frame: what a machine says leaves when the turn ends, signs of life
-too, and tens of milliseconds of work are a second where many processes share few cores."""
+"""A turn that has so many takes no further frame: what a machine says leaves when the turn ends, signs of
+life too, and tens of milliseconds of work are a second where many processes share few cores."""
 OBJECTS_PER_COLLECTION = 50_000
 """Tables of tasks and objects live long and hold no cycles: to look through them often costs a fifth."""
 
