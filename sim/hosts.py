@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from sim.replicas import SimReplica
 
 FRAMES_PER_TURN_MAX = 256
+MESSAGES_PER_TURN_MAX = 512
 CELLS_OF_NODE = b"@spilling"
 DATA_SUFFIX = b"~"
 """The address of a node's data link is the node's and this."""
@@ -139,11 +140,20 @@ class MachineHost(ABC):
             self.busy_until_ns = self.frozen_until_ns
             self._plan_turn()
             return
-        frames = self.inbox[:FRAMES_PER_TURN_MAX]
-        del self.inbox[:FRAMES_PER_TURN_MAX]
+        frames = self.inbox[: self._frames_of_turn()]
+        del self.inbox[: len(frames)]
         self.run(frames)
         if self.inbox:
             self._plan_turn()
+
+    def _frames_of_turn(self) -> int:
+        """How many of the frames that are here one turn takes, as the real loop does."""
+        messages = 0
+        for frames, (_, batch) in enumerate(self.inbox[:FRAMES_PER_TURN_MAX], start=1):
+            messages += len(batch)
+            if messages >= MESSAGES_PER_TURN_MAX:
+                return frames
+        return FRAMES_PER_TURN_MAX
 
     def run(self, frames: list[tuple[Address, list[Any]]]) -> None:
         """One turn."""

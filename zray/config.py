@@ -56,7 +56,8 @@ class Config(NamedTuple):
     """A worker leased to a submitter is taken back once it was not used for this long; 0: no leases."""
 
     backlog_per_slot_max: int = 2
-    """Tasks per worker slot kept before new ones are forwarded, in a cluster of several nodes."""
+    """Tasks per worker slot kept before new ones are forwarded, in a cluster of several nodes; brief ones
+    beyond it, too, unless it is 0 or less."""
     offload_patience_ns: int = 100_000_000
     """While others are idle, a node gives those of its queued tasks away that wait for longer; -1: none."""
     workers_max: int = 512

@@ -56,6 +56,17 @@ def test_a_peer_can_be_connected_again_at_once(
         client.disconnect(b"peer")
 
 
+def test_one_turn_takes_so_many_messages_and_leaves_the_rest(
+    servers: list[Transport], client: Transport, tmp_path: Path
+) -> None:
+    client.connect(b"peer", f"ipc://{tmp_path}/a")
+    for _ in range(5):
+        client.send(b"peer", [Goodbye(), Goodbye()])
+    turns: list[int] = []
+    eventually(lambda: turns.append(len(servers[0].receive(10, messages_max=3))) or sum(turns) == 10)
+    assert max(turns) <= 4, "a frame is taken whole, and none after the third message"
+
+
 def test_former_peers_are_forgotten(
     monkeypatch: pytest.MonkeyPatch, client: Transport, tmp_path: Path
 ) -> None:

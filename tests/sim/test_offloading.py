@@ -12,12 +12,14 @@ from sim.kernel import MS, S
 from sim.programs import Await, Compute, Program, Spawn
 from sim.run import LIVENESS, run_scenario
 from sim.scenario import ClusterPart, PhasesPart, Scenario, load
+from zray.core.admission import TaskAdmission
 from zray.core.guests import Guests
 from zray.core.local_scheduler import LocalScheduler
 
 NODES = 4
 TASKS = 160
 LONG_NS, SHORT_NS = 200 * MS, 5 * MS
+HELD_UP_NS, BRIEF_NS = 3 * S, 20_000
 
 
 def pause(duration_ns: int) -> Program:
@@ -49,6 +51,33 @@ def test_idle_nodes_get_what_waits_on_others() -> None:
     left_alone_s, evened_out_s = makespan_s(-1), makespan_s(100)
     assert left_alone_s > 2.5 * ideal_s, "one node got all of the long ones"
     assert evened_out_s < 1.5 * ideal_s
+
+
+def brief_finished_s() -> float:
+    """When the last of many brief tasks of one node has ended, that queue behind one that is not."""
+    shape = ClusterPart(nodes=NODES, cpus=1, drivers=1)
+    scenario = Scenario("one-is-long", cluster=shape, phases=PhasesPart(liveness_s=60.0))
+    cluster = Cluster(scenario, 0, [one_is_long], functions={"pause": pause})
+    cluster.boot()
+    cluster.kernel.run_until(60 * S, lambda: not cluster.unfinished)
+    finished_ns = cluster.drivers[0].finished_ns
+    assert finished_ns is not None
+    return finished_ns / S
+
+
+def one_is_long() -> Program:
+    for durations in ([BRIEF_NS] * TASKS, [BRIEF_NS] * TASKS + [HELD_UP_NS] + [BRIEF_NS] * TASKS):
+        refs = []
+        for duration_ns in durations:
+            ref = yield Spawn("pause", (duration_ns,))
+            refs.append(ref)
+        yield Await(refs, len(refs) - durations.count(HELD_UP_NS))
+
+
+def test_a_queue_that_was_kept_for_brief_tasks_leaves_once_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert brief_finished_s() < HELD_UP_NS / S / 2
+    monkeypatch.setattr(TaskAdmission, "standing_ns", lambda self: 0)
+    assert brief_finished_s() > HELD_UP_NS / S
 
 
 @pytest.mark.slow

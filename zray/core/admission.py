@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from zray.core.machine import TRANSFER, Address, invariant
 from zray.core.node_store import SEALED, ObjectEntry
 from zray.core.placement import FITS, MISFIT, PINNED, SECOND_BEST, Inputs, fit_of, is_better_elsewhere
-from zray.core.worker_pool import TaskEntry
+from zray.core.worker_pool import TaskClass, TaskEntry
 from zray.ids import short
 from zray.protocol.messages import ACTOR, ERROR, FAULT, TASK_FAILED, Forward, Place, Withdraw
 from zray.protocol.user_messages import VALUES
@@ -185,11 +185,43 @@ class TaskAdmission:
         return task.task_class.descriptor.returns != VALUES
 
     def _overloaded(self, task: TaskEntry) -> bool:
-        """Whether a task is to spread, or the backlog above the threshold."""
+        """Whether a task is to spread, or the backlog above the threshold and worth a placement."""
         task_class, scheduler = task.task_class, self.scheduler
-        slots = max(1, len(scheduler.pool.workers))
+        backlog_max = scheduler.config.backlog_per_slot_max * max(1, len(scheduler.pool.workers))
         backlog = len(task_class.ready) + task_class.fetching
-        return task_class.descriptor.spread or backlog > scheduler.config.backlog_per_slot_max * slots
+        if task_class.descriptor.spread or backlog <= backlog_max:
+            return task_class.descriptor.spread
+        return task_class.fetching > backlog_max or not self._keeps(task_class)
+
+    def _keeps(self, task_class: TaskClass) -> bool:
+        """Whether a long queue of a class stays: its tasks are brief, and end one after the other.
+
+        Not where the threshold is 0 or less, which is to spread every task that would wait, and not where
+        nobody would ask for the queue if it turns out unfair.
+        """
+        config = self.scheduler.config
+        may_keep = config.backlog_per_slot_max > 0 and config.offload_patience_ns >= 0
+        return may_keep and task_class.is_brief and not self._stands(task_class)
+
+    def _stands(self, task_class: TaskClass) -> bool:
+        """Whether a queue is not worked off: others have the workers, or one task runs long."""
+        return 0 <= self.scheduler.config.offload_patience_ns < self._still_ns(task_class)
+
+    def _still_ns(self, task_class: TaskClass) -> int:
+        """How long none of a class had ended when this node last looked; it may have been held up since."""
+        return self.scheduler.decided_ns - task_class.progress_ns
+
+    def backlog_to_share(self) -> int:
+        """Tasks that are ready and not dispatched, and would be better off on a node with less to do."""
+        classes = self.scheduler.ready.values()
+        return sum(len(each.ready) for each in classes if not self._keeps(each))
+
+    def standing_ns(self) -> int:
+        """For how long none has ended of brief tasks that wait; 0: they do not stand."""
+        classes = self.scheduler.ready.values()
+        return max(
+            (self._still_ns(each) for each in classes if each.is_brief and self._stands(each)), default=0
+        )
 
     # --- forwarding --------------------------------------------------------------------------------
 

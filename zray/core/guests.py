@@ -120,7 +120,7 @@ class Guests:
         slots = max(1, len(self.scheduler.pool.workers))
         per_slot = max(1, self.scheduler.config.backlog_per_slot_max)  # even if every task is forwarded
         backlog_max = SPILL_BACK_BACKLOGS * per_slot * slots
-        return self.scheduler.backlog() > backlog_max
+        return self.scheduler.admission.backlog_to_share() > backlog_max
 
     def _repeat_later(self, now_ns: int) -> None:
         if self.repeat_at_ns is None:

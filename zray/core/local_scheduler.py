@@ -110,6 +110,7 @@ class LocalScheduler:
         self.stall_check_at_ns: int | None = None
         self.reap_at_ns: int | None = None
         self.now_ns = 0
+        self.decided_ns = 0  # when the last batch before this one came
         self.finished = 0
         self.retried = 0
         self.away: Away | None = None  # of a node that has, or may get, peers
@@ -210,6 +211,8 @@ class LocalScheduler:
         if task.verdict is not None:
             self._drop(task, task.verdict)
             return
+        if not task_class.ready:
+            task_class.progress_ns = self.now_ns
         if first:
             task_class.ready.appendleft(task)
         else:
@@ -221,7 +224,7 @@ class LocalScheduler:
 
     def flush(self, now_ns: int) -> None:
         """Dispatch what fits, once per batch."""
-        self.now_ns = now_ns
+        self.now_ns = self.decided_ns = now_ns
         if self.admission.woken:
             self.admission.wake()
         if self.ready:
@@ -323,7 +326,7 @@ class LocalScheduler:
         if task is None or task.attempt != message.attempt:
             return
         del worker.queue[message.task_id]
-        worker.progress_ns = now_ns
+        worker.progress_ns = task.task_class.progress_ns = now_ns
         worker.recalled = False
         task.task_class.learn_run_time(message.run_ns, self.config.run_average_alpha)
         descriptor = task.task_class.descriptor

@@ -55,9 +55,12 @@ def load_of(node: Node) -> NodeReport:
 
 
 def _run_ns(scheduler: LocalScheduler) -> int:
-    """Run time of the tasks of this node: the mean of the averages of their classes."""
+    """Run time of the tasks of this node: the mean of the averages of their classes.
+
+    A queue that was kept because its tasks are brief, and stands, tells that these no longer are.
+    """
     known = [each.run_ns for each in scheduler.classes.values() if each.run_ns]
-    return sum(known) // len(known) if known else 0
+    return max(sum(known) // len(known) if known else 0, scheduler.admission.standing_ns())
 
 
 def _resources(node: Node) -> dict[str, Any]:

@@ -26,13 +26,19 @@ FRESH = (NO_JOB, "")
 TYPICAL_SAMPLES_MIN = 10
 """Tasks of a class that must have ended before its run time is told to others."""
 
+BRIEF_RUN_NS = 100_000
+"""Tasks that run for less cost more to place on another node, which takes the time of three processes."""
+CUT_RUN_NS = 4 * BRIEF_RUN_NS
+CUT_RUN_SAMPLES = 16
+"""What longer runs count for, and over how many, when it is asked whether tasks are brief."""
+
 
 class TaskClass:
     """The tasks of one job with one descriptor: same code, same demand, same expected run time."""
 
     __slots__ = (
-        "cpus", "demand", "descriptor", "ended", "fetching", "job_id", "kept", "leasable", "may_run_ahead",
-        "number", "ready", "run_ns", "samples",
+        "cpus", "cut_run_ns", "demand", "descriptor", "ended", "fetching", "job_id", "kept", "leasable",
+        "may_run_ahead", "number", "progress_ns", "ready", "run_ns", "samples",
     )  # fmt: skip
 
     def __init__(self, descriptor: Describe, job_id: bytes, number: int) -> None:
@@ -42,10 +48,12 @@ class TaskClass:
         self.demand = descriptor.demand
         self.cpus = lent_while_blocked(descriptor.demand, descriptor.in_group)
         self.ready: deque[TaskEntry] = deque()
+        self.progress_ns = 0  # when one of them ended here, or was the first in an empty queue
         self.fetching = 0  # tasks that are to be ready once copies of their inputs came
         self.kept = 0  # tasks that stay by a decision of this node, since it reported its load
         self.run_ns = 0  # exponential average; 0: nothing ran yet
-        self.samples = 0  # that it was learned from
+        self.cut_run_ns = 0  # the same, slower, and of run times that are cut off at ``CUT_RUN_NS``
+        self.samples = 0  # that they were learned from
         self.ended = False  # its job is over: nothing of it runs any more
         # Behind a task that must not run twice nobody queues: if the worker dies, what was not
         # reported might have run.
@@ -70,14 +78,25 @@ class TaskClass:
         """Run time for others' estimates; 0 while too few tasks have ended: the first may be the shortest."""
         return self.run_ns if self.samples >= TYPICAL_SAMPLES_MIN else 0
 
+    @property
+    def is_brief(self) -> bool:
+        """Whether to place such a task on another node costs more than to run it, as far as is known.
+
+        One among many that was held up, as by a collection or by other programs, changes nothing.
+        """
+        return self.samples >= TYPICAL_SAMPLES_MIN and self.cut_run_ns < BRIEF_RUN_NS
+
     def learn_run_time(self, run_ns: int, alpha: float) -> None:
         """Exponential average of run times (paper, section 4.2.2)."""
         old = self.run_ns
         sample = max(1, run_ns)
+        cut = min(sample, CUT_RUN_NS)
         self.samples += 1
         if old:
             sample = int(old + alpha * (sample - old))
+            cut = self.cut_run_ns + (cut - self.cut_run_ns) // CUT_RUN_SAMPLES
         self.run_ns = max(1, sample)
+        self.cut_run_ns = cut
 
 
 class TaskEntry:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from zray.runtime.trace import Recorder
 
 FRAMES_PER_TURN_MAX = 256
+MESSAGES_PER_TURN_MAX = 512
+"""A turn that has so many takes no further frame: what a machine says leaves when the turn ends, signs of
+life too, and tens of milliseconds of work are a second where many processes share few cores."""
 OBJECTS_PER_COLLECTION = 50_000
 """Tables of tasks and objects live long and hold no cycles: to look through them often costs a fifth."""
 
@@ -127,9 +130,9 @@ class Loop:
             self.recorder.end_turn()
 
     def _receive(self) -> list[tuple[Address, Any]]:
-        batch = self.transport.receive(FRAMES_PER_TURN_MAX)
+        batch = self.transport.receive(FRAMES_PER_TURN_MAX, messages_max=MESSAGES_PER_TURN_MAX)
         if self.local is not None:
-            batch += self.local.receive()
+            batch += self.local.receive(MESSAGES_PER_TURN_MAX)
         return batch
 
     def _pump(self, number: int, machine: Machine, batch: list[tuple[Address, Any]], now_ns: int) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import select
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -214,11 +215,14 @@ class Transport(FrameSender):
             if not frames:
                 del self._backlog[address]
 
-    def receive(self, frames_max: int, *, was_signalled: bool = False) -> list[tuple[Address, Any]]:
+    def receive(
+        self, frames_max: int, *, messages_max: float = math.inf, was_signalled: bool = False
+    ) -> list[tuple[Address, Any]]:
         """What has arrived, as ``(source, message)``; empty at once if nothing has.
 
         Args:
             frames_max: how much of it.
+            messages_max: no further frame once there are so many messages.
             was_signalled: the descriptor was readable just now, so that as a rule something has arrived.
 
         A frame that is not a batch of this link is answered by ``Refused`` and logged; nothing of it is
@@ -248,6 +252,8 @@ class Transport(FrameSender):
                 received += [(source, message) for message in decode(frame)]
             except RemoteProtocolError as error:
                 self._refuse(source, error)
+            if len(received) >= messages_max:
+                break
         return received
 
     def _drop_rest(self) -> None:
