@@ -192,11 +192,11 @@ class PullFailed(Message, frozen=True, tag=177):
 
 
 class Chunk(Message, frozen=True, tag=178):
-    """Bytes of a large object, on the data link."""
+    """Bytes of a large object, on the data link: in a frame of their own behind this one's batch."""
 
     object_id: bytes
     start: int
-    data: bytes
+    data: bytes = b""  # only where no frame can follow, such as in the simulator
 
 
 class Declined(Message, frozen=True, tag=179):

@@ -12,18 +12,14 @@ from typing import Any
 
 from zray.core.machine import Address
 from zray.protocol.cluster import Chunk, ChunkArrived, ReceiveInto, SendChunk
-from zray.protocol.codec import batch_decoder
 from zray.protocol.messages import FILE
+from zray.runtime.chunk_transport import ChunkTransport
 from zray.runtime.endpoints import beside
-from zray.runtime.transport import Transport
 from zray.store.arena import ArenaView
 from zray.store.spill import SpillDirectory, SpillFile
 
 DATA_SUFFIX = b"~"
 """The routing id of a node's data socket is the node's and this."""
-FRAMES_PER_DRAIN = 64
-
-decode_chunks = batch_decoder(Chunk)
 
 
 class _Room:
@@ -48,7 +44,7 @@ class DataLink:
     def __init__(
         self,
         node_id: bytes,
-        transport: Transport,
+        transport: ChunkTransport,
         view: ArenaView,
         files: SpillDirectory,
         post: Callable[[ChunkArrived], None],
@@ -73,15 +69,15 @@ class DataLink:
         """Carry out what the machine asks for."""
         for message in messages:
             if isinstance(message, SendChunk):
-                chunk = Chunk(message.object_id, message.start, self._read(message))
-                self.transport.send(message.node_id + DATA_SUFFIX, [chunk])
+                chunk = Chunk(message.object_id, message.start)
+                self.transport.send_chunk(message.node_id + DATA_SUFFIX, chunk, self._read(message))
             elif isinstance(message, ReceiveInto):
                 self._prepare(message)
         self.drain()  # a send may have swallowed the signal that something can be read
 
-    def _read(self, chunk: SendChunk) -> bytes:
+    def _read(self, chunk: SendChunk) -> memoryview | bytes:
         if chunk.kind != FILE:
-            return bytes(self.view.read(chunk.offset + chunk.start, chunk.size, _nothing))
+            return self.view.read(chunk.offset + chunk.start, chunk.size, _nothing)
         fd = os.open(self.files.path_of(chunk.object_id), os.O_RDONLY | os.O_CLOEXEC)
         try:
             return os.pread(fd, chunk.size, chunk.start)
@@ -98,22 +94,22 @@ class DataLink:
 
     def drain(self) -> None:
         """Write the chunks that have come where they belong; those that nobody waits for go nowhere."""
-        while batch := self.transport.receive(FRAMES_PER_DRAIN):
-            for _, chunk in batch:
-                room = self.rooms.get(chunk.object_id)
-                if room is not None:
-                    self._write(room, chunk)
+        while (found := self.transport.receive_chunk()) is not None:
+            _, chunk, data = found
+            room = self.rooms.get(chunk.object_id)
+            if room is not None and 0 <= chunk.start <= chunk.start + len(data) <= room.size:
+                self._write(room, chunk, data)
 
-    def _write(self, room: _Room, chunk: Chunk) -> None:
+    def _write(self, room: _Room, chunk: Chunk, data: memoryview) -> None:
         if room.file is None:
             extent = (room.offset, room.offset + room.size)
-            self.view.copy_in(room.offset + chunk.start, chunk.data, extent)
+            self.view.copy_in(room.offset + chunk.start, data, extent)
         else:
-            room.file.copy_in(chunk.start, chunk.data)
-        room.left -= len(chunk.data)
+            room.file.copy_in(chunk.start, data)
+        room.left -= len(data)
         if room.left <= 0 and room.file is not None:
             room.file.seal()
-        self.post(ChunkArrived(chunk.object_id, chunk.start, len(chunk.data)))
+        self.post(ChunkArrived(chunk.object_id, chunk.start, len(data)))
 
 
 def _nothing() -> None:

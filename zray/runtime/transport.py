@@ -226,8 +226,7 @@ class Transport:
         """Send now; False if the peer is full. A peer without a route loses the frame, counted."""
         routing_id = self._aliases.get(address, address) if self._aliases else address
         try:
-            self._socket.send(routing_id, _NOBLOCK_AND_MORE)
-            self._socket.send(frame, _NOBLOCK)
+            self._write(routing_id, frame)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -236,6 +235,10 @@ class Transport:
             self.unreachable[address] = self.unreachable.get(address, 0) + 1
             log.debug("no route to %s; a frame of %d bytes is dropped", address.hex(), len(frame))
         return True
+
+    def _write(self, routing_id: bytes, frame: bytes) -> None:
+        self._socket.send(routing_id, _NOBLOCK_AND_MORE)
+        self._socket.send(frame, _NOBLOCK)
 
     def frames_lost(self, address: Address) -> int:
         """Frames that were dropped, as there is no way to this peer (any more)."""

@@ -49,6 +49,7 @@ from zray.protocol.messages import (
 )
 from zray.runtime import log_files, session_dir
 from zray.runtime.endpoints import addresses_of_shards, beside, knock, public_part, why
+from zray.runtime.heap import keep_freed_memory
 from zray.runtime.knocking import answer_in_thread
 from zray.runtime.loop import Loop, Service
 from zray.runtime.node_options import NodeOptions, memory_bytes, usable_cpus
@@ -227,9 +228,11 @@ class NodeProcess:
         return recorder
 
     def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
-        from zray.runtime.data_link import DATA_SUFFIX, DataLink, decode_chunks
+        from zray.runtime.chunk_transport import ChunkTransport, decode_chunks
+        from zray.runtime.data_link import DATA_SUFFIX, DataLink
 
-        data = Transport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
+        keep_freed_memory()  # frames of chunks come and go
+        data = ChunkTransport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
         stack.callback(data.close)
         for endpoint in self._endpoints():
             data.bind(beside(endpoint))
