@@ -25,7 +25,9 @@ from zray.core.sharing import Sharing
 from zray.core.table_writer import TableWriter
 from zray.core.transfers import Transfers
 from zray.protocol.cluster import (
+    AskStream,
     ChunkArrived,
+    ChunkSent,
     Claim,
     CopiesCounted,
     Declined,
@@ -37,6 +39,7 @@ from zray.protocol.cluster import (
     KeepCopy,
     Members,
     ObjectFound,
+    OfferStream,
     Offload,
     Pull,
     PullFailed,
@@ -49,8 +52,8 @@ from zray.protocol.messages import Describe, ExportFunction, JobContext, TableCh
 
 CLUSTER_MESSAGES: tuple[type, ...] = (
     ShareAcked, ShareReset, ObjectFound, FreeObjects, Rebuild, Claim, Ended, Grant, Deny, Declined, Taken,
-    JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived, KeepCopy, CopiesCounted,
-    TableChanged, Offload, *ACTOR_MESSAGES,
+    JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived, ChunkSent, KeepCopy, CopiesCounted,
+    AskStream, OfferStream, TableChanged, Offload, *ACTOR_MESSAGES,
 )  # fmt: skip
 """What ``ClusterSide.on_message`` takes."""
 RESEND_FORWARDS_NS = 5_000_000_000
@@ -147,6 +150,9 @@ class ClusterSide:
             TableChanged: self._on_table_changed,
             Members: self.peers.on_members,
             ChunkArrived: self.transfers.on_chunk_arrived,
+            ChunkSent: self.transfers.on_chunk_sent,
+            AskStream: self.peers.on_ask_stream,
+            OfferStream: self.peers.on_offer_stream,
             Pull: self.transfers.on_pull,
             PullFailed: self.transfers.on_pull_failed,
             KeepCopy: self.kept.on_keep_copy,

@@ -5,7 +5,8 @@ source that is lost costs only the chunks it had not sent. Room is made before t
 whole, in the order in which copies were wanted; when memory and disk traffic leave none in the arena the
 store gives a file instead, so copies can never wait for each other in a full store.
 
-Machines move no bytes: ``ReceiveInto`` and ``SendChunk`` are effects for ``TRANSFER``.
+Machines move no bytes: ``ReceiveInto`` and ``SendChunk`` are effects for ``TRANSFER``. What is being sent is looked
+at, like what a process here reads, until ``ChunkSent``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from zray.core.node_store import CREATING, REMOTE, SEALED, NodeStore, ObjectEntr
 from zray.core.references import References
 from zray.core.sharing import SharedObject, Sharing
 from zray.ids import short
-from zray.protocol.cluster import ChunkArrived, Pull, PullFailed, ReceiveInto, SendChunk
+from zray.protocol.cluster import ChunkArrived, ChunkSent, Pull, PullFailed, ReceiveInto, SendChunk
 from zray.protocol.messages import EXTENT, FILE, Value
 
 _NS_PER_S = 1_000_000_000
@@ -69,6 +70,8 @@ class Transfers:
         self.is_peer = is_peer
         self.queued: dict[bytes, ObjectEntry] = {}  # wanted, and not begun
         self.active: dict[bytes, Transfer] = {}
+        # (to whom, object, start of the chunk) -> whose extent is read; ``None``: a file
+        self.sending: dict[tuple[Address, bytes, int], ObjectEntry | None] = {}
         self.bandwidth = 0  # exponential average, bytes per second; 0: nothing came yet
         self.now_ns = 0
 
@@ -222,18 +225,36 @@ class Transfers:
     # --- going -------------------------------------------------------------------------------------
 
     def on_pull(self, now_ns: int, source: Address, message: Pull) -> None:
-        """Another node wants bytes of an object that is here. They are read before anything else happens."""
+        """Another node wants bytes of an object that is here."""
         object_id, start, size = message.object_id, message.start, message.size
         entry = self.store.objects.get(object_id)
         value = None if entry is None or entry.state != SEALED else entry.value
+        if (source, object_id, start) in self.sending:
+            return  # it is on its way, over a slow link
         if entry is None or value is None or value.kind not in (EXTENT, FILE):
             self.out.append((source, PullFailed(object_id)))
         elif 0 <= start <= start + size <= entry.size and size >= 0:
+            read = entry if value.kind == EXTENT else None
+            self.sending[source, object_id, start] = read
+            if read is not None:
+                self.store.look_at(TRANSFER, read)
             chunk = SendChunk(source, object_id, value.kind, max(entry.offset, 0), start, size)
             self.out.append((TRANSFER, chunk))
 
+    def on_chunk_sent(self, now_ns: int, source: Address, message: ChunkSent) -> None:
+        """Nobody reads the bytes of a chunk any more."""
+        key = message.node_id, message.object_id, message.start
+        if source != RUNTIME:
+            return
+        entry = self.sending.pop(key, None)
+        if entry is not None:
+            self.store.look_away(TRANSFER, entry)
+
     def check(self) -> None:
-        """What is under way has room or waits for it, and no more is asked for than may be."""
+        """What is under way has room or waits for it, no more is asked for than may be, what is sent stays."""
+        looked_at = sum(map(len, self.store.mapped.get(TRANSFER, {}).values()))
+        sent = sum(entry is not None for entry in self.sending.values())
+        invariant(looked_at == sent, "chunks that are sent:", sent, looked_at)
         invariant(len(self.active) <= self.config.pulls_max, "I15 transfers", len(self.active))
         for object_id, transfer in self.active.items():
             invariant(transfer.entry.creator == TRANSFER, "a transfer without room:", short(object_id))

@@ -199,6 +199,27 @@ class Chunk(Message, frozen=True, tag=178):
     data: bytes = b""  # only where no frame can follow, such as in the simulator
 
 
+class AskStream(Message, frozen=True, tag=285):
+    """Say where a connection for the bytes of chunks can be made to you; answered by ``OfferStream``.
+
+    ``node_id`` is the other node: whom to ask in the word of a process, who asks in what it is told.
+    """
+
+    node_id: bytes
+
+
+class OfferStream(Message, frozen=True, tag=286):
+    """Connect to this endpoint within a few seconds, once; an empty one: chunks come another way.
+
+    ``node_id`` as in ``AskStream``. Who connects shows the ticket, who listens answers with the receipt.
+    """
+
+    node_id: bytes
+    endpoint: str
+    ticket: bytes
+    receipt: bytes
+
+
 class Declined(Message, frozen=True, tag=179):
     """Host -> origin: it does not run the task of this grant, which it did not ask for (any more)."""
 
@@ -326,7 +347,10 @@ class LinkLost(Message, frozen=True, tag=190):
 
 
 class SendChunk(Message, frozen=True, tag=188):
-    """Read these bytes of an object, in the arena at ``offset`` or in its file, and send them."""
+    """Read these bytes of an object, in the arena at ``offset`` or in its file, and send them.
+
+    Answered by one ``ChunkSent``, whatever becomes of it; until then the bytes stay what they are.
+    """
 
     node_id: bytes
     object_id: bytes
@@ -351,6 +375,14 @@ class ChunkArrived(Message, frozen=True, tag=184):
     object_id: bytes
     start: int
     size: int
+
+
+class ChunkSent(Message, frozen=True, tag=287):
+    """A ``SendChunk`` is over: its bytes are sent, or never will be, and nobody reads them any more."""
+
+    node_id: bytes
+    object_id: bytes
+    start: int
 
 
 class Knock(Message, frozen=True, tag=279):
@@ -388,6 +420,7 @@ class LogRead(Message, frozen=True, tag=282):
 FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild | KeepCopy | CopiesCounted
 FromPeer = (
     Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed | AskPeer | PeerAnswer
+    | AskStream | OfferStream
 )  # fmt: skip
 OfHost = (
     LinkPeer
@@ -397,6 +430,7 @@ OfHost = (
     | SendChunk
     | ReceiveInto
     | ChunkArrived
+    | ChunkSent
     | Knock
     | Knocked
     | ReadLog
