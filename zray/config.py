@@ -140,6 +140,12 @@ class Config(NamedTuple):
 
     key_file: str = ""
     """The key of the cluster: links over tcp are protected by it, and stay on this machine without one."""
+    bulk_encryption: int = 1
+    """Whether the bytes of large objects are encrypted between nodes that have a key.
+
+    0: whoever can listen in on the network can read them, and who can change packets can change them; for
+    networks that are trusted. Two nodes do without encryption only if both are told so.
+    """
     send_delay_ns: int = 0
     """Every frame leaves this much later: what a network with that latency would do. For experiments."""
     frame_bytes_max: int = 256 * MIB

@@ -5,8 +5,8 @@ source that is lost costs only the chunks it had not sent. Room is made before t
 whole, in the order in which copies were wanted; when memory and disk traffic leave none in the arena the
 store gives a file instead, so copies can never wait for each other in a full store.
 
-Machines move no bytes: ``ReceiveInto`` and ``SendChunk`` are effects for ``TRANSFER``. What is being sent is looked
-at, like what a process here reads, until ``ChunkSent``.
+Machines move no bytes: ``ReceiveInto`` and ``SendChunk`` are effects for ``TRANSFER``. What is being sent is
+looked at, like what a process here reads, until ``ChunkSent``.
 """
 
 from __future__ import annotations
@@ -110,9 +110,13 @@ class Transfers:
         transfer = self.active[entry.object_id]
         transfer.kind, transfer.started = kind, True
         transfer.began_ns = transfer.progress_ns = self.now_ns
-        room = ReceiveInto(entry.object_id, kind, max(entry.offset, 0), entry.size)
-        self.out.append((TRANSFER, room))
+        self._say_where(transfer)
         self._ask(transfer)
+
+    def _say_where(self, transfer: Transfer) -> None:
+        entry = transfer.entry
+        room = ReceiveInto(entry.object_id, transfer.kind, max(entry.offset, 0), entry.size)
+        self.out.append((TRANSFER, room))
 
     def _ask(self, transfer: Transfer) -> None:
         entry = transfer.entry
@@ -211,7 +215,8 @@ class Transfers:
     def on_tick(self, now_ns: int) -> None:
         """Ask again for chunks that did not come: their link was lost while both ends lived.
 
-        Or somebody who had not heard of a death named a dead node as a source after it was known here.
+        Or somebody who had not heard of a death named a dead node as a source after it was known here. Or
+        there was no room for them after all, as the disk had filled up.
         """
         for transfer in list(self.active.values()):
             if transfer.started and transfer.progress_ns + self.config.pull_patience_ns <= now_ns:
@@ -220,6 +225,7 @@ class Transfers:
                 shared.nodes = tuple(filter(self.is_peer, shared.nodes))
                 transfer.missing.extend(transfer.asked)
                 transfer.asked.clear()
+                self._say_where(transfer)
                 self._ask(transfer)
 
     # --- going -------------------------------------------------------------------------------------
@@ -251,7 +257,7 @@ class Transfers:
             self.store.look_away(TRANSFER, entry)
 
     def check(self) -> None:
-        """What is under way has room or waits for it, no more is asked for than may be, what is sent stays."""
+        """What is under way has room or waits for it, no more is asked for than may be, what is read stays."""
         looked_at = sum(map(len, self.store.mapped.get(TRANSFER, {}).values()))
         sent = sum(entry is not None for entry in self.sending.values())
         invariant(looked_at == sent, "chunks that are sent:", sent, looked_at)

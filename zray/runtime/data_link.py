@@ -1,34 +1,43 @@
-"""The bytes of large objects between nodes, on a socket of their own: they never delay a control message.
+"""The bytes of large objects between nodes, beside the control link: they never delay a control message.
 
-The service behind ``TRANSFER``. What it reads and where it writes was decided by ``core/transfers.py``; it
-copies in the loop's thread, before anything else happens to the memory.
+The service behind ``TRANSFER``. What is read and where it is written was decided by ``core/transfers.py``.
+Chunks go over the *stream* to the other node (``streams.py``) where both nodes let them travel in the clear;
+otherwise, or while there is none, over a ZeroMQ socket, copied in the loop's thread.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
 from zray.core.machine import Address
-from zray.protocol.cluster import Chunk, ChunkArrived, ReceiveInto, SendChunk
+from zray.errors import OutOfDiskError
+from zray.protocol.cluster import (
+    AskStream,
+    Chunk,
+    ChunkArrived,
+    ChunkSent,
+    OfferStream,
+    ReceiveInto,
+    SendChunk,
+)
 from zray.protocol.messages import FILE
 from zray.runtime.chunk_transport import ChunkTransport
 from zray.runtime.endpoints import beside
+from zray.runtime.rooms import Rooms
+from zray.runtime.streams import Streams
 from zray.store.arena import ArenaView
-from zray.store.spill import SpillDirectory, SpillFile
+from zray.store.spill import SpillDirectory
+
+log = logging.getLogger("zray.transfer")
 
 DATA_SUFFIX = b"~"
 """The routing id of a node's data socket is the node's and this."""
-
-
-class _Room:
-    """Where the chunks of one object belong, and how many bytes are still to come."""
-
-    __slots__ = ("file", "left", "offset", "size")
-
-    def __init__(self, offset: int, size: int, file: SpillFile | None) -> None:
-        self.offset, self.size, self.left, self.file = offset, size, size, file
+ASK_AGAIN_S = 1.0
+"""How long a node that misses a stream waits before it asks for it once more."""
 
 
 class DataLink:
@@ -38,7 +47,9 @@ class DataLink:
         node_id: of this node.
         transport: a socket of its own, bound at :func:`beside`.
         view, files: the memory and the spill directory of this node.
-        post: told of every chunk that is written.
+        rooms: where what comes belongs.
+        streams: ``None`` if chunks must not travel in the clear.
+        post: told, in the loop's thread, what the machine has to hear.
     """
 
     def __init__(
@@ -47,33 +58,90 @@ class DataLink:
         transport: ChunkTransport,
         view: ArenaView,
         files: SpillDirectory,
-        post: Callable[[ChunkArrived], None],
+        rooms: Rooms,
+        streams: Streams | None,
+        post: Callable[[Any], None],
     ) -> None:
         self.node_id = node_id
         self.transport = transport
         self.view = view
         self.files = files
+        self.rooms = rooms
+        self.streams = streams
         self.post = post
-        self.rooms: dict[bytes, _Room] = {}
+        self._asked: dict[Address, float] = {}  # for a stream -> when; who declined is never asked again
 
     def link(self, node_id: Address, endpoint: str) -> None:
         """Reach another node. One of two connects, and both can send."""
         if self.node_id < node_id:
             self.transport.connect(node_id + DATA_SUFFIX, beside(endpoint))
+            self._miss_stream(node_id)
 
     def unlink(self, node_id: Address) -> None:
         """A node is dead."""
         self.transport.disconnect(node_id + DATA_SUFFIX)
+        self._asked.pop(node_id, None)
+        if self.streams is not None:
+            self.streams.drop(node_id)
+
+    def close(self) -> None:
+        """End what has a thread."""
+        if self.streams is not None:
+            self.streams.close()
 
     def serve(self, messages: list[Any]) -> None:
         """Carry out what the machine asks for."""
         for message in messages:
             if isinstance(message, SendChunk):
-                chunk = Chunk(message.object_id, message.start)
-                self.transport.send_chunk(message.node_id + DATA_SUFFIX, chunk, self._read(message))
+                self._send(message)
             elif isinstance(message, ReceiveInto):
                 self._prepare(message)
+            elif isinstance(message, AskStream):
+                self.post(self._offer(message.node_id))
+            elif isinstance(message, OfferStream):
+                self._take(message)
         self.drain()  # a send may have swallowed the signal that something can be read
+
+    # --- streams -----------------------------------------------------------------------------------
+
+    def _miss_stream(self, peer: Address) -> None:
+        """There is no stream to another node (any more). One of two asks for it."""
+        if self.streams is None or self.node_id > peer:
+            return
+        now = time.monotonic()
+        if self._asked.get(peer, now) <= now:
+            self._asked[peer] = now + ASK_AGAIN_S
+            self.post(AskStream(peer))
+
+    def _offer(self, peer: Address) -> OfferStream:
+        if self.streams is not None:
+            try:
+                return self.streams.offer(peer)
+            except OSError as error:
+                log.warning("nobody can connect for chunks: %s", error)
+        return OfferStream(peer, "", b"", b"")
+
+    def _take(self, offer: OfferStream) -> None:
+        if not offer.endpoint:
+            self._asked[offer.node_id] = float("inf")
+        elif self.streams is not None and self.node_id < offer.node_id:
+            self.streams.dial(offer)
+
+    # --- going -------------------------------------------------------------------------------------
+
+    def _send(self, chunk: SendChunk) -> None:
+        if self.streams is not None and self.streams.reaches(chunk.node_id):
+            self.streams.send(chunk)
+            return
+        self._miss_stream(chunk.node_id)
+        try:
+            data = self._read(chunk)
+        except FileNotFoundError:  # deleted since: who asks once more is told
+            data = None
+        if data is not None:
+            head = Chunk(chunk.object_id, chunk.start)
+            self.transport.send_chunk(chunk.node_id + DATA_SUFFIX, head, data)
+        self.post(ChunkSent(chunk.node_id, chunk.object_id, chunk.start))
 
     def _read(self, chunk: SendChunk) -> memoryview | bytes:
         if chunk.kind != FILE:
@@ -84,32 +152,27 @@ class DataLink:
         finally:
             os.close(fd)
 
+    # --- coming ------------------------------------------------------------------------------------
+
     def _prepare(self, room: ReceiveInto) -> None:
-        former = self.rooms.pop(room.object_id, None)
-        if former is not None and former.file is not None:
-            former.file.abort()  # does nothing to a file that is complete
-        if room.size:
-            file = self.files.create(room.object_id, room.size) if room.kind == FILE else None
-            self.rooms[room.object_id] = _Room(room.offset, room.size, file)
+        if not room.size:
+            self.rooms.close(room.object_id)
+            return
+        try:
+            self.rooms.open(room.object_id, room.offset, room.size, in_file=room.kind == FILE)
+        except OutOfDiskError as error:  # what comes goes nowhere; the machine says it again
+            log.warning("a copy of %s waits: %s", room.object_id.hex(), error)
 
     def drain(self) -> None:
         """Write the chunks that have come where they belong; those that nobody waits for go nowhere."""
         while (found := self.transport.receive_chunk()) is not None:
-            _, chunk, data = found
-            room = self.rooms.get(chunk.object_id)
-            if room is not None and 0 <= chunk.start <= chunk.start + len(data) <= room.size:
-                self._write(room, chunk, data)
-
-    def _write(self, room: _Room, chunk: Chunk, data: memoryview) -> None:
-        if room.file is None:
-            extent = (room.offset, room.offset + room.size)
-            self.view.copy_in(room.offset + chunk.start, data, extent)
-        else:
-            room.file.copy_in(chunk.start, data)
-        room.left -= len(data)
-        if room.left <= 0 and room.file is not None:
-            room.file.seal()
-        self.post(ChunkArrived(chunk.object_id, chunk.start, len(data)))
+            source, chunk, data = found
+            self._miss_stream(source.removesuffix(DATA_SUFFIX))
+            room = self.rooms.find(chunk.object_id)
+            if room is None or not room.holds(chunk.start, len(data)) or not room.copy_in(chunk.start, data):
+                continue
+            if room.complete(chunk.start, len(data)):
+                self.post(ChunkArrived(chunk.object_id, chunk.start, len(data)))
 
 
 def _nothing() -> None:

@@ -230,6 +230,8 @@ class NodeProcess:
     def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
         from zray.runtime.chunk_transport import ChunkTransport, decode_chunks
         from zray.runtime.data_link import DATA_SUFFIX, DataLink
+        from zray.runtime.rooms import Rooms
+        from zray.runtime.streams import Streams
 
         keep_freed_memory()  # frames of chunks come and go
         data = ChunkTransport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
@@ -237,7 +239,17 @@ class NodeProcess:
         for endpoint in self._endpoints():
             data.bind(beside(endpoint))
         files = SpillDirectory(self.session.spill_dir)
-        return DataLink(self.node_id, data, self.view, files, lambda chunk: self.loop.post(RUNTIME, chunk))
+        rooms, streams = Rooms(self.view, files), None
+        if not (self.config.key_file and self.config.bulk_encryption):
+            endpoint = public_part(",".join(self._endpoints()))
+            streams = Streams(
+                endpoint, self.view, files, rooms, lambda told: self.loop.post_threadsafe(RUNTIME, told)
+            )
+        link = DataLink(
+            self.node_id, data, self.view, files, rooms, streams, lambda told: self.loop.post(RUNTIME, told)
+        )
+        stack.callback(link.close)
+        return link
 
     def serve(self, ready_fd: int | None, early_signals: EarlySignals) -> int:
         """Run until a signal, or the end of the process that started it; the exit code."""
