@@ -23,24 +23,37 @@ from zray.ids import short
 from zray.protocol.cluster import ChunkArrived, ChunkSent, Pull, PullFailed, ReceiveInto, SendChunk
 from zray.protocol.messages import EXTENT, FILE, Value
 
+PATIENCES_MAX = 8
+"""A transfer that has to ask again and again does so after so many times ``pull_patience_ns`` at last."""
 _NS_PER_S = 1_000_000_000
 
 
 class Transfer:
     """One object on its way here."""
 
-    __slots__ = ("asked", "began_ns", "entry", "kind", "missing", "progress_ns", "started", "turn")
+    __slots__ = (
+        "asked",
+        "began_ns",
+        "entry",
+        "kind",
+        "missing",
+        "patience_ns",
+        "progress_ns",
+        "started",
+        "turn",
+    )
 
-    def __init__(self, entry: ObjectEntry, chunk_bytes: int) -> None:
+    def __init__(self, entry: ObjectEntry, config: Config) -> None:
         self.entry = entry
         self.kind = EXTENT  # where it is written: EXTENT or FILE
         # starts of chunks that were not asked for, in order; an empty object has one of no bytes
-        self.missing = deque(range(0, max(entry.size, 1), chunk_bytes))
+        self.missing = deque(range(0, max(entry.size, 1), config.chunk_bytes))
         self.asked: dict[int, Address] = {}  # start of a chunk -> who was asked
         self.started = False
         self.turn = 0
         self.began_ns = 0
         self.progress_ns = 0
+        self.patience_ns = config.pull_patience_ns
 
 
 class Transfers:
@@ -78,8 +91,8 @@ class Transfers:
     @property
     def wake_at_ns(self) -> int | None:
         """When the transfer that got nothing for longest is to be asked for again."""
-        begun = [transfer.progress_ns for transfer in self.active.values() if transfer.started]
-        return min(begun) + self.config.pull_patience_ns if begun else None
+        begun = [each.progress_ns + each.patience_ns for each in self.active.values() if each.started]
+        return min(begun, default=None)
 
     # --- wanting -----------------------------------------------------------------------------------
 
@@ -95,7 +108,7 @@ class Transfers:
             object_id = next(iter(self.queued))
             entry = self.queued.pop(object_id)
             if entry.state == REMOTE and self.store.objects.get(object_id) is entry:
-                self.active[object_id] = Transfer(entry, self.config.chunk_bytes)
+                self.active[object_id] = Transfer(entry, self.config)
                 self.store.create_copy(entry)
 
     def sweep(self) -> None:
@@ -216,11 +229,15 @@ class Transfers:
         """Ask again for chunks that did not come: their link was lost while both ends lived.
 
         Or somebody who had not heard of a death named a dead node as a source after it was known here. Or
-        there was no room for them after all, as the disk had filled up.
+        there was no room for them after all, as the disk had filled up. Each time later than the last: where
+        a link is slow, what comes twice would make it slower.
         """
         for transfer in list(self.active.values()):
-            if transfer.started and transfer.progress_ns + self.config.pull_patience_ns <= now_ns:
+            if transfer.started and transfer.progress_ns + transfer.patience_ns <= now_ns:
                 transfer.progress_ns = now_ns
+                transfer.patience_ns = min(
+                    2 * transfer.patience_ns, PATIENCES_MAX * self.config.pull_patience_ns
+                )
                 shared = self.sharing.shared[transfer.entry.object_id]
                 shared.nodes = tuple(filter(self.is_peer, shared.nodes))
                 transfer.missing.extend(transfer.asked)
@@ -257,7 +274,7 @@ class Transfers:
             self.store.look_away(TRANSFER, entry)
 
     def check(self) -> None:
-        """What is under way has room or waits for it, no more is asked for than may be, what is read stays."""
+        """What is under way has room or waits for it, within bounds; what is being sent is looked at."""
         looked_at = sum(map(len, self.store.mapped.get(TRANSFER, {}).values()))
         sent = sum(entry is not None for entry in self.sending.values())
         invariant(looked_at == sent, "chunks that are sent:", sent, looked_at)

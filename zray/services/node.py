@@ -243,7 +243,7 @@ class NodeProcess:
         if not (self.config.key_file and self.config.bulk_encryption):
             endpoint = public_part(",".join(self._endpoints()))
             streams = Streams(
-                endpoint, self.view, files, rooms, lambda told: self.loop.post_threadsafe(RUNTIME, told)
+                endpoint, self.view, files, rooms, lambda told: self.loop.post_all_threadsafe(RUNTIME, told)
             )
         link = DataLink(
             self.node_id, data, self.view, files, rooms, streams, lambda told: self.loop.post(RUNTIME, told)
