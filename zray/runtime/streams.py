@@ -204,6 +204,7 @@ class Streams:
         self._closing = True
         self._wake()
         self._thread.join(CLOSE_S)
+        self._thread = None
         os.close(self._wake_read)
         os.close(self._wake_write)
 
