@@ -20,12 +20,12 @@ from tests.core.test_kept_copies import (
 )
 from zray.core.machine import RUNTIME, TRANSFER
 from zray.protocol.cluster import (
-    AskStream,
+    AskRawLink,
     ChunkArrived,
     ChunkSent,
     KeepCopy,
     Members,
-    OfferStream,
+    OfferRawLink,
     Pull,
     PullFailed,
     ReceiveInto,
@@ -107,20 +107,20 @@ def test_who_got_nothing_for_long_says_again_where_it_belongs_and_asks_later_and
     assert only(bench.say(RUNTIME, ChunkArrived(PUT, 0, LARGE)), ReceiveInto)[0][1].size == 0
 
 
-def test_processes_of_two_nodes_arrange_a_stream(bench: Bench) -> None:
+def test_processes_of_two_nodes_arrange_a_raw_link(bench: Bench) -> None:
     offer = "tcp://10.0.0.1:1", b"t" * 16, b"r" * 16
-    assert bench.say(RUNTIME, AskStream(THERE)) == [(THERE, AskStream(HERE))]
-    assert bench.say(THERE, AskStream(THERE)) == [(TRANSFER, AskStream(THERE))]
-    assert bench.say(RUNTIME, OfferStream(THERE, *offer)) == [(THERE, OfferStream(HERE, *offer))]
-    assert bench.say(THERE, OfferStream(THERE, *offer)) == [(TRANSFER, OfferStream(THERE, *offer))]
+    assert bench.say(RUNTIME, AskRawLink(THERE)) == [(THERE, AskRawLink(HERE))]
+    assert bench.say(THERE, AskRawLink(THERE)) == [(TRANSFER, AskRawLink(THERE))]
+    assert bench.say(RUNTIME, OfferRawLink(THERE, *offer)) == [(THERE, OfferRawLink(HERE, *offer))]
+    assert bench.say(THERE, OfferRawLink(THERE, *offer)) == [(TRANSFER, OfferRawLink(THERE, *offer))]
 
 
-def test_nobody_speaks_for_another_node_about_streams(bench: Bench) -> None:
+def test_nobody_speaks_for_another_node_about_raw_links(bench: Bench) -> None:
     offer = "tcp://10.0.0.1:1", b"t" * 16, b"r" * 16
-    assert bench.say(THERE, AskStream(b"x" * 16)) == [(TRANSFER, AskStream(THERE))]
-    assert bench.say(THERE, OfferStream(b"x" * 16, *offer)) == [(TRANSFER, OfferStream(THERE, *offer))]
+    assert bench.say(THERE, AskRawLink(b"x" * 16)) == [(TRANSFER, AskRawLink(THERE))]
+    assert bench.say(THERE, OfferRawLink(b"x" * 16, *offer)) == [(TRANSFER, OfferRawLink(THERE, *offer))]
     for source in (b"stranger", SHARD):
-        assert not bench.say(source, AskStream(THERE))
-        assert not bench.say(source, OfferStream(THERE, *offer))
-    assert not bench.say(RUNTIME, AskStream(b"dead"))
-    assert not bench.say(RUNTIME, OfferStream(b"dead", *offer))
+        assert not bench.say(source, AskRawLink(THERE))
+        assert not bench.say(source, OfferRawLink(THERE, *offer))
+    assert not bench.say(RUNTIME, AskRawLink(b"dead"))
+    assert not bench.say(RUNTIME, OfferRawLink(b"dead", *offer))

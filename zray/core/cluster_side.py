@@ -25,7 +25,7 @@ from zray.core.sharing import Sharing
 from zray.core.table_writer import TableWriter
 from zray.core.transfers import Transfers
 from zray.protocol.cluster import (
-    AskStream,
+    AskRawLink,
     ChunkArrived,
     ChunkSent,
     Claim,
@@ -39,7 +39,7 @@ from zray.protocol.cluster import (
     KeepCopy,
     Members,
     ObjectFound,
-    OfferStream,
+    OfferRawLink,
     Offload,
     Pull,
     PullFailed,
@@ -53,7 +53,7 @@ from zray.protocol.messages import Describe, ExportFunction, JobContext, TableCh
 CLUSTER_MESSAGES: tuple[type, ...] = (
     ShareAcked, ShareReset, ObjectFound, FreeObjects, Rebuild, Claim, Ended, Grant, Deny, Declined, Taken,
     JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived, ChunkSent, KeepCopy, CopiesCounted,
-    AskStream, OfferStream, TableChanged, Offload, *ACTOR_MESSAGES,
+    AskRawLink, OfferRawLink, TableChanged, Offload, *ACTOR_MESSAGES,
 )  # fmt: skip
 """What ``ClusterSide.on_message`` takes."""
 RESEND_FORWARDS_NS = 5_000_000_000
@@ -151,8 +151,8 @@ class ClusterSide:
             Members: self.peers.on_members,
             ChunkArrived: self.transfers.on_chunk_arrived,
             ChunkSent: self.transfers.on_chunk_sent,
-            AskStream: self.peers.on_ask_stream,
-            OfferStream: self.peers.on_offer_stream,
+            AskRawLink: self.peers.on_ask_raw_link,
+            OfferRawLink: self.peers.on_offer_raw_link,
             Pull: self.transfers.on_pull,
             PullFailed: self.transfers.on_pull_failed,
             KeepCopy: self.kept.on_keep_copy,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from zray.core.machine import RUNTIME, TRANSFER, Address, Effect, invariant
-from zray.protocol.cluster import AskStream, BuriedAlive, LinkPeer, Members, OfferStream, UnlinkPeer
+from zray.protocol.cluster import AskRawLink, BuriedAlive, LinkPeer, Members, OfferRawLink, UnlinkPeer
 
 
 class Peers:
@@ -70,20 +70,20 @@ class Peers:
         if self.newest is not None:
             self.out.append((shard, self.newest))
 
-    def on_ask_stream(self, now_ns: int, source: Address, message: AskStream) -> None:
+    def on_ask_raw_link(self, now_ns: int, source: Address, message: AskRawLink) -> None:
         """The processes of two nodes arrange a connection: each hears what the other one says."""
         if source in self.alive:
-            self.out.append((TRANSFER, AskStream(source)))
+            self.out.append((TRANSFER, AskRawLink(source)))
         elif source == RUNTIME and message.node_id in self.alive:
-            self.out.append((message.node_id, AskStream(self.node_id)))
+            self.out.append((message.node_id, AskRawLink(self.node_id)))
 
-    def on_offer_stream(self, now_ns: int, source: Address, message: OfferStream) -> None:
+    def on_offer_raw_link(self, now_ns: int, source: Address, message: OfferRawLink) -> None:
         """The other half of it."""
         what = message.endpoint, message.ticket, message.receipt
         if source in self.alive:
-            self.out.append((TRANSFER, OfferStream(source, *what)))
+            self.out.append((TRANSFER, OfferRawLink(source, *what)))
         elif source == RUNTIME and message.node_id in self.alive:
-            self.out.append((message.node_id, OfferStream(self.node_id, *what)))
+            self.out.append((message.node_id, OfferRawLink(self.node_id, *what)))
 
     def check(self) -> None:
         """A node is not its own peer."""

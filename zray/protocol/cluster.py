@@ -199,8 +199,8 @@ class Chunk(Message, frozen=True, tag=178):
     data: bytes = b""  # only where no frame can follow, such as in the simulator
 
 
-class AskStream(Message, frozen=True, tag=285):
-    """Say where a connection for the bytes of chunks can be made to you; answered by ``OfferStream``.
+class AskRawLink(Message, frozen=True, tag=285):
+    """Say where a connection for the bytes of chunks can be made to you; answered by ``OfferRawLink``.
 
     ``node_id`` is the other node: whom to ask in the word of a process, who asks in what it is told.
     """
@@ -208,10 +208,10 @@ class AskStream(Message, frozen=True, tag=285):
     node_id: bytes
 
 
-class OfferStream(Message, frozen=True, tag=286):
+class OfferRawLink(Message, frozen=True, tag=286):
     """Connect to this endpoint within a few seconds, once; an empty one: chunks come another way.
 
-    ``node_id`` as in ``AskStream``. Who connects shows the ticket, who listens answers with the receipt.
+    ``node_id`` as in ``AskRawLink``. Who connects shows the ticket, who listens answers with the receipt.
     """
 
     node_id: bytes
@@ -420,7 +420,7 @@ class LogRead(Message, frozen=True, tag=282):
 FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild | KeepCopy | CopiesCounted
 FromPeer = (
     Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed | AskPeer | PeerAnswer
-    | AskStream | OfferStream
+    | AskRawLink | OfferRawLink
 )  # fmt: skip
 OfHost = (
     LinkPeer

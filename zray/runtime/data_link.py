@@ -1,8 +1,8 @@
 """The bytes of large objects between nodes, beside the control link: they never delay a control message.
 
 The service behind ``TRANSFER``. What is read and where it is written was decided by ``core/transfers.py``.
-Chunks go over the *stream* to the other node (``streams.py``) where both nodes let them travel in the clear;
-otherwise, or while there is none, over a ZeroMQ socket, copied in the loop's thread.
+Chunks go over the *raw link* to the other node (``raw_links.py``) where both nodes let them travel in the
+clear; otherwise, or while there is none, over a ZeroMQ socket, copied in the loop's thread.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any
 from zray.core.machine import Address
 from zray.errors import OutOfDiskError
 from zray.protocol.cluster import (
-    AskStream,
+    AskRawLink,
     Chunk,
     ChunkArrived,
     ChunkSent,
-    OfferStream,
+    OfferRawLink,
     ReceiveInto,
     SendChunk,
 )
 from zray.protocol.messages import FILE
 from zray.runtime.chunk_transport import ChunkTransport
 from zray.runtime.endpoints import beside
+from zray.runtime.raw_links import RawLinks
 from zray.runtime.rooms import Rooms
-from zray.runtime.streams import Streams
 from zray.store.arena import ArenaView
 from zray.store.spill import SpillDirectory
 
@@ -37,7 +37,7 @@ log = logging.getLogger("zray.transfer")
 DATA_SUFFIX = b"~"
 """The routing id of a node's data socket is the node's and this."""
 ASK_AGAIN_S = 1.0
-"""How long a node that misses a stream waits before it asks for it once more."""
+"""How long a node that misses a raw link waits before it asks for it once more."""
 
 
 class DataLink:
@@ -48,7 +48,7 @@ class DataLink:
         transport: a socket of its own, bound at :func:`beside`.
         view, files: the memory and the spill directory of this node.
         rooms: where what comes belongs.
-        streams: ``None`` if chunks must not travel in the clear.
+        raw_links: ``None`` if chunks must not travel in the clear.
         post: told, in the loop's thread, what the machine has to hear.
     """
 
@@ -59,7 +59,7 @@ class DataLink:
         view: ArenaView,
         files: SpillDirectory,
         rooms: Rooms,
-        streams: Streams | None,
+        raw_links: RawLinks | None,
         post: Callable[[Any], None],
     ) -> None:
         self.node_id = node_id
@@ -67,27 +67,27 @@ class DataLink:
         self.view = view
         self.files = files
         self.rooms = rooms
-        self.streams = streams
+        self.raw_links = raw_links
         self.post = post
-        self._asked: dict[Address, float] = {}  # for a stream -> when; who declined is never asked again
+        self._asked: dict[Address, float] = {}  # for a raw link -> when; who declined is never asked again
 
     def link(self, node_id: Address, endpoint: str) -> None:
         """Reach another node. One of two connects, and both can send."""
         if self.node_id < node_id:
             self.transport.connect(node_id + DATA_SUFFIX, beside(endpoint))
-            self._miss_stream(node_id)
+            self._miss_link(node_id)
 
     def unlink(self, node_id: Address) -> None:
         """A node is dead."""
         self.transport.disconnect(node_id + DATA_SUFFIX)
         self._asked.pop(node_id, None)
-        if self.streams is not None:
-            self.streams.drop(node_id)
+        if self.raw_links is not None:
+            self.raw_links.drop(node_id)
 
     def close(self) -> None:
         """End what has a thread."""
-        if self.streams is not None:
-            self.streams.close()
+        if self.raw_links is not None:
+            self.raw_links.close()
 
     def serve(self, messages: list[Any]) -> None:
         """Carry out what the machine asks for."""
@@ -96,44 +96,44 @@ class DataLink:
                 self._send(message)
             elif isinstance(message, ReceiveInto):
                 self._prepare(message)
-            elif isinstance(message, AskStream):
+            elif isinstance(message, AskRawLink):
                 self.post(self._offer(message.node_id))
-            elif isinstance(message, OfferStream):
+            elif isinstance(message, OfferRawLink):
                 self._take(message)
         self.drain()  # a send may have swallowed the signal that something can be read
 
-    # --- streams -----------------------------------------------------------------------------------
+    # --- raw links -----------------------------------------------------------------------------------
 
-    def _miss_stream(self, peer: Address) -> None:
-        """There is no stream to another node (any more). One of two asks for it."""
-        if self.streams is None or self.node_id > peer:
+    def _miss_link(self, peer: Address) -> None:
+        """There is no raw link to another node (any more). One of two asks for it."""
+        if self.raw_links is None or self.node_id > peer:
             return
         now = time.monotonic()
         if self._asked.get(peer, now) <= now:
             self._asked[peer] = now + ASK_AGAIN_S
-            self.post(AskStream(peer))
+            self.post(AskRawLink(peer))
 
-    def _offer(self, peer: Address) -> OfferStream:
-        if self.streams is not None:
+    def _offer(self, peer: Address) -> OfferRawLink:
+        if self.raw_links is not None:
             try:
-                return self.streams.offer(peer)
+                return self.raw_links.offer(peer)
             except OSError as error:
                 log.warning("nobody can connect for chunks: %s", error)
-        return OfferStream(peer, "", b"", b"")
+        return OfferRawLink(peer, "", b"", b"")
 
-    def _take(self, offer: OfferStream) -> None:
+    def _take(self, offer: OfferRawLink) -> None:
         if not offer.endpoint:
             self._asked[offer.node_id] = float("inf")
-        elif self.streams is not None and self.node_id < offer.node_id:
-            self.streams.dial(offer)
+        elif self.raw_links is not None and self.node_id < offer.node_id:
+            self.raw_links.dial(offer)
 
     # --- going -------------------------------------------------------------------------------------
 
     def _send(self, chunk: SendChunk) -> None:
-        if self.streams is not None and self.streams.reaches(chunk.node_id):
-            self.streams.send(chunk)
+        if self.raw_links is not None and self.raw_links.reaches(chunk.node_id):
+            self.raw_links.send(chunk)
             return
-        self._miss_stream(chunk.node_id)
+        self._miss_link(chunk.node_id)
         try:
             data = self._read(chunk)
         except FileNotFoundError:  # deleted since: who asks once more is told
@@ -167,7 +167,7 @@ class DataLink:
         """Write the chunks that have come where they belong; those that nobody waits for go nowhere."""
         while (found := self.transport.receive_chunk()) is not None:
             source, chunk, data = found
-            self._miss_stream(source.removesuffix(DATA_SUFFIX))
+            self._miss_link(source.removesuffix(DATA_SUFFIX))
             room = self.rooms.find(chunk.object_id)
             if room is None or not room.holds(chunk.start, len(data)) or not room.copy_in(chunk.start, data):
                 continue

@@ -1,6 +1,6 @@
 """Where the bytes of chunks belong that are on their way here.
 
-Written to by two threads, the node's loop and that of its streams, and taken away by the loop at any time:
+Written to by two threads, the node's loop and that of its raw links, and taken away by the loop at any time:
 after :meth:`Rooms.close` nobody writes there any more, so that the memory may be somebody else's.
 """
 
@@ -16,7 +16,7 @@ PIECE_BYTES = 1 << 20
 """The most that is written without a look whether the room is still there: a call-off waits for no more."""
 
 
-class Room:
+class ChunkRoom:
     """The bytes of one object, in the arena or in a file.
 
     Args:
@@ -90,7 +90,7 @@ class Rooms:
     def __init__(self, view: ArenaView, files: SpillDirectory) -> None:
         self._view = view
         self._files = files
-        self._rooms: dict[bytes, Room] = {}
+        self._rooms: dict[bytes, ChunkRoom] = {}
 
     def open(self, object_id: bytes, offset: int, size: int, *, in_file: bool) -> None:
         """From now on the bytes of an object have a place; said again, it changes nothing.
@@ -101,7 +101,7 @@ class Rooms:
         if object_id in self._rooms:
             return
         file = self._files.create(object_id, size) if in_file else None
-        self._rooms[object_id] = Room(self._view, offset, size, file)
+        self._rooms[object_id] = ChunkRoom(self._view, offset, size, file)
 
     def close(self, object_id: bytes) -> None:
         """From now on they have none; takes as long as one piece at the most."""
@@ -109,6 +109,6 @@ class Rooms:
         if room is not None:
             room.close()
 
-    def find(self, object_id: bytes) -> Room | None:
+    def find(self, object_id: bytes) -> ChunkRoom | None:
         """The room of an object whose bytes are wanted."""
         return self._rooms.get(object_id)

@@ -230,8 +230,8 @@ class NodeProcess:
     def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
         from zray.runtime.chunk_transport import ChunkTransport, decode_chunks
         from zray.runtime.data_link import DATA_SUFFIX, DataLink
+        from zray.runtime.raw_links import RawLinks
         from zray.runtime.rooms import Rooms
-        from zray.runtime.streams import Streams
 
         keep_freed_memory()  # frames of chunks come and go
         data = ChunkTransport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
@@ -239,14 +239,14 @@ class NodeProcess:
         for endpoint in self._endpoints():
             data.bind(beside(endpoint))
         files = SpillDirectory(self.session.spill_dir)
-        rooms, streams = Rooms(self.view, files), None
+        rooms, raw_links = Rooms(self.view, files), None
         if not (self.config.key_file and self.config.bulk_encryption):
             endpoint = public_part(",".join(self._endpoints()))
-            streams = Streams(
+            raw_links = RawLinks(
                 endpoint, self.view, files, rooms, lambda told: self.loop.post_all_threadsafe(RUNTIME, told)
             )
         link = DataLink(
-            self.node_id, data, self.view, files, rooms, streams, lambda told: self.loop.post(RUNTIME, told)
+            self.node_id, data, self.view, files, rooms, raw_links, lambda told: self.loop.post(RUNTIME, told)
         )
         stack.callback(link.close)
         return link

@@ -25,14 +25,14 @@ from typing import NamedTuple
 
 from zray.core.machine import Address
 from zray.errors import ZrayError
-from zray.protocol.cluster import ChunkArrived, ChunkSent, OfferStream, SendChunk
+from zray.protocol.cluster import ChunkArrived, ChunkSent, OfferRawLink, SendChunk
 from zray.protocol.messages import FILE
 from zray.runtime.endpoints import dial, listen
-from zray.runtime.rooms import PIECE_BYTES, Room, Rooms
+from zray.runtime.rooms import PIECE_BYTES, ChunkRoom, Rooms
 from zray.store.arena import ArenaView
 from zray.store.spill import SpillDirectory
 
-log = logging.getLogger("zray.streams")
+log = logging.getLogger("zray.raw_links")
 
 MAGIC = b"zrbulk1\n"
 SECRET_BYTES = 16
@@ -58,7 +58,7 @@ class _Ticket(NamedTuple):
     until: float
 
 
-class _Outgoing:
+class _LeavingChunk:
     """A chunk on its way out: its head, and its bytes in memory or in a file."""
 
     def __init__(self, chunk: SendChunk, view: memoryview | None, fd: int) -> None:
@@ -107,12 +107,12 @@ class _Connection:
         self.expects = b""  # what the other end has to say first, if that is known
         self.heard = b""  # of it
         self.since = now  # of the connection; of the last progress, while there is something to send
-        self.outgoing: deque[_Outgoing] = deque()
+        self.outgoing: deque[_LeavingChunk] = deque()
         self.waits_to_send = False
         self.head = bytearray(_HEAD.size)
         self.head_bytes = 0
         self.object_id, self.start, self.size = b"", 0, 0  # of the chunk that is coming
-        self.room: Room | None = None
+        self.room: ChunkRoom | None = None
         self.taken = 0
 
     def is_late(self, now: float) -> bool:
@@ -122,7 +122,7 @@ class _Connection:
         return now - self.since > GREETING_PATIENCE_S
 
 
-class Streams:
+class RawLinks:
     """The connections of one node, and their thread, which begins with the first one that is offered or made.
 
     Args:
@@ -140,7 +140,7 @@ class Streams:
         self.endpoint = ""  # where it listens
         self._listener: socket.socket | None = None
         self._tickets: dict[bytes, _Ticket] = {}
-        self._streams: dict[Address, _Connection] = {}
+        self._links: dict[Address, _Connection] = {}
         self._strangers: dict[_Connection, None] = {}  # that have not greeted, oldest first
         self._orders: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         self._thread: threading.Thread | None = None
@@ -150,7 +150,7 @@ class Streams:
 
     # --- in the thread of the node's loop ----------------------------------------------------------
 
-    def offer(self, peer: Address) -> OfferStream:
+    def offer(self, peer: Address) -> OfferRawLink:
         """What lets another node connect, once. An earlier offer to it is void.
 
         Raises:
@@ -165,16 +165,16 @@ class Streams:
             self._tickets.pop(former, None)
         ticket, receipt = os.urandom(SECRET_BYTES), os.urandom(SECRET_BYTES)
         self._tickets[ticket] = _Ticket(peer, receipt, time.monotonic() + GREETING_PATIENCE_S)
-        return OfferStream(peer, self.endpoint, ticket, receipt)
+        return OfferRawLink(peer, self.endpoint, ticket, receipt)
 
-    def dial(self, offer: OfferStream) -> None:
+    def dial(self, offer: OfferRawLink) -> None:
         """Connect to who made an offer."""
         self._begin()
         self._order(self._dial, offer)
 
     def reaches(self, peer: Address) -> bool:
         """Whether there is a connection to another node, as far as is known."""
-        return peer in self._streams
+        return peer in self._links
 
     def send(self, chunk: SendChunk) -> None:
         """Send a chunk; reported once it is sent, or never will be."""
@@ -187,7 +187,7 @@ class Streams:
                 return
         else:
             view = self._view.read(chunk.offset + chunk.start, chunk.size, _nothing)
-        self._order(self._send, _Outgoing(chunk, view, fd))
+        self._order(self._send, _LeavingChunk(chunk, view, fd))
 
     def drop(self, peer: Address) -> None:
         """Another node is dead."""
@@ -213,7 +213,7 @@ class Streams:
             self._wake_read, self._wake_write = os.pipe()
             os.set_blocking(self._wake_read, False)
             os.set_blocking(self._wake_write, False)
-            self._thread = threading.Thread(target=self._run, name="zray-streams", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="zray-links", daemon=True)
             self._thread.start()
 
     def _order(self, what: Callable[..., None], *about: object) -> None:
@@ -224,7 +224,7 @@ class Streams:
         with suppress(BlockingIOError):  # it is full of wakes already
             os.write(self._wake_write, b"\0")
 
-    # --- in the thread of the streams --------------------------------------------------------------
+    # --- in the thread of the raw links --------------------------------------------------------------
 
     def _run(self) -> None:
         with selectors.DefaultSelector() as self._selector:
@@ -247,7 +247,7 @@ class Streams:
             self._told = []
 
     def _end(self) -> None:
-        for connection in (*self._streams.values(), *self._strangers):
+        for connection in (*self._links.values(), *self._strangers):
             self._hang_up(connection, "")
         self._obey()  # what is still to be sent never will be
         if self._listener is not None:
@@ -265,31 +265,31 @@ class Streams:
                 what(*about)
 
     def _timeout_s(self) -> float | None:
-        waits = self._strangers or any(stream.outgoing for stream in self._streams.values())
+        waits = self._strangers or any(link.outgoing for link in self._links.values())
         return GREETING_PATIENCE_S / 4 if waits else None
 
     def _hang_up_on_late_ones(self) -> None:
         now = time.monotonic()
-        for connection in (*self._strangers, *self._streams.values()):
+        for connection in (*self._strangers, *self._links.values()):
             if connection.is_late(now):
                 self._hang_up(connection, "the other end is silent")
 
     def _hang_up(self, connection: _Connection, why: str) -> None:
         """End a connection; what was to be sent over it is asked for once more."""
         if why and connection.peer:
-            log.info("the stream to %s is lost: %s", connection.peer.hex(), why)
+            log.info("the raw link to %s is lost: %s", connection.peer.hex(), why)
         elif why:
             log.info("a connection for chunks came to nothing: %s", why)
         self._strangers.pop(connection, None)
-        if self._streams.get(connection.peer) is connection:
-            del self._streams[connection.peer]
+        if self._links.get(connection.peer) is connection:
+            del self._links[connection.peer]
         with suppress(KeyError, ValueError):
             self._selector.unregister(connection.socket)
         connection.socket.close()
         while connection.outgoing:
             self._gone(connection.outgoing.popleft())
 
-    def _gone(self, outgoing: _Outgoing) -> None:
+    def _gone(self, outgoing: _LeavingChunk) -> None:
         outgoing.release()
         chunk = outgoing.chunk
         self._told.append(ChunkSent(chunk.node_id, chunk.object_id, chunk.start))
@@ -312,11 +312,11 @@ class Streams:
             self._hang_up(next(iter(self._strangers)), "too many connections say nothing")
         self._take_on(_Connection(accepted, time.monotonic()))
 
-    def _dial(self, offer: OfferStream) -> None:
+    def _dial(self, offer: OfferRawLink) -> None:
         try:
             connection = _Connection(dial(offer.endpoint), time.monotonic())
         except OSError as error:
-            log.warning("no stream to %s at %s: %s", offer.node_id.hex(), offer.endpoint, error)
+            log.warning("no raw link to %s at %s: %s", offer.node_id.hex(), offer.endpoint, error)
             return
         connection.dialled = offer.node_id
         connection.says, connection.expects = MAGIC + offer.ticket, MAGIC + offer.receipt
@@ -378,23 +378,23 @@ class Streams:
         self._open(connection, ticket.peer)
 
     def _open(self, connection: _Connection, peer: Address) -> None:
-        former = self._streams.get(peer)
+        former = self._links.get(peer)
         if former is not None:
             self._hang_up(former, "there is a new one")
         del self._strangers[connection]
         connection.peer = peer
-        self._streams[peer] = connection
-        log.info("chunks go to and come from %s over a stream of their own", peer.hex())
+        self._links[peer] = connection
+        log.info("chunks go to and come from %s over a raw link", peer.hex())
 
     def _drop(self, peer: Address) -> None:
-        for connection in (*self._streams.values(), *self._strangers):
+        for connection in (*self._links.values(), *self._strangers):
             if peer in (connection.peer, connection.dialled):
                 self._hang_up(connection, "")
 
     # --- going -------------------------------------------------------------------------------------
 
-    def _send(self, outgoing: _Outgoing) -> None:
-        connection = self._streams.get(outgoing.chunk.node_id)
+    def _send(self, outgoing: _LeavingChunk) -> None:
+        connection = self._links.get(outgoing.chunk.node_id)
         if connection is None:  # lost since
             self._gone(outgoing)
             return

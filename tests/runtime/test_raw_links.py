@@ -1,4 +1,4 @@
-"""Streams between two nodes of one process: real sockets, memory and files, and what goes wrong with them."""
+"""Raw links between two nodes of one process: sockets, memory and files, and what goes wrong with them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tests.support import eventually
-from zray.protocol.cluster import ChunkArrived, ChunkSent, OfferStream, SendChunk
+from zray.protocol.cluster import ChunkArrived, ChunkSent, OfferRawLink, SendChunk
 from zray.protocol.messages import EXTENT, FILE
-from zray.runtime import streams as module
+from zray.runtime import raw_links as module
+from zray.runtime.raw_links import MAGIC, STRANGERS_MAX, RawLinks
 from zray.runtime.rooms import Rooms
-from zray.runtime.streams import MAGIC, STRANGERS_MAX, Streams
 from zray.store.arena import Arena, ArenaView
 from zray.store.spill import SpillDirectory
 
@@ -29,7 +29,7 @@ WAIT_S = 10.0
 
 
 class End:
-    """What a node has of its streams."""
+    """What a node has of its raw links."""
 
     def __init__(self, name: bytes, endpoint: str, folder: Path) -> None:
         self.node_id = name * 16
@@ -38,7 +38,7 @@ class End:
         self.files = SpillDirectory(str(folder / name.decode()))
         self.rooms = Rooms(self.view, self.files)
         self.told: list[Any] = []
-        self.streams = Streams(endpoint, self.view, self.files, self.rooms, self.told.extend)
+        self.raw_links = RawLinks(endpoint, self.view, self.files, self.rooms, self.told.extend)
 
     def fill(self, offset: int, size: int) -> bytes:
         data = random.Random(offset).randbytes(size)
@@ -49,7 +49,7 @@ class End:
         return bytes(self.view.write(offset, size))
 
     def send(self, peer: End, start: int, size: int, *, kind: int = EXTENT, offset: int = 0) -> None:
-        self.streams.send(SendChunk(peer.node_id, OBJECT, kind, offset, start, size))
+        self.raw_links.send(SendChunk(peer.node_id, OBJECT, kind, offset, start, size))
 
     def came(self) -> list[int]:
         return [each.start for each in list(self.told) if isinstance(each, ChunkArrived)]
@@ -58,7 +58,7 @@ class End:
         return [each.start for each in list(self.told) if isinstance(each, ChunkSent)]
 
     def close(self) -> None:
-        self.streams.close()
+        self.raw_links.close()
         self.view.close()
         self.arena.close()
 
@@ -68,7 +68,7 @@ Pair = tuple[End, End]
 
 @pytest.fixture(params=["tcp", "ipc"])
 def apart(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
-    """Two ends without a stream."""
+    """Two ends without a raw link."""
     ends = []
     for name in (b"a", b"b"):
         endpoint = "tcp://127.0.0.1:1" if request.param == "tcp" else f"ipc://{tmp_path}/s{name.decode()}"
@@ -80,22 +80,22 @@ def apart(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pair]:
 
 
 def link(ends: Pair) -> None:
-    offer = ends[1].streams.offer(ends[0].node_id)
-    ends[0].streams.dial(OfferStream(ends[1].node_id, offer.endpoint, offer.ticket, offer.receipt))
+    offer = ends[1].raw_links.offer(ends[0].node_id)
+    ends[0].raw_links.dial(OfferRawLink(ends[1].node_id, offer.endpoint, offer.ticket, offer.receipt))
     for one, other in (ends, ends[::-1]):
-        eventually(lambda one=one, other=other: one.streams.reaches(other.node_id), WAIT_S)
+        eventually(lambda one=one, other=other: one.raw_links.reaches(other.node_id), WAIT_S)
 
 
 @pytest.fixture
 def ends(apart: Pair) -> Pair:
-    """Two ends with a stream between them."""
+    """Two ends with a raw link between them."""
     link(apart)
     return apart
 
 
 def stranger(end: End) -> socket.socket:
     """Somebody who connects to where an end listens."""
-    endpoint = end.streams.offer(b"s" * 16).endpoint
+    endpoint = end.raw_links.offer(b"s" * 16).endpoint
     if endpoint.startswith("ipc://"):
         made = socket.socket(socket.AF_UNIX)
         made.connect(endpoint.removeprefix("ipc://"))
@@ -170,7 +170,7 @@ def test_a_copy_that_is_called_off_while_it_comes_writes_nothing_any_more(ends: 
         b.rooms.close(OBJECT)
         b.view.copy_in(0, b"\2" * SIZE)
         b.rooms.open(b"next" * 4, SIZE, MIB, in_file=False)
-        a.streams.send(SendChunk(b.node_id, b"next" * 4, EXTENT, 0, 0, MIB))
+        a.raw_links.send(SendChunk(b.node_id, b"next" * 4, EXTENT, 0, 0, MIB))
         eventually(b.came, WAIT_S)  # so all that was on its way is through
         b.rooms.close(b"next" * 4)
         assert b.bytes(0, SIZE) == b"\2" * SIZE
@@ -204,9 +204,9 @@ def test_a_file_that_was_deleted_is_reported_as_done_with(ends: Pair) -> None:
 
 @pytest.mark.parametrize("where", ["head", "bytes"])
 def test_an_end_that_dies_in_the_middle_of_a_chunk(apart: Pair, where: str) -> None:
-    """Nothing of it is reported; a new stream takes the place of the old one."""
+    """Nothing of it is reported; a new raw link takes the place of the old one."""
     a, b = apart
-    offer = b.streams.offer(a.node_id)
+    offer = b.raw_links.offer(a.node_id)
     with stranger(b) as peer:
         peer.sendall(MAGIC + offer.ticket)
         assert peer.recv(100) == MAGIC + offer.receipt
@@ -214,7 +214,7 @@ def test_an_end_that_dies_in_the_middle_of_a_chunk(apart: Pair, where: str) -> N
         head = module._HEAD.pack(OBJECT, 0, SIZE)
         peer.sendall(head[:9] if where == "head" else head + b"x" * MIB)
         eventually(lambda: where == "head" or b.bytes(MIB - 1, 1) == b"x", WAIT_S)
-    eventually(lambda: not b.streams.reaches(a.node_id), WAIT_S)
+    eventually(lambda: not b.raw_links.reaches(a.node_id), WAIT_S)
     assert not b.told
     link(apart)
     data = a.fill(0, SIZE)
@@ -228,19 +228,19 @@ def test_an_end_that_stops_reading_is_hung_up_on(apart: Pair, monkeypatch: pytes
     monkeypatch.setattr(module, "STALL_PATIENCE_S", 0.2)
     monkeypatch.setattr(module, "GREETING_PATIENCE_S", 0.4)
     a, b = apart
-    offer = b.streams.offer(a.node_id)
+    offer = b.raw_links.offer(a.node_id)
     with stranger(b) as peer:
         peer.sendall(MAGIC + offer.ticket)
-        eventually(lambda: b.streams.reaches(a.node_id), WAIT_S)
+        eventually(lambda: b.raw_links.reaches(a.node_id), WAIT_S)
         for start in range(0, SIZE, 4 * MIB):
             b.send(a, start, 4 * MIB)
         eventually(lambda: len(b.sent()) == SIZE // (4 * MIB), WAIT_S)
-        assert not b.streams.reaches(a.node_id)
+        assert not b.raw_links.reaches(a.node_id)
 
 
-def test_garbage_on_a_stream_ends_it(apart: Pair) -> None:
+def test_garbage_on_a_raw_link_ends_it(apart: Pair) -> None:
     a, b = apart
-    offer = b.streams.offer(a.node_id)
+    offer = b.raw_links.offer(a.node_id)
     b.rooms.open(OBJECT, 0, SIZE, in_file=False)
     with stranger(b) as peer:
         peer.sendall(MAGIC + offer.ticket)
@@ -263,14 +263,14 @@ def test_strangers_are_hung_up_on(apart: Pair) -> None:
         with stranger(b) as guest:
             guest.sendall(said)
             assert is_hung_up_on(guest)
-    assert not b.streams._streams
+    assert not b.raw_links._links
     link(apart)
 
 
 def test_a_ticket_is_of_use_once_and_only_the_newest_one_of_a_node(apart: Pair) -> None:
     a, b = apart
-    former = b.streams.offer(a.node_id)
-    newest = b.streams.offer(a.node_id)
+    former = b.raw_links.offer(a.node_id)
+    newest = b.raw_links.offer(a.node_id)
     with stranger(b) as first, stranger(b) as second, stranger(b) as third:
         first.sendall(MAGIC + former.ticket)
         assert is_hung_up_on(first)
@@ -284,10 +284,10 @@ def test_a_ticket_is_of_use_for_a_while_and_dies_with_its_node(
     apart: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = apart
-    dead = b.streams.offer(a.node_id)
-    b.streams.drop(a.node_id)
+    dead = b.raw_links.offer(a.node_id)
+    b.raw_links.drop(a.node_id)
     monkeypatch.setattr(module, "GREETING_PATIENCE_S", 0.0)
-    late = b.streams.offer(a.node_id)
+    late = b.raw_links.offer(a.node_id)
     monkeypatch.undo()
     for offer in (dead, late):
         with stranger(b) as guest:
@@ -306,7 +306,7 @@ def test_who_says_nothing_is_hung_up_on(apart: Pair, monkeypatch: pytest.MonkeyP
 def test_too_many_that_say_nothing_make_room_and_keep_nobody_out(apart: Pair) -> None:
     guests = [stranger(apart[1]) for _ in range(STRANGERS_MAX + 20)]
     link(apart)
-    assert len(apart[1].streams._strangers) <= STRANGERS_MAX
+    assert len(apart[1].raw_links._strangers) <= STRANGERS_MAX
     for guest in guests[:20]:
         assert is_hung_up_on(guest)
     for guest in guests:
@@ -318,13 +318,13 @@ def test_who_listens_without_the_receipt_is_no_peer(apart: Pair) -> None:
     a, b = apart
     with socket.create_server(("127.0.0.1", 0)) as false:
         port = false.getsockname()[1]
-        a.streams.dial(OfferStream(b.node_id, f"tcp://127.0.0.1:{port}", b"t" * 16, b"r" * 16))
+        a.raw_links.dial(OfferRawLink(b.node_id, f"tcp://127.0.0.1:{port}", b"t" * 16, b"r" * 16))
         connection, _ = false.accept()
         with connection:
             assert connection.recv(100) == MAGIC + b"t" * 16
             connection.sendall(MAGIC + b"x" * 16)
             assert is_hung_up_on(connection)
-    assert not a.streams.reaches(b.node_id)
+    assert not a.raw_links.reaches(b.node_id)
 
 
 def test_nobody_there_and_no_such_place(apart: Pair) -> None:
@@ -332,16 +332,16 @@ def test_nobody_there_and_no_such_place(apart: Pair) -> None:
     with socket.create_server(("127.0.0.1", 0)) as false:
         port = false.getsockname()[1]
     for endpoint in (f"tcp://127.0.0.1:{port}", "ipc:///nowhere/at/all"):
-        a.streams.dial(OfferStream(b.node_id, endpoint, b"t" * 16, b"r" * 16))
-    eventually(lambda: not a.streams._orders and not a.streams._strangers, WAIT_S)
+        a.raw_links.dial(OfferRawLink(b.node_id, endpoint, b"t" * 16, b"r" * 16))
+    eventually(lambda: not a.raw_links._orders and not a.raw_links._strangers, WAIT_S)
     link(apart)
 
 
 def test_a_node_that_is_dead_is_hung_up_on(ends: Pair) -> None:
     a, b = ends
-    a.streams.drop(b.node_id)
+    a.raw_links.drop(b.node_id)
     for end, other in (ends, ends[::-1]):
-        eventually(lambda end=end, other=other: not end.streams.reaches(other.node_id), WAIT_S)
+        eventually(lambda end=end, other=other: not end.raw_links.reaches(other.node_id), WAIT_S)
     a.send(b, 0, MIB)
     eventually(lambda: a.sent() == [0], WAIT_S)
 
@@ -350,6 +350,6 @@ def test_the_thread_ends_and_tells_what_was_not_sent(ends: Pair) -> None:
     a, b = ends
     for start in range(0, SIZE, MIB):
         a.send(b, start, MIB)
-    a.streams.close()
+    a.raw_links.close()
     assert sorted(a.sent()) == list(range(0, SIZE, MIB))
-    assert [each.name for each in threading.enumerate()].count("zray-streams") == 1
+    assert [each.name for each in threading.enumerate()].count("zray-links") == 1
