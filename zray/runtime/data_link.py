@@ -168,11 +168,20 @@ class DataLink:
         while (found := self.transport.receive_chunk()) is not None:
             source, chunk, data = found
             self._miss_link(source.removesuffix(DATA_SUFFIX))
-            room = self.rooms.find(chunk.object_id)
-            if room is None or not room.holds(chunk.start, len(data)) or not room.copy_in(chunk.start, data):
-                continue
-            if room.complete(chunk.start, len(data)):
-                self.post(ChunkArrived(chunk.object_id, chunk.start, len(data)))
+            try:
+                self._write(chunk, data)
+            except OutOfDiskError as error:  # the machine asks for it once more
+                log.warning("bytes of %s are lost: %s", chunk.object_id.hex(), error)
+
+    def _write(self, chunk: Chunk, data: memoryview) -> None:
+        """
+        Raises:
+            OutOfDiskError: if memory, or the disk, is used up.
+        """
+        room, size = self.rooms.find(chunk.object_id), len(data)
+        if room is not None and room.holds(chunk.start, size) and room.copy_in(chunk.start, data):
+            room.complete(chunk.start, size)
+            self.post(ChunkArrived(chunk.object_id, chunk.start, size))
 
 
 def _nothing() -> None:

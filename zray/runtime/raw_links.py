@@ -44,7 +44,10 @@ STALL_PATIENCE_S = 10.0
 STRANGERS_MAX = 64
 """Connections that have not shown a ticket yet; the oldest one makes room for one more."""
 PIECES_PER_TURN = 16
+PAUSE_S = 1.0
+"""How long nobody is let in once a connection was not to be had for lack of descriptors."""
 CLOSE_S = 3.0
+"""How long the end waits for the thread, which may be reading from a slow disk."""
 _HEAD = struct.Struct(">16sQQ")
 """In front of the bytes of each chunk: the object, where they begin, how many they are."""
 
@@ -145,6 +148,7 @@ class RawLinks:
         self._orders: deque[tuple[Callable[..., None], tuple[object, ...]]] = deque()
         self._thread: threading.Thread | None = None
         self._closing = False
+        self._listens_again = 0.0  # when, if not now
         self._told: list[Told] = []  # what is to be reported
         self._waste = memoryview(bytearray(1 << 18))
 
@@ -235,7 +239,7 @@ class RawLinks:
                         self._serve(key.data, events)
                     else:
                         key.data()
-                self._hang_up_on_late_ones()
+                self._look_at_the_time()
                 self._tell()
             self._end()
             self._tell()
@@ -265,11 +269,16 @@ class RawLinks:
                 what(*about)
 
     def _timeout_s(self) -> float | None:
+        if self._listens_again:
+            return PAUSE_S
         waits = self._strangers or any(link.outgoing for link in self._links.values())
         return GREETING_PATIENCE_S / 4 if waits else None
 
-    def _hang_up_on_late_ones(self) -> None:
+    def _look_at_the_time(self) -> None:
         now = time.monotonic()
+        if self._listens_again and self._listens_again <= now:
+            self._listens_again = 0.0
+            self._watch_listener()
         for connection in (*self._strangers, *self._links.values()):
             if connection.is_late(now):
                 self._hang_up(connection, "the other end is silent")
@@ -304,9 +313,12 @@ class RawLinks:
         assert self._listener is not None
         try:
             accepted, _ = self._listener.accept()
-        except OSError as error:  # it hung up already; or there are no descriptors: somebody has to go
-            if not isinstance(error, (BlockingIOError, ConnectionError)) and self._strangers:
-                self._hang_up(next(iter(self._strangers)), str(error))
+        except (BlockingIOError, ConnectionError):  # it hung up already
+            return
+        except OSError as error:  # there are no descriptors
+            log.warning("nobody can connect for chunks for a moment: %s", error)
+            self._selector.unregister(self._listener)
+            self._listens_again = time.monotonic() + PAUSE_S
             return
         if len(self._strangers) >= STRANGERS_MAX:
             self._hang_up(next(iter(self._strangers)), "too many connections say nothing")
