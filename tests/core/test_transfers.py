@@ -18,6 +18,7 @@ from tests.core.test_kept_copies import (
     Bench,
     only,
 )
+from zray.core import transfers
 from zray.core.machine import RUNTIME, TRANSFER
 from zray.protocol.cluster import (
     AskRawLink,
@@ -71,6 +72,15 @@ def test_what_is_being_sent_is_not_sent_twice(bench: Bench) -> None:
     assert not bench.say(THERE, Pull(PUT, 0, LARGE))
     bench.say(RUNTIME, SENT)
     assert only(bench.say(THERE, Pull(PUT, 0, LARGE)), SendChunk)
+
+
+def test_nobody_can_have_more_sent_than_a_bound(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfers, "SENDING_MAX", 3)
+    bench.put()
+    asked = [Pull(PUT, start, 1) for start in range(5)]
+    assert len(only(bench.say(THERE, *asked), SendChunk)) == 3
+    bench.say(RUNTIME, ChunkSent(THERE, PUT, 1))
+    assert len(only(bench.say(THERE, *asked), SendChunk)) == 1
 
 
 def test_one_that_is_gone_can_still_be_sent_the_rest_of_what_it_asked_for(bench: Bench) -> None:

@@ -25,6 +25,8 @@ from zray.protocol.messages import EXTENT, FILE, Value
 
 PATIENCES_MAX = 8
 """A transfer that has to ask again and again does so after so many times ``pull_patience_ns`` at last."""
+SENDING_MAX = 16_384
+"""Chunks on their way to other nodes: as many as a hundred and more of them ask for at once."""
 _NS_PER_S = 1_000_000_000
 
 
@@ -252,8 +254,8 @@ class Transfers:
         object_id, start, size = message.object_id, message.start, message.size
         entry = self.store.objects.get(object_id)
         value = None if entry is None or entry.state != SEALED else entry.value
-        if (source, object_id, start) in self.sending:
-            return  # it is on its way, over a slow link
+        if (source, object_id, start) in self.sending or len(self.sending) >= SENDING_MAX:
+            return  # it is on its way, over a slow link; or who asks may ask again
         if entry is None or value is None or value.kind not in (EXTENT, FILE):
             self.out.append((source, PullFailed(object_id)))
         elif 0 <= start <= start + size <= entry.size and size >= 0:
@@ -277,6 +279,7 @@ class Transfers:
         """What is under way has room or waits for it, within bounds; what is being sent is looked at."""
         looked_at = sum(map(len, self.store.mapped.get(TRANSFER, {}).values()))
         sent = sum(entry is not None for entry in self.sending.values())
+        invariant(len(self.sending) <= SENDING_MAX, "I15 chunks that are sent:", len(self.sending))
         invariant(looked_at == sent, "chunks that are sent:", sent, looked_at)
         invariant(len(self.active) <= self.config.pulls_max, "I15 transfers", len(self.active))
         for object_id, transfer in self.active.items():

@@ -233,16 +233,22 @@ class RawLinks:
     def _run(self) -> None:
         with selectors.DefaultSelector() as self._selector:
             self._selector.register(self._wake_read, selectors.EVENT_READ, self._obey)
-            while not self._closing:
-                for key, events in self._selector.select(self._timeout_s()):
-                    if isinstance(key.data, _Connection):
-                        self._serve(key.data, events)
-                    else:
-                        key.data()
-                self._look_at_the_time()
+            try:
+                while not self._closing:
+                    self._turn()
+            finally:
+                self._closing = True
+                self._end()
                 self._tell()
-            self._end()
-            self._tell()
+
+    def _turn(self) -> None:
+        for key, events in self._selector.select(self._timeout_s()):
+            if isinstance(key.data, _Connection):
+                self._serve(key.data, events)
+            else:
+                key.data()
+        self._look_at_the_time()
+        self._tell()
 
     def _tell(self) -> None:
         """All of a turn at once: each time the node's loop is woken costs as much as half a megabyte."""
