@@ -163,7 +163,6 @@ class RawLinks:
         self._begin()
         if self._listener is None:
             self._listener, self.endpoint = listen(self._beside)
-            self._listener.setblocking(False)
             self._order(self._watch_listener)
         for former in [ticket for ticket, given in list(self._tickets.items()) if given.peer == peer]:
             self._tickets.pop(former, None)
