@@ -41,6 +41,7 @@ from zray.protocol.cluster import (
     BuriedAlive,
     Chunk,
     ChunkArrived,
+    ChunkSent,
     Ended,
     LinkPeer,
     ReceiveInto,
@@ -61,6 +62,7 @@ from zray.protocol.local_messages import (
     WorkerExited,
 )
 from zray.protocol.messages import (
+    FILE,
     ChainEpoch,
     Created,
     Forward,
@@ -80,7 +82,10 @@ if TYPE_CHECKING:
 FRAMES_PER_TURN_MAX = 256
 MESSAGES_PER_TURN_MAX = 512
 CELLS_OF_NODE = b"@spilling"
+SENDING = b"@sending"
 DATA_SUFFIX = b"~"
+PARTITION_LOOK_NS = 20 * MS
+"""How often who sends over a link that is partitioned looks whether it still is."""
 """The address of a node's data link is the node's and this."""
 
 
@@ -385,7 +390,25 @@ class SimNode(MachineHost):
         data = self.memory.read(chunk.object_id, where) if chunk.start == 0 else b""
         message = Chunk(chunk.object_id, chunk.start, data)
         ends = self.address + DATA_SUFFIX, chunk.node_id + DATA_SUFFIX
-        self.cluster.network.send(*ends, [message], self.busy_until_ns, weight=chunk.size)
+        network = self.cluster.network
+        network.send(*ends, [message], self.busy_until_ns, weight=chunk.size)
+        if chunk.kind != FILE:
+            self.memory.look_at(SENDING, chunk.object_id, chunk.offset, chunk.size)
+        self.kernel.at(network.link(*ends).free_ns, self._sent, (self.life, chunk))
+
+    def _sent(self, sent: tuple[int, SendChunk]) -> None:
+        """The bytes of a chunk have left; over a link that is partitioned they leave later."""
+        life, chunk = sent
+        if life != self.life:
+            return
+        link = self.cluster.network.links.get((self.address + DATA_SUFFIX, chunk.node_id + DATA_SUFFIX))
+        is_partitioned = link is not None and link.is_up and not link.is_open
+        if is_partitioned and chunk.node_id in self.node.cluster.peers.alive:
+            self.kernel.after(PARTITION_LOOK_NS, self._sent, sent)
+            return
+        if chunk.kind != FILE:
+            self.memory.look_away_from(SENDING, chunk.object_id, chunk.offset, chunk.size)
+        self.post(ChunkSent(chunk.node_id, chunk.object_id, chunk.start))
 
     def _prepare(self, object_id: bytes, room: ReceiveInto) -> None:
         if room.size:

@@ -99,14 +99,14 @@ class Config(NamedTuple):
     node_return_ns: int = 2_500_000_000
     """The same for a node that was not heard yet since who decides on life and death began anew."""
 
-    chunk_bytes: int = 1 * MIB
+    chunk_bytes: int = 2 * MIB
     """Large objects travel between nodes in chunks of this size."""
-    chunks_under_way_max: int = 4
+    chunks_under_way_max: int = 8
     """Chunks of one object that a node has asked for and not got."""
     pulls_max: int = 8
     """Objects that a node copies from others at once."""
     pull_patience_ns: int = 2_000_000_000
-    """A transfer that got nothing for this long asks again."""
+    """A transfer that got nothing for this long asks again; then after twice as long, and so on."""
 
     copies_patience_ns: int = 10_000_000_000
     """How long ``put(copies=...)`` waits for its copies before it says that they are not there yet."""
@@ -141,6 +141,12 @@ class Config(NamedTuple):
 
     key_file: str = ""
     """The key of the cluster: links over tcp are protected by it, and stay on this machine without one."""
+    bulk_encryption: int = 1
+    """Whether the bytes of large objects are encrypted between nodes that have a key.
+
+    0: whoever can listen in on the network can read them, and who can change packets can change them; for
+    networks that are trusted. Two nodes do without encryption only if both are told so.
+    """
     send_delay_ns: int = 0
     """Every frame leaves this much later: what a network with that latency would do. For experiments."""
     frame_bytes_max: int = 256 * MIB

@@ -296,8 +296,9 @@ def test_a_task_that_is_cancelled_while_it_fetches_is_counted_once(bench: Cluste
     bench.say(DRIVER_ADDRESS, Cancel(gone))
     assert task_class.fetching == 1
     bench.effects.clear()  # the driver hears of the end
-    for start in range(0, SIZE, 1 << 20):
-        bench.say(RUNTIME, ChunkArrived(A, start, min(1 << 20, SIZE - start)))
+    chunk_bytes = bench.node.config.chunk_bytes
+    for start in range(0, SIZE, chunk_bytes):
+        bench.say(RUNTIME, ChunkArrived(A, start, min(chunk_bytes, SIZE - start)))
     assert task_class.fetching == 0
     assert list(task_class.ready) == [bench.node.scheduler.tasks[stays]]
 

@@ -17,6 +17,7 @@ from zray.core.flushed_keys import FlushedKeys
 from zray.core.flushing_shard import FlushingShard
 from zray.core.guests import Guests
 from zray.core.local_scheduler import LocalScheduler
+from zray.core.machine import TRANSFER
 from zray.core.node import Node
 from zray.core.node_store import NodeStore
 from zray.core.object_directory import ObjectDirectory, SharedRow
@@ -278,3 +279,30 @@ def test_copies_that_are_not_made_again_are_noticed(monkeypatch: Patch) -> None:
     kind, detail = first_failure(load("copies"), range(12))
     assert kind == CORRECTNESS
     assert "kept a copy, is lost" in detail, detail
+
+
+SLOW_LINKS = replace(
+    REFERENCES,
+    cluster=replace(REFERENCES.cluster, arena_kib=256),
+    network=NetworkPart(latency_us=200, jitter_us=500, bandwidth_mib_s=2),
+)
+
+
+def test_stores_that_are_full_of_what_is_sent_over_slow_links_pass() -> None:
+    assert judged(SLOW_LINKS, seeds=range(4)) == [PASSED] * 4
+
+
+@pytest.mark.usefixtures("no_self_judgement")
+def test_an_extent_that_is_freed_while_it_is_sent_is_noticed(monkeypatch: Patch) -> None:
+    look_at, look_away = NodeStore.look_at, NodeStore.look_away
+    monkeypatch.setattr(
+        NodeStore, "look_at", lambda self, reader, entry: reader == TRANSFER or look_at(self, reader, entry)
+    )
+    monkeypatch.setattr(
+        NodeStore,
+        "look_away",
+        lambda self, reader, entry: reader == TRANSFER or look_away(self, reader, entry),
+    )
+    kind, detail = first_failure(SLOW_LINKS, range(8))
+    assert kind == CORRECTNESS
+    assert "I10" in detail

@@ -26,7 +26,9 @@ from zray.core.sharing import Sharing
 from zray.core.table_writer import TableWriter
 from zray.core.transfers import Transfers
 from zray.protocol.cluster import (
+    AskRawLink,
     ChunkArrived,
+    ChunkSent,
     Claim,
     CopiesCounted,
     Declined,
@@ -38,6 +40,7 @@ from zray.protocol.cluster import (
     KeepCopy,
     Members,
     ObjectFound,
+    OfferRawLink,
     Offload,
     Pull,
     PullFailed,
@@ -50,8 +53,8 @@ from zray.protocol.messages import Describe, ExportFunction, JobContext, TableCh
 
 CLUSTER_MESSAGES: tuple[type, ...] = (
     ShareAcked, ShareReset, ObjectFound, FreeObjects, Rebuild, Claim, Ended, Grant, Deny, Declined, Taken,
-    JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived, KeepCopy, CopiesCounted,
-    TableChanged, Offload, *ACTOR_MESSAGES,
+    JobOver, JobContext, Pull, PullFailed, Members, ChunkArrived, ChunkSent, KeepCopy, CopiesCounted,
+    AskRawLink, OfferRawLink, TableChanged, Offload, *ACTOR_MESSAGES,
 )  # fmt: skip
 """What ``ClusterSide.on_message`` takes."""
 RESEND_FORWARDS_NS = 5_000_000_000
@@ -148,6 +151,9 @@ class ClusterSide:
             TableChanged: self._on_table_changed,
             Members: self.peers.on_members,
             ChunkArrived: self.transfers.on_chunk_arrived,
+            ChunkSent: self.transfers.on_chunk_sent,
+            AskRawLink: self.peers.on_ask_raw_link,
+            OfferRawLink: self.peers.on_offer_raw_link,
             Pull: self.transfers.on_pull,
             PullFailed: self.transfers.on_pull_failed,
             KeepCopy: self.kept.on_keep_copy,

@@ -38,7 +38,7 @@ ROWS: Address = b"@rows"
 LOG: Address = b"@log"
 """Appends records to a shard's log before anything after it leaves."""
 TRANSFER: Address = b"@transfer"
-"""Moves the bytes of large objects between nodes; reports ``ChunkArrived``."""
+"""Moves the bytes of large objects between nodes; reports ``ChunkArrived`` and ``ChunkSent``."""
 RUNTIME: Address = b"@runtime"
 """The process that hosts the machine: source of local reports, target of notices to the operator."""
 

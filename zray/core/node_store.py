@@ -508,10 +508,10 @@ class NodeStore:
 
     def notify(self, reader: Address, entry: ObjectEntry) -> None:
         """Tell that an object is sealed: a small value itself, of a large one only that it is here."""
-        value = entry.value
-        if value is None or value.kind == EXTENT or value.kind == FILE:
-            value = Value(AT_NODE, b"", 0, entry.size)
         if self.is_alive(reader):
+            value = entry.value
+            if value is None or value.kind == EXTENT or value.kind == FILE:
+                value = Value(AT_NODE, b"", 0, entry.size)
             self.out.append((reader, ObjectReady(entry.object_id, value)))
 
     def send_ready(self, reader: Address, entry: ObjectEntry) -> None:
@@ -524,8 +524,7 @@ class NodeStore:
         value = entry.value
         assert value is not None
         if value.kind == EXTENT:
-            entry.maps += 1
-            self.mapped.setdefault(reader, {}).setdefault(entry.object_id, []).append(entry)
+            self.look_at(reader, entry)
             self.evictable[entry.object_id] = self.evictable.pop(entry.object_id)
         return ObjectReady(entry.object_id, value)
 
@@ -545,26 +544,34 @@ class NodeStore:
 
     def on_unpin(self, now_ns: int, source: Address, message: Unpin) -> None:
         """A reader looks away, once per id."""
-        mine = self.mapped.get(source)
-        if mine is None:
-            return
+        mine = self.mapped.get(source, {})
         for object_id in message.object_ids:
             entries = mine.get(object_id)
             if entries:
-                self._unmap(entries.pop())
-                if not entries:
-                    del mine[object_id]
-        if not mine:
-            del self.mapped[source]
+                self.look_away(source, entries[-1])
+
+    def look_at(self, reader: Address, entry: ObjectEntry) -> None:
+        """The extent of an object stays what it is until :meth:`look_away`."""
+        entry.maps += 1
+        self.mapped.setdefault(reader, {}).setdefault(entry.object_id, []).append(entry)
+
+    def look_away(self, reader: Address, entry: ObjectEntry) -> None:
+        """Take one :meth:`look_at` back."""
+        mine = self.mapped[reader]
+        mine[entry.object_id].remove(entry)
+        if not mine[entry.object_id]:
+            del mine[entry.object_id]
+            if not mine:
+                del self.mapped[reader]
+        self._unmap(entry)
         self.admit()
 
     def _unmap(self, entry: ObjectEntry) -> None:
         entry.maps -= 1
-        if entry.maps == 0:
-            if entry.detached:
-                self._release_extent(entry)
-            elif entry.on_disk and self.waiting_creates:
-                self._to_file(entry)
+        if entry.maps == 0 and entry.detached:
+            self._release_extent(entry)
+        elif entry.maps == 0 and entry.on_disk and self.waiting_creates:
+            self._to_file(entry)
 
     # --- end of life -----------------------------------------------------------------------------
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from zray.core.machine import RUNTIME, Address, Effect, invariant
-from zray.protocol.cluster import BuriedAlive, LinkPeer, Members, UnlinkPeer
+from zray.core.machine import RUNTIME, TRANSFER, Address, Effect, invariant
+from zray.protocol.cluster import AskRawLink, BuriedAlive, LinkPeer, Members, OfferRawLink, UnlinkPeer
 
 
 class Peers:
@@ -69,6 +69,21 @@ class Peers:
         """A shard began a new life: it does not know who is alive."""
         if self.newest is not None:
             self.out.append((shard, self.newest))
+
+    def on_ask_raw_link(self, now_ns: int, source: Address, message: AskRawLink) -> None:
+        """The processes of two nodes arrange a connection: each hears what the other one says."""
+        if source in self.alive:
+            self.out.append((TRANSFER, AskRawLink(source)))
+        elif source == RUNTIME and message.node_id in self.alive:
+            self.out.append((message.node_id, AskRawLink(self.node_id)))
+
+    def on_offer_raw_link(self, now_ns: int, source: Address, message: OfferRawLink) -> None:
+        """The other half of it."""
+        what = message.endpoint, message.ticket, message.receipt
+        if source in self.alive:
+            self.out.append((TRANSFER, OfferRawLink(source, *what)))
+        elif source == RUNTIME and message.node_id in self.alive:
+            self.out.append((message.node_id, OfferRawLink(self.node_id, *what)))
 
     def check(self) -> None:
         """A node is not its own peer."""

@@ -5,7 +5,8 @@ source that is lost costs only the chunks it had not sent. Room is made before t
 whole, in the order in which copies were wanted; when memory and disk traffic leave none in the arena the
 store gives a file instead, so copies can never wait for each other in a full store.
 
-Machines move no bytes: ``ReceiveInto`` and ``SendChunk`` are effects for ``TRANSFER``.
+Machines move no bytes: ``ReceiveInto`` and ``SendChunk`` are effects for ``TRANSFER``. What is being sent is
+looked at, like what a process here reads, until ``ChunkSent``.
 """
 
 from __future__ import annotations
@@ -19,27 +20,42 @@ from zray.core.node_store import CREATING, REMOTE, SEALED, NodeStore, ObjectEntr
 from zray.core.references import References
 from zray.core.sharing import SharedObject, Sharing
 from zray.ids import short
-from zray.protocol.cluster import ChunkArrived, Pull, PullFailed, ReceiveInto, SendChunk
+from zray.protocol.cluster import ChunkArrived, ChunkSent, Pull, PullFailed, ReceiveInto, SendChunk
 from zray.protocol.messages import EXTENT, FILE, Value
 
+PATIENCES_MAX = 8
+"""A transfer that has to ask again and again does so after so many times ``pull_patience_ns`` at last."""
+SENDING_MAX = 16_384
+"""Chunks on their way to other nodes: as many as a hundred and more of them ask for at once."""
 _NS_PER_S = 1_000_000_000
 
 
 class Transfer:
     """One object on its way here."""
 
-    __slots__ = ("asked", "began_ns", "entry", "kind", "missing", "progress_ns", "started", "turn")
+    __slots__ = (
+        "asked",
+        "began_ns",
+        "entry",
+        "kind",
+        "missing",
+        "patience_ns",
+        "progress_ns",
+        "started",
+        "turn",
+    )
 
-    def __init__(self, entry: ObjectEntry, chunk_bytes: int) -> None:
+    def __init__(self, entry: ObjectEntry, config: Config) -> None:
         self.entry = entry
         self.kind = EXTENT  # where it is written: EXTENT or FILE
         # starts of chunks that were not asked for, in order; an empty object has one of no bytes
-        self.missing = deque(range(0, max(entry.size, 1), chunk_bytes))
+        self.missing = deque(range(0, max(entry.size, 1), config.chunk_bytes))
         self.asked: dict[int, Address] = {}  # start of a chunk -> who was asked
         self.started = False
         self.turn = 0
         self.began_ns = 0
         self.progress_ns = 0
+        self.patience_ns = config.pull_patience_ns
 
 
 class Transfers:
@@ -69,14 +85,16 @@ class Transfers:
         self.is_peer = is_peer
         self.queued: OrderedDict[bytes, ObjectEntry] = OrderedDict()  # wanted, and not begun
         self.active: dict[bytes, Transfer] = {}
+        # (to whom, object, start of the chunk) -> whose extent is read; ``None``: a file
+        self.sending: dict[tuple[Address, bytes, int], ObjectEntry | None] = {}
         self.bandwidth = 0  # exponential average, bytes per second; 0: nothing came yet
         self.now_ns = 0
 
     @property
     def wake_at_ns(self) -> int | None:
         """When the transfer that got nothing for longest is to be asked for again."""
-        begun = [transfer.progress_ns for transfer in self.active.values() if transfer.started]
-        return min(begun) + self.config.pull_patience_ns if begun else None
+        begun = [each.progress_ns + each.patience_ns for each in self.active.values() if each.started]
+        return min(begun, default=None)
 
     # --- wanting -----------------------------------------------------------------------------------
 
@@ -91,7 +109,7 @@ class Transfers:
         while self.queued and len(self.active) < self.config.pulls_max:
             object_id, entry = self.queued.popitem(last=False)
             if entry.state == REMOTE and self.store.objects.get(object_id) is entry:
-                self.active[object_id] = Transfer(entry, self.config.chunk_bytes)
+                self.active[object_id] = Transfer(entry, self.config)
                 self.store.create_copy(entry)
 
     def sweep(self) -> None:
@@ -106,9 +124,13 @@ class Transfers:
         transfer = self.active[entry.object_id]
         transfer.kind, transfer.started = kind, True
         transfer.began_ns = transfer.progress_ns = self.now_ns
-        room = ReceiveInto(entry.object_id, kind, max(entry.offset, 0), entry.size)
-        self.out.append((TRANSFER, room))
+        self._say_where(transfer)
         self._ask(transfer)
+
+    def _say_where(self, transfer: Transfer) -> None:
+        entry = transfer.entry
+        room = ReceiveInto(entry.object_id, transfer.kind, max(entry.offset, 0), entry.size)
+        self.out.append((TRANSFER, room))
 
     def _ask(self, transfer: Transfer) -> None:
         entry = transfer.entry
@@ -207,32 +229,57 @@ class Transfers:
     def on_tick(self, now_ns: int) -> None:
         """Ask again for chunks that did not come: their link was lost while both ends lived.
 
-        Or somebody who had not heard of a death named a dead node as a source after it was known here.
+        Or somebody who had not heard of a death named a dead node as a source after it was known here. Or
+        there was no room for them after all, as the disk had filled up. Each time later than the last: where
+        a link is slow, what comes twice would make it slower.
         """
         for transfer in list(self.active.values()):
-            if transfer.started and transfer.progress_ns + self.config.pull_patience_ns <= now_ns:
+            if transfer.started and transfer.progress_ns + transfer.patience_ns <= now_ns:
                 transfer.progress_ns = now_ns
+                transfer.patience_ns = min(
+                    2 * transfer.patience_ns, PATIENCES_MAX * self.config.pull_patience_ns
+                )
                 shared = self.sharing.shared[transfer.entry.object_id]
                 shared.nodes = tuple(filter(self.is_peer, shared.nodes))
                 transfer.missing.extend(transfer.asked)
                 transfer.asked.clear()
+                self._say_where(transfer)
                 self._ask(transfer)
 
     # --- going -------------------------------------------------------------------------------------
 
     def on_pull(self, now_ns: int, source: Address, message: Pull) -> None:
-        """Another node wants bytes of an object that is here. They are read before anything else happens."""
+        """Another node wants bytes of an object that is here."""
         object_id, start, size = message.object_id, message.start, message.size
         entry = self.store.objects.get(object_id)
         value = None if entry is None or entry.state != SEALED else entry.value
+        if (source, object_id, start) in self.sending or len(self.sending) >= SENDING_MAX:
+            return  # it is on its way, over a slow link; or who asks may ask again
         if entry is None or value is None or value.kind not in (EXTENT, FILE):
             self.out.append((source, PullFailed(object_id)))
         elif 0 <= start <= start + size <= entry.size and size >= 0:
+            read = entry if value.kind == EXTENT else None
+            self.sending[source, object_id, start] = read
+            if read is not None:
+                self.store.look_at(TRANSFER, read)
             chunk = SendChunk(source, object_id, value.kind, max(entry.offset, 0), start, size)
             self.out.append((TRANSFER, chunk))
 
+    def on_chunk_sent(self, now_ns: int, source: Address, message: ChunkSent) -> None:
+        """Nobody reads the bytes of a chunk any more."""
+        key = message.node_id, message.object_id, message.start
+        if source != RUNTIME:
+            return
+        entry = self.sending.pop(key, None)
+        if entry is not None:
+            self.store.look_away(TRANSFER, entry)
+
     def check(self) -> None:
-        """What is under way has room or waits for it, and no more is asked for than may be."""
+        """What is under way has room or waits for it, within bounds; what is being sent is looked at."""
+        looked_at = sum(map(len, self.store.mapped.get(TRANSFER, {}).values()))
+        sent = sum(entry is not None for entry in self.sending.values())
+        invariant(len(self.sending) <= SENDING_MAX, "I15 chunks that are sent:", len(self.sending))
+        invariant(looked_at == sent, "chunks that are sent:", sent, looked_at)
         invariant(len(self.active) <= self.config.pulls_max, "I15 transfers", len(self.active))
         for object_id, transfer in self.active.items():
             invariant(transfer.entry.creator == TRANSFER, "a transfer without room:", short(object_id))

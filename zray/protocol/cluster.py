@@ -192,11 +192,32 @@ class PullFailed(Message, frozen=True, tag=177):
 
 
 class Chunk(Message, frozen=True, tag=178):
-    """Bytes of a large object, on the data link."""
+    """Bytes of a large object, on the data link: in a frame of their own behind this one's batch."""
 
     object_id: bytes
     start: int
-    data: bytes
+    data: bytes = b""  # only where no frame can follow, such as in the simulator
+
+
+class AskRawLink(Message, frozen=True, tag=285):
+    """Say where a connection for the bytes of chunks can be made to you; answered by ``OfferRawLink``.
+
+    ``node_id`` is the other node: whom to ask in the word of a process, who asks in what it is told.
+    """
+
+    node_id: bytes
+
+
+class OfferRawLink(Message, frozen=True, tag=286):
+    """Connect to this endpoint within a few seconds, once; an empty one: chunks come another way.
+
+    ``node_id`` as in ``AskRawLink``. Who connects shows the ticket, who listens answers with the receipt.
+    """
+
+    node_id: bytes
+    endpoint: str
+    ticket: bytes
+    receipt: bytes
 
 
 class Declined(Message, frozen=True, tag=179):
@@ -326,7 +347,10 @@ class LinkLost(Message, frozen=True, tag=190):
 
 
 class SendChunk(Message, frozen=True, tag=188):
-    """Read these bytes of an object, in the arena at ``offset`` or in its file, and send them."""
+    """Read these bytes of an object, in the arena at ``offset`` or in its file, and send them.
+
+    Answered by one ``ChunkSent``, whatever becomes of it; until then the bytes stay what they are.
+    """
 
     node_id: bytes
     object_id: bytes
@@ -351,6 +375,14 @@ class ChunkArrived(Message, frozen=True, tag=184):
     object_id: bytes
     start: int
     size: int
+
+
+class ChunkSent(Message, frozen=True, tag=287):
+    """A ``SendChunk`` is over: its bytes are sent, or never will be, and nobody reads them any more."""
+
+    node_id: bytes
+    object_id: bytes
+    start: int
 
 
 class Knock(Message, frozen=True, tag=279):
@@ -388,6 +420,7 @@ class LogRead(Message, frozen=True, tag=282):
 FromDirectory = ShareAcked | ShareReset | ObjectFound | FreeObjects | Rebuild | KeepCopy | CopiesCounted
 FromPeer = (
     Claim | Grant | Deny | Declined | Ended | Taken | JobOver | Pull | PullFailed | AskPeer | PeerAnswer
+    | AskRawLink | OfferRawLink
 )  # fmt: skip
 OfHost = (
     LinkPeer
@@ -397,6 +430,7 @@ OfHost = (
     | SendChunk
     | ReceiveInto
     | ChunkArrived
+    | ChunkSent
     | Knock
     | Knocked
     | ReadLog

@@ -10,9 +10,10 @@ import errno
 import os
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Iterable
 
     from zray.core.machine import Address
@@ -208,6 +209,60 @@ def listens(endpoint: str) -> bool:
 def why(error: OSError) -> str:
     """The reason without the number: ``Connection refused``."""
     return os.strerror(error.errno) if error.errno else str(error)
+
+
+def listen(endpoint: str) -> tuple[socket.socket, str]:
+    """A plain socket that listens beside an endpoint: at a free tcp port of its host, or a file of its own.
+
+    Returns:
+        The socket, which does not block, and its endpoint.
+    Raises:
+        OSError: if nobody can.
+    """
+    import socket
+
+    if endpoint.startswith(_IPC):
+        path = endpoint.removeprefix(_IPC) + "-bulk"
+        listener = socket.socket(socket.AF_UNIX)
+        try:
+            listener.bind(path)
+            listener.listen()
+        except OSError:
+            listener.close()
+            raise
+        actual = _IPC + path
+    else:
+        host = endpoint.removeprefix(_TCP).rpartition(":")[0]
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host.strip("[]"), 0), family=family)
+        actual = f"{_TCP}{host}:{listener.getsockname()[1]}"
+    listener.setblocking(False)
+    return listener, actual
+
+
+def dial(endpoint: str) -> socket.socket:
+    """Begin to connect to who listens there; it can be written to once that is done, or failed.
+
+    Raises:
+        OSError: if it failed at once.
+    """
+    import socket
+
+    family: int = socket.AF_UNIX
+    address: Any = endpoint.removeprefix(_IPC)
+    if not endpoint.startswith(_IPC):
+        host, _, port = endpoint.removeprefix(_TCP).rpartition(":")
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        family, _, _, _, address = found[0]
+    connection = socket.socket(family)
+    connection.setblocking(False)
+    try:
+        with suppress(BlockingIOError):
+            connection.connect(address)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def remove_socket_file(endpoint: str) -> None:

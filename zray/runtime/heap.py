@@ -1,4 +1,4 @@
-"""How much freed memory a worker keeps for itself, instead of giving it back to the kernel at once.
+"""How much freed memory a worker, or a node that moves chunks, keeps, instead of giving it back at once.
 
 The allocator of the GNU C library gives back what is free at the end of its heap when that is more than twice
 the largest block that the process ever freed (128 KiB at first). A worker is forked from a process that

@@ -75,6 +75,11 @@ class Loop:
         self._posted.append((source, message))
         self.wake()
 
+    def post_all_threadsafe(self, source: Address, messages: list[Any]) -> None:
+        """The same of several messages."""
+        self._posted.extend((source, message) for message in messages)
+        self.wake()
+
     def wake(self) -> None:
         """End the current wait; from any thread or signal handler."""
         with contextlib.suppress(OSError):  # the pipe is full of wakes already, or closed

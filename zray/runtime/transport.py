@@ -196,8 +196,7 @@ class Transport(FrameSender):
         """Send now; False if the peer is full. A peer without a route loses the frame, counted."""
         routing_id = self._aliases.get(address, address) if self._aliases else address
         try:
-            self._socket.send(routing_id, _NOBLOCK_AND_MORE)
-            self._socket.send(frame, _NOBLOCK)
+            self._write(routing_id, frame)
         except zmq.Again:
             return False
         except zmq.ZMQError as error:
@@ -205,6 +204,10 @@ class Transport(FrameSender):
                 raise
             self.note_unreachable(address, frame)
         return True
+
+    def _write(self, routing_id: bytes, frame: bytes) -> None:
+        self._socket.send(routing_id, _NOBLOCK_AND_MORE)
+        self._socket.send(frame, _NOBLOCK)
 
     def retry_backlog(self) -> None:
         """Send what waited for a full peer, as far as it takes it."""

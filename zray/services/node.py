@@ -48,6 +48,7 @@ from zray.protocol.messages import (
 )
 from zray.runtime import log_files, session_dir
 from zray.runtime.endpoints import addresses_of_shards, beside, knock, public_part, why
+from zray.runtime.heap import keep_freed_memory
 from zray.runtime.knocking import answer_in_thread
 from zray.runtime.node_options import NodeOptions, memory_bytes, usable_cpus
 from zray.runtime.processes import (
@@ -232,14 +233,27 @@ class NodeProcess:
         return recorder
 
     def _open_data_link(self, transport: Transport, stack: contextlib.ExitStack) -> DataLink:
-        from zray.runtime.data_link import DATA_SUFFIX, DataLink, decode_chunks
-        from zray.runtime.transport import Transport
+        from zray.runtime.chunk_transport import ChunkTransport, decode_chunks
+        from zray.runtime.data_link import DATA_SUFFIX, DataLink
+        from zray.runtime.raw_links import RawLinks
+        from zray.runtime.rooms import Rooms
 
-        data = Transport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
+        keep_freed_memory()  # frames of chunks come and go
+        data = ChunkTransport(self.node_id + DATA_SUFFIX, decode_chunks, self.config, transport.context)
         stack.callback(data.close)
         data.bind(beside(self.peer_endpoint))
         files = SpillDirectory(self.session.spill_dir)
-        return DataLink(self.node_id, data, self.view, files, lambda chunk: self.loop.post(RUNTIME, chunk))
+        rooms, raw_links = Rooms(self.view, files), None
+        if not (self.config.key_file and self.config.bulk_encryption):
+            raw_links = RawLinks(
+                self.peer_endpoint, self.view, files, rooms,
+                lambda told: self.loop.post_all_threadsafe(RUNTIME, told),
+            )  # fmt: skip
+        link = DataLink(
+            self.node_id, data, self.view, files, rooms, raw_links, lambda told: self.loop.post(RUNTIME, told)
+        )
+        stack.callback(link.close)
+        return link
 
     def serve(self, ready_fd: int | None, early_signals: EarlySignals) -> int:
         """Run until a signal, or the end of the process that started it; the exit code."""
