@@ -67,7 +67,7 @@ class Cluster:
 
     def peer_door(self) -> str:
         """Where the node listens for other nodes."""
-        return self.address.removesuffix("node") + "peer"
+        return self.address + "-peer"
 
     def shard(self) -> str:
         return self.address.removesuffix("node") + "gcs0"

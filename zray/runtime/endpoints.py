@@ -98,9 +98,12 @@ def is_local(endpoint: str) -> bool:
 
 
 def public_part(endpoint: str) -> str:
-    """Of what a node says of where it listens (commas between several): what other nodes connect to."""
+    """Of what a node says of where it listens (commas between several): what other nodes connect to.
+
+    Those of its own machine, too: drivers and workers have a socket of their own.
+    """
     parts = endpoint.split(",")
-    return next((part for part in parts if part.startswith(_TCP)), parts[0])
+    return next((part for part in parts if part.startswith(_TCP)), parts[0] + "-peer")
 
 
 def local_part(endpoint: str) -> str:

@@ -31,8 +31,8 @@ SOCKET_PATH_MAX = 107 if sys.platform.startswith("linux") else 103
 SOCKET_NAME_MAX = 40
 """Bytes of a socket's name inside its session: room for an id in hex and a prefix."""
 SESSION_NAME_BYTES = 8
-NODE_SOCKET, PEER_SOCKET = "node", "peer"
-"""Of a node: for the drivers and workers of its machine, and for other nodes of it."""
+NODE_SOCKET = "node"
+"""Where a node listens for the drivers and workers of its machine."""
 BASE_PATH_MAX = SOCKET_PATH_MAX - SOCKET_NAME_MAX - SESSION_NAME_BYTES - len("//")
 
 ENTRIES_MAX = 1024

@@ -109,7 +109,7 @@ class NodeProcess:
         self.config = config
         self.node_id = ids.random_id()
         self.endpoint = f"ipc://{session.socket_path(session_dir.NODE_SOCKET)}"
-        self.peer_endpoint = options.listen or f"ipc://{session.socket_path(session_dir.PEER_SOCKET)}"
+        self.peer_endpoint = options.listen or public_part(self.endpoint)
         self.cells = mmap.mmap(-1, config.workers_max * CELL_BYTES)
         self.free_slots = list(range(config.workers_max - 1, -1, -1))
         self.slots: dict[bytes, int] = {}
@@ -289,7 +289,7 @@ class NodeProcess:
             incarnation=time.time_ns(),
             pid=os.getpid(),
             host=socket.gethostname(),
-            endpoint=f"{self.peer_endpoint},{self.endpoint}",
+            endpoint=",".join([*([self.options.listen] if self.options.listen else []), self.endpoint]),
             arena_path=self.arena.path,
             spill_dir=self.session.spill_dir,
             labels=self.options.wire_labels(),
