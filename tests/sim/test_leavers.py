@@ -42,7 +42,7 @@ def test_nobody_waits_for_the_dead(seed: int) -> None:
         (2, Farewells, "say", lambda self, callers: None),
         (2, Farewells, "say", lambda self, callers: SAY(self, ())),
         (
-            29,
+            10,
             CallRelay,
             "on_last_words",
             lambda self, worker: self.out.append((worker, LastWordsHeard())),

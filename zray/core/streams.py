@@ -71,16 +71,26 @@ class Streams:
         if task is None or not current or message.index != task.streamed or not self.is_alive(task.submitter):
             if task is not None and current and not self.is_alive(task.submitter):
                 self._nobody_reads(task)
-            if message.value.kind == EXTENT:
-                entry = self.scheduler.store.objects.get(object_id)
-                if entry is not None and entry.state == CREATING and entry.creator == worker.worker_id:
-                    self.abandon(object_id)
+            self._not_told(worker, object_id, message.value, is_made_again=task is not None and current)
             return
         task.streamed += 1
         self.scheduler.out.append((task.submitter, StreamItem(message.task_id, message.index)))
         entry = self.scheduler.references.expect(task.submitter, object_id)
         if entry.state != SEALED:
             self.seal(object_id, message.value)
+
+    def _not_told(self, worker: Worker, object_id: bytes, value: Value, *, is_made_again: bool) -> None:
+        """No reader hears of an item. One that was lost, and is made again for others, has its value now."""
+        entry = self.scheduler.store.objects.get(object_id)
+        if entry is None or entry.state == SEALED:
+            return
+        if value.kind == EXTENT and (entry.state != CREATING or entry.creator != worker.worker_id):
+            return
+        if is_made_again and entry.known and object_id in self.scheduler.store.shared:
+            self.seal(object_id, value)
+            self.scheduler.references.free_if_unneeded(entry)
+        elif value.kind == EXTENT:
+            self.abandon(object_id)
 
     def consumed(self, message: Consumed) -> None:
         """A reader goes on: the worker hears of it now, or with the next attempt."""
