@@ -586,7 +586,7 @@ def test_workers_that_cannot_start_are_tried_again_and_not_for_ever(here: Place)
         assert zray.get(nap.remote(0)) == 1
         zygote = session_dir.latest().info.processes[-1].pid
         limits = resource.prlimit(zygote, resource.RLIMIT_NOFILE)
-        resource.prlimit(zygote, resource.RLIMIT_NOFILE, (8, limits[1]))
+        resource.prlimit(zygote, resource.RLIMIT_NOFILE, (4, limits[1]))
     """
     mended = here.run(begin + """
         refs = [nap.remote(0.3) for _ in range(4)]  # for more workers than there are
