@@ -6,6 +6,7 @@ import asyncio
 import gc
 import os
 import signal
+import textwrap
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 import zray
 from tests import conformance
+from tests.clusters import finish, line_of, place
 from tests.support import eventually
 from zray import DynamicObjectRefGenerator, ObjectRefGenerator
 from zray.api.cluster import report
@@ -310,6 +312,31 @@ class TestStreaming:
         del generator
         gc.collect()
         eventually(lambda: report("node")["store"]["objects"] < before, PATIENCE_S)
+
+    @pytest.mark.not_simulated(reason="there is one driver in a simulation")
+    def test_nothing_is_left_of_items_that_come_late_to_who_does_nothing_any_more(self) -> None:
+        program = f"""
+            import time, zray
+            zray.init(address={report("node")["endpoint"].split(",")[-1]!r})
+            @zray.remote(num_cpus=0)
+            def items():
+                for number in range(3):
+                    yield bytes(200_000)
+                    time.sleep(0.3)  # its reader sleeps by then
+            generator = items.remote()
+            next(generator)
+            del generator
+            print("closed")
+            input()
+        """
+        gc.collect()
+        before = eventually(lambda: report("node")["store"]["objects"] + 1)
+        with place() as here:
+            other = here.start(textwrap.dedent(program))
+            assert line_of(other) == "closed"
+            eventually(lambda: len([row for row in report("tasks") if row["state"] == "running"]) == 0)
+            eventually(lambda: report("node")["store"]["objects"] < before, PATIENCE_S)
+            finish(other, "end\n")
 
     def test_a_crash_repeats_nothing(self, tmp_path: Path) -> None:
         @zray.remote(max_retries=1)

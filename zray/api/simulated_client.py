@@ -272,6 +272,8 @@ class SimulatedClient:
         Raises:
             NotImplementedError: for what each of all nodes would have to be asked.
         """
+        self.settle()
+        self.process.send_all()  # as a question to a real node takes along what has gathered
         host = self.process.host
         if what.startswith("everywhere/"):
             raise not_simulated("a report of what all nodes have")

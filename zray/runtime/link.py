@@ -153,8 +153,7 @@ class NodeLink:
         """One visit of the background thread while no user thread leads."""
         self._send_all()
         self._receive()
-        if self.out:
-            self._send_all()
+        self._send_all()  # what came may have let go of something, which is not in the outbox yet
 
     # --- waiting ---------------------------------------------------------------------------------
 
