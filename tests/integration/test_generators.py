@@ -313,7 +313,7 @@ class TestStreaming:
         gc.collect()
         eventually(lambda: report("node")["store"]["objects"] < before, PATIENCE_S)
 
-    @pytest.mark.not_simulated(reason="there is one driver in a simulation")
+    @pytest.mark.not_simulated("there is one driver in a simulation")
     def test_nothing_is_left_of_items_that_come_late_to_who_does_nothing_any_more(self) -> None:
         program = f"""
             import time, zray
