@@ -53,6 +53,7 @@ class IdleDuty:
             time.sleep(self._interval_s)
             quiet = time.monotonic_ns() - self._active_ns > self._linger_ns
             if self._link._leading.acquire(blocking=False):
+                self._link._leader = threading.get_ident()
                 self._visit(quiet)
             elif quiet:
                 self._sleep()
@@ -72,6 +73,7 @@ class IdleDuty:
             self.leads = False
             link.end_sleep()
             with link.lock:
+                link._leader = 0
                 link._leading.release()
                 if link._followers_waiting:
                     link._followers.notify_all()

@@ -59,6 +59,7 @@ class NodeLink:
         self._broken: Exception | None = None
         self._closed = False
         self._leading = threading.Lock()
+        self._leader = 0  # the thread that has it
         self._followers = threading.Condition(self.lock)
         self._followers_waiting = 0
         self._leader_sleeps = False
@@ -200,11 +201,16 @@ class NodeLink:
                 self.after_waiting()
 
     def _lead_or_follow(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        me = threading.get_ident()
+        if self._leader == me:
+            return self._lead_inside(done, deadline)
         if self._leading.acquire(blocking=False):
+            self._leader = me
             try:
                 return self._lead(done, deadline)
             finally:
                 with self.lock:
+                    self._leader = 0
                     self._leading.release()
                     if self._followers_waiting:
                         self._followers.notify_all()
@@ -223,6 +229,15 @@ class NodeLink:
                 finally:
                     self._followers_waiting -= 1
             return done()
+
+    def _lead_inside(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        """For a destructor that was called where this thread leads: nobody else can."""
+        slept = self._leader_sleeps
+        try:
+            return self._lead(done, deadline)
+        finally:
+            if slept:
+                self._wake_leader()  # what it was about to sleep for may have come meanwhile
 
     def _lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Poll and handle for everybody until ``done()`` or the time is over."""
