@@ -2,7 +2,9 @@
 
 The objects are made by tasks that spread over both nodes. Then as many empty tasks take one each, in a drawn
 order; the time for all of them over their number is the latency, as in the paper. *Aware* and *blind* name
-what the global scheduler looks at. A third series submits each task on the node of its object.
+what the global scheduler looks at, and it places every task (``backlog_per_slot`` of -1): a node that kept those
+with their object there would be aware of locality for it. A third series submits each task on the node of its
+object.
 
 The empty task has run a few times before: what the estimate of the queueing time is made of (paper, section
 4.2.2) is an average over former runs, and without any a task is taken for as long as others were.
@@ -107,7 +109,7 @@ def simulate(size: int, count: int, seed: int, policy: Policy, drivers: int) -> 
     scenario = Scenario(
         "fig08a", strict=False, check_every=10_000_000, policy=policy,
         cluster=ClusterPart(nodes=2, cpus=CPUS, drivers=drivers, arena_kib=ARENA_KIB,
-                            backlog_per_slot=2 if drivers == 1 else 1_000_000),
+                            backlog_per_slot=-1 if drivers == 1 else 1_000_000),
         network=NetworkPart(latency_us=100, jitter_us=0, bandwidth_mib_s=LINK_MIB_S),
         phases=PhasesPart(liveness_s=LIMIT_NS / S),
     )  # fmt: skip
