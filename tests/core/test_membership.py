@@ -123,6 +123,31 @@ def test_silence_is_death_unless_nobody_else_is_there() -> None:
     assert bench.wait(DEATH_NS + LOOK_NS, 10 * DEATH_NS) == []
 
 
+def test_a_node_that_is_alone_is_not_looked_at_until_it_has_company() -> None:
+    bench = Bench()
+    bench.feed(hello(A))
+    bench.feed(report(A, bench.machine.epoch))
+    assert bench.wait(0, LOOK_NS) == []
+    assert bench.machine.wake_at_ns is None
+    bench.feed(hello(B), now_ns=60 * S)  # A was silent for a minute, as nobody would have missed it
+    assert bench.machine.wake_at_ns == 60 * S + LOOK_NS
+    assert bench.wait(60 * S, 60 * S + DEATH_NS - LOOK_NS) == []
+    bench.feed(report(B, bench.machine.epoch), now_ns=60 * S + DEATH_NS - LOOK_NS)
+    [(_, write)] = bench.wait(60 * S + DEATH_NS - LOOK_NS, 60 * S + DEATH_NS + LOOK_NS // 2)
+    assert write.key == GRAVES + A
+
+
+def test_of_two_nodes_that_die_at_once_both_are_buried() -> None:
+    bench = Bench()
+    bench.feed(hello(A), hello(B))
+    graves = {message.token: message.key for _, message in bench.wait(0, DEATH_NS)}
+    assert set(graves.values()) == {GRAVES + A, GRAVES + B}
+    first, *others = graves
+    bench.feed((STORE, TableReply(first, True, b"")), now_ns=DEATH_NS)
+    again = bench.wait(DEATH_NS, DEATH_NS + 2 * LOOK_NS)  # the answer of the other one was lost
+    assert {message.key for to, message in again if to == STORE} == {graves[others[0]]}
+
+
 def test_death_is_noticed_within_a_second() -> None:
     config = Config()
     assert config.node_death_ns + config.heartbeat_interval_ns < S

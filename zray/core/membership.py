@@ -89,7 +89,7 @@ class Membership:
 
     @property
     def wake_at_ns(self) -> int | None:
-        """When somebody may have been silent for too long."""
+        """When somebody may have been silent for too long; never while a node is alone."""
         return self.look_at_ns
 
     # --- signs of life -----------------------------------------------------------------------------
@@ -108,6 +108,8 @@ class Membership:
             member.is_heard = self.opened  # else it may be an old one that greets all replicas
             self.members[message.node_id] = member
             self.changed = True
+            if self.look_at_ns is None and len(self.members) > 1:
+                self._begin_to_look(now_ns)
         else:
             member.epoch = 0  # it may have missed anything
             self._hear(now_ns, member)
@@ -136,6 +138,13 @@ class Membership:
             self._tell(member.address)
 
     # --- death -------------------------------------------------------------------------------------
+
+    def _begin_to_look(self, now_ns: int) -> None:
+        """A node has company: from now on it would be missed, and its silence counts."""
+        for member in self.members.values():
+            if member.is_heard:
+                member.heard_ns = now_ns
+        self.look_at_ns = now_ns + self.config.heartbeat_interval_ns
 
     def on_link_lost(self, now_ns: int, source: Address, message: LinkLost) -> None:
         """The process behind a link is gone, unless it is heard again soon.
@@ -168,7 +177,11 @@ class Membership:
                 self._bury(member)  # a node alone is missed by nobody, and may go on after a pause
             elif silence_ns >= self._patience_ns(member) // 2:
                 member.state = SUSPECTED
-        self.look_at_ns = now_ns + config.heartbeat_interval_ns
+        self.look_at_ns = now_ns + config.heartbeat_interval_ns if self._is_to_look() else None
+
+    def _is_to_look(self) -> bool:
+        """Whether anybody could be missed, or is to be buried."""
+        return len(self.members) > 1 or any(member.state == DYING for member in self.members.values())
 
     def _is_over(self, now_ns: int, member: Member) -> bool:
         """Whether a node was silent for as long as one may be, given what is known of its link."""

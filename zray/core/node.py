@@ -28,6 +28,7 @@ from zray.core.scheduler_choice import SchedulerChoice
 from zray.core.table_writer import TableWriter
 from zray.core.worker_pool import Worker, WorkerPool
 from zray.ids import first_return_id, is_put, producer_of, short
+from zray.protocol.cluster import Members
 from zray.protocol.documents import encode_value
 from zray.protocol.local_messages import ClientGone, ClientJoined, Spilled, SpillFailed, WorkerExited
 from zray.protocol.messages import (
@@ -80,6 +81,9 @@ from zray.protocol.messages import (
 
 CREDIT_TASKS_MIN = 1024
 """Submissions absorbed before a client is told; telling each would cost a frame each."""
+
+IDLE_INTERVALS = 10
+"""Heartbeat intervals between two reports of an idle node, at the most."""
 
 REPORTS_PER_DEATH = 4
 """Reports of an idle node within the silence that counts as death: some of them may be late or lost."""
@@ -600,6 +604,13 @@ class Node:
         self.now_ns = now_ns
         self.cluster.on_message(now_ns, source, message)
 
+    def on_members(self, now_ns: int, source: Address, message: Members) -> None:
+        """The control store says who is alive. A node that has company now is missed if it is silent."""
+        was_alone = self._is_alone()
+        self.on_cluster(now_ns, source, message)
+        if was_alone and not self._is_alone():
+            self.report_at_ns = now_ns
+
     def on_refused(self, now_ns: int, source: Address, message: Refused) -> None:
         """A shard does not accept us: the operator must know."""
         if source in self.shards:
@@ -618,11 +629,22 @@ class Node:
         self.scheduler.reported()
         self.out.extend((address, report) for address in self.schedulers.addresses())
         self.schedulers.look(now_ns, waits=bool(self.scheduler.forwarded))
-        pause_ns = self.config.heartbeat_interval_ns
-        if not changed:
-            pause_ns = max(pause_ns, min(10 * pause_ns, self.config.node_death_ns // REPORTS_PER_DEATH))
-        self.report_at_ns = now_ns + pause_ns
+        self.report_at_ns = now_ns + (self.config.heartbeat_interval_ns if changed else self._idle_pause_ns())
         self.out.extend((address, self._introduction()) for address in self.chains.others_due(now_ns))
+
+    def _idle_pause_ns(self) -> int:
+        """How often a node reports while nothing changes: some times within the silence that is death.
+
+        Nobody would miss one that is alone, has been heard, and waits for no placement.
+        """
+        often_ns = self.config.heartbeat_interval_ns
+        rarely_ns = IDLE_INTERVALS * often_ns
+        if self._is_alone() and not self.scheduler.forwarded and len(self.welcomed) == len(self.shards):
+            return rarely_ns
+        return max(often_ns, min(rarely_ns, self.config.node_death_ns // REPORTS_PER_DEATH))
+
+    def _is_alone(self) -> bool:
+        return not self.cluster.peers.alive
 
 
 Node.HANDLERS = {
@@ -659,4 +681,5 @@ Node.HANDLERS = {
     **lease_side.HANDLERS,
     **scheduler_side.HANDLERS,
     **dict.fromkeys(CLUSTER_MESSAGES, Node.on_cluster),
+    Members: Node.on_members,
 }
