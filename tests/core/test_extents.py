@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from zray.core.extents import GRANULE_BYTES, SLOT_BYTES_MAX, Extents
+from zray.core.extents import GRANULE_BYTES, PLACED_BYTES_MIN, SLOT_BYTES_MAX, Extents
 from zray.errors import InvariantError
 
 KIB = 1 << 10
@@ -173,12 +173,46 @@ def test_a_slab_with_a_live_slot_stays_and_its_other_slots_are_used() -> None:
 
 
 def test_a_small_object_finds_room_where_no_slab_does() -> None:
-    extents = Extents(64 * MIB)
-    take(extents, 64 * MIB - 4096)
+    extents = Extents(8 * MIB)
+    take(extents, 8 * MIB - 4096)
     offsets = [take(extents, 4096)]
     assert extents.allocate(1) is None
     extents.free(offsets[0])
     assert extents.allocate(100) is not None
+    extents.check()
+
+
+def test_huge_extents_begin_in_the_middle_of_a_page_and_are_found_again() -> None:
+    extents = Extents(8 * PLACED_BYTES_MIN)
+    sizes = [PLACED_BYTES_MIN + 1, PLACED_BYTES_MIN, 2 * PLACED_BYTES_MIN - 64]
+    offsets = [take(extents, size) for size in sizes]
+    assert [offset % 4096 for offset in offsets] == [2048] * 3
+    mark = extents.high_water_bytes
+    for offset in offsets:
+        extents.free(offset)
+        extents.check()
+    assert [take(extents, size) for size in sizes] == offsets
+    assert extents.high_water_bytes == mark
+
+
+@pytest.mark.parametrize("before", [100_000, MIB - 4096])
+def test_one_in_a_hole_moves_to_the_middle_if_there_is_room(before: int) -> None:
+    extents = Extents(8 * PLACED_BYTES_MIN)
+    hole, behind = (take(extents, size) for size in (PLACED_BYTES_MIN + MIB, 4 * MIB))
+    extents.free(hole)
+    assert take(extents, before) < hole
+    moved = take(extents, PLACED_BYTES_MIN)
+    assert hole < moved < behind
+    assert moved % 4096 == 2048
+    extents.check()
+
+
+def test_one_without_that_room_begins_where_it_can() -> None:
+    extents = Extents(2 * PLACED_BYTES_MIN)
+    assert take(extents, 2 * PLACED_BYTES_MIN) == 0
+    extents.free(0)
+    small = take(extents, MIB)
+    assert take(extents, 2 * PLACED_BYTES_MIN - MIB) == small + MIB
     extents.check()
 
 

@@ -6,13 +6,14 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from zray.core.extents import GRANULE_BYTES, SLOT_BYTES_MAX, Extents
+from zray.core.extents import GRANULE_BYTES, PLACED_BYTES_MIN, SLOT_BYTES_MAX, Extents
 
-CAPACITIES = (100, 4096, 100_000, 1 << 20, 16 << 20)
+CAPACITIES = (100, 4096, 100_000, 1 << 20, 16 << 20, 100 << 20)
 SIZES = st.one_of(
     st.integers(0, 300),
     st.integers(1, SLOT_BYTES_MAX + 64),
     st.integers(SLOT_BYTES_MAX, 2 << 20),
+    st.integers(PLACED_BYTES_MIN - 5_000, 2 * PLACED_BYTES_MIN),
     st.sampled_from((64, 4096, SLOT_BYTES_MAX, SLOT_BYTES_MAX + 1, 1 << 20, 16 << 20)),
 )
 
