@@ -24,8 +24,8 @@ SLOT_BYTES_MAX = 64 * 1024
 """Larger requests get an extent of their own."""
 PLACED_BYTES_MIN = 16 * 1024 * 1024
 """Extents of at least this size begin in the middle of a page, if there is room. Large arrays of a process
-begin at the first bytes of one; a copy of so much bypasses the caches, and on some processors takes four times
-as long if it writes less than 1 KiB behind where it reads, modulo 4 KiB."""
+begin at the first bytes of one; a copy of so much bypasses the caches, and on some processors it takes four
+times as long if it writes less than 1 KiB behind where it reads, modulo 4 KiB."""
 
 _GRANULE_SHIFT = 6
 _PAGE_BYTES = 4096

@@ -240,16 +240,21 @@ class NodeLink:
                 self._wake_leader()  # what it was about to sleep for may have come meanwhile
 
     def _lead(self, done: Callable[[], bool], deadline: float | None) -> bool:
-        """Poll and handle for everybody until ``done()`` or the time is over."""
+        """Poll and handle for everybody until ``done()`` or the time is over.
+
+        What has arrived is looked at once a sleep says that there is something, for a look costs as much as
+        a sleep that ends at once; or first, if there may be no time to sleep.
+        """
+        looks = deadline is not None
         while True:
             with self.lock:
                 self._check_usable()
-                while True:
-                    self._send_all()
-                    if done():
-                        return True
-                    if not self._receive():
-                        break
+                if looks:
+                    self._receive()
+                self._send_all()
+                if done():
+                    return True
+                looks = True
                 if not self.may_sleep():
                     continue
             self.show_output()
