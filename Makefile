@@ -19,6 +19,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "zray needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) --editable '.[dev]'
+	$(BIN)/python -m compileall -q zray sim  # else, where Python is to write no bytecode, each process compiles anew
 	@touch $@
 
 lint: install  ## Lint, and check the format.

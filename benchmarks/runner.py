@@ -6,6 +6,7 @@ everything it started, and a new one runs the remaining cases. The same after a 
 
 from __future__ import annotations
 
+import compileall
 import json
 import os
 import select
@@ -13,6 +14,7 @@ import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any, NamedTuple
@@ -185,6 +187,7 @@ class Watcher:
 
 def run_system(plan: Plan, results: Results, system: str, round_number: int) -> None:
     """One round of one system, in as many children as crashes and timeouts make necessary."""
+    compile_bytecode(plan.root)
     # Every child begins with a start, so that is always in the list; an attempt without progress ends it.
     asked = [case.name for case in cases_of(system) if case.name in plan.cases and case.name != "start"]
     chosen = [case for case in asked if not results.is_hopeless(system, case)]
@@ -208,6 +211,13 @@ def run_system(plan: Plan, results: Results, system: str, round_number: int) -> 
         if not watcher.has_started or len(left) == len(remaining):  # leave it alone until the next round
             return
         remaining, restarted = left, True
+
+
+@cache
+def compile_bytecode(root: Path) -> None:
+    """What an installation has done for the others; a checkout may be told to write none as it runs."""
+    compileall.compile_dir(root / "zray", quiet=1)
+    compileall.compile_dir(root / "sim", quiet=1)
 
 
 def schedule(plan: Plan) -> Iterator[tuple[int, str]]:
