@@ -83,6 +83,8 @@ class ActorHost:
         self.checkpoints: Checkpoints | None = None  # of an actor that can be saved and has a life to lose
         self._retries = policies_of(type(actor))
         self.current = ids.NIL_ID  # the call that a plain actor runs
+        self._to_spawn: deque[tuple[Address, Call]] = deque()  # may start, and have no coroutine yet
+        self._spawns_soon = False  # the loop was told of them
         self._spawned: dict[bytes, asyncio.Task[None]] = {}  # not begun yet: to cancel these would lose them
         self._coroutines: dict[bytes, asyncio.Task[None]] = {}
         self._actor_loop = loop
@@ -120,13 +122,16 @@ class ActorHost:
             self._loop.call_soon_threadsafe(coroutine.cancel)
 
     def _start_calls(self) -> None:
+        """Start what may start now. The loop is told once of many: that is a call of the system each time."""
         while (item := self.calls.start()) is not None:
-            source, call = item
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._spawn, source, call)
+                self._to_spawn.append(item)
             else:
                 assert self._threads is not None
-                self._threads.submit(self._run_in_thread, source, call)
+                self._threads.submit(self._run_in_thread, *item)
+        if self._to_spawn and self._loop is not None and not self._spawns_soon:
+            self._spawns_soon = True
+            self._loop.call_soon_threadsafe(self._spawn_all)
 
     # --- one call ----------------------------------------------------------------------------------
 
@@ -256,10 +261,13 @@ class ActorHost:
 
     # --- coroutines --------------------------------------------------------------------------------
 
-    def _spawn(self, source: Address, call: Call) -> None:
+    def _spawn_all(self) -> None:
         assert self._loop is not None
-        task = self._loop.create_task(self._run_async(source, call))
-        self._spawned[call.task_id] = task  # the loop itself keeps no hard reference
+        self._spawns_soon = False  # first: of what comes from now on the loop is told again
+        while self._to_spawn:
+            source, call = self._to_spawn.popleft()
+            task = self._loop.create_task(self._run_async(source, call))
+            self._spawned[call.task_id] = task  # the loop itself keeps no hard reference
 
     async def _run_async(self, source: Address, call: Call) -> None:
         import asyncio
@@ -290,17 +298,17 @@ class ActorHost:
         except BaseException as error:
             values = self._errors(source, call, error)
         client.spans.note(self.calls.name_of(call), call.task_id, started_ns, time.monotonic_ns())
-        with client.lock:
-            self._coroutines.pop(call.task_id, None)  # too late to cancel it
+        self._coroutines.pop(call.task_id, None)  # too late to cancel it
         if self._told() != told:
             try:
                 await asyncio.to_thread(client.confirm_acquired)
             except asyncio.CancelledError:  # it came too late, and the reply must not come too early
                 client.confirm_acquired()
-        self._reply(source, call, values)
-        with client.lock:
+        with client.lock:  # once: the thread that reads the links wants it, too
+            self.calls.ended(source, call, values)
             self._start_calls()
             client.after_append()
+        self.results.sent(values)
         del result
         if self.leaving:
             client.wake()
