@@ -2,9 +2,9 @@
 
 The objects are made by tasks that spread over both nodes. Then as many empty tasks take one each, in a drawn
 order; the time for all of them over their number is the latency, as in the paper. *Aware* and *blind* name
-what the global scheduler looks at, and it places every task (``backlog_per_slot`` of -1): a node that kept those
-with their object there would be aware of locality for it. A third series submits each task on the node of its
-object.
+what the global scheduler looks at, and it places every task (``backlog_per_slot`` of -1): a node that kept
+those with their object there would be aware of locality for it. A third series submits each task on the node
+of its object.
 
 The empty task has run a few times before: what the estimate of the queueing time is made of (paper, section
 4.2.2) is an average over former runs, and without any a task is taken for as long as others were.
