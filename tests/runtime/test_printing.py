@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections import deque
 
 import pytest
@@ -61,3 +62,50 @@ def test_a_closed_stream_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = deque([Printed(STDOUT, "f", 1, "text")])
     show(printed)
     assert not printed
+
+
+class Slow(io.StringIO):
+    """A terminal whose reader takes its time over the first line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_asked, self.takes = threading.Event(), threading.Event()
+
+    def write(self, text: str) -> int:
+        self.is_asked.set()
+        show(deque())  # a signal handler that asks for something, in the midst of it
+        assert self.takes.wait(10)
+        return super().write(text)
+
+
+def test_who_has_a_result_waits_for_what_another_thread_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    monkeypatch.setattr("sys.stdout", slow)
+    came = deque([Printed(STDOUT, "f", 1, "first\nsecond")])
+    shower = threading.Thread(target=show, args=(came,))
+    seen: list[int] = []
+    asker = threading.Thread(target=lambda: (show(came), seen.append(slow.getvalue().count("\n"))))
+    shower.start()
+    assert slow.is_asked.wait(10)
+    assert not came
+    assert printing.is_showing()
+    asker.start()
+    slow.takes.set()
+    for thread in (shower, asker):
+        thread.join(10)
+    assert seen == [2]
+    assert not printing.is_showing()
+
+
+def test_a_reader_that_stopped_holds_nobody_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = Slow()
+    monkeypatch.setattr("sys.stdout", slow)
+    monkeypatch.setattr(printing, "OTHERS_S", 0.01)
+    shower = threading.Thread(target=show, args=(deque([Printed(STDOUT, "f", 1, "first")]),))
+    shower.start()
+    assert slow.is_asked.wait(10)
+    show(deque())  # comes back
+    assert slow.getvalue() == ""
+    slow.takes.set()
+    shower.join(10)
+    assert slow.getvalue().count("first") == 1

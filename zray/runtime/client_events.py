@@ -12,7 +12,7 @@ from zray.core.client_objects import Want
 from zray.core.machine import Address
 from zray.protocol.user_messages import Printed, Tell, Told
 from zray.runtime.link import NodeLink
-from zray.runtime.printing import show
+from zray.runtime.printing import is_showing, show
 from zray.runtime.self_report import Spans, body_of
 
 if TYPE_CHECKING:
@@ -116,5 +116,5 @@ class EventLink(NodeLink):
 
     def show_output(self) -> None:
         """Print what workers of this job have printed. Not with the lock held: a terminal may be slow."""
-        if self.printed:
+        if self.printed or is_showing():
             show(self.printed)

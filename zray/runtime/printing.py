@@ -18,7 +18,11 @@ FOLD_S = 5.0
 CYAN, PLAIN = "\033[36m", "\033[0m"
 HOST = "127.0.0.1"
 
+OTHERS_S = 1.0
+"""How long a thread waits for what another one is showing; a terminal may be stopped."""
+
 _lock = threading.Lock()
+_shower = 0  # the thread that has it
 _folder: LineFolder | None = None
 
 
@@ -69,11 +73,21 @@ def finish() -> None:
             sys.stdout.write(line + "\n")
 
 
+def is_showing() -> bool:
+    """Whether a thread is about to write what came."""
+    return _shower != 0
+
+
 def show(printed: deque[Printed]) -> None:
-    """Write messages to this process's own streams, in their order; what another thread shows is its part."""
-    global _folder
-    if not _lock.acquire(blocking=False):  # its holder sees what we have
+    """Write messages to this process's own streams, in their order.
+
+    What another thread writes meanwhile is waited for: who has a result may print that it is there.
+    """
+    global _folder, _shower
+    me = threading.get_ident()
+    if _shower == me or not _lock.acquire(timeout=OTHERS_S):  # a handler in the midst of it, or a slow reader
         return
+    _shower = me
     try:
         while printed:
             message = printed.popleft()
@@ -94,4 +108,5 @@ def show(printed: deque[Printed]) -> None:
     except (OSError, ValueError):  # closed, or its reader is gone: the worker's file has everything
         printed.clear()
     finally:
+        _shower = 0
         _lock.release()
