@@ -303,6 +303,15 @@ def test_it_ends_at_once_if_its_parent_is_gone(start: Any) -> None:
     assert start("--parent-pid", str(parent.pid)).process.wait(PATIENCE_S) == 0
 
 
+def test_one_that_opens_after_the_end_of_its_node_brings_no_session_back(start: Any, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as parent:
+        pass
+    late = start("--parent-pid", str(parent.pid), "--data-dir", str(tmp_path / "session" / "gcs0.log"))
+    assert late.process.wait(PATIENCE_S) == 1
+    assert "make that first" in late.log()
+    assert not (tmp_path / "session").exists()
+
+
 def test_second_process_cannot_take_the_log_or_the_socket(start: Any, connect: Any, tmp_path: Path) -> None:
     gcs = start()
     connect(gcs.endpoint).ask(TablePut(1, TABLE_KV, b"k", b"v"))

@@ -62,12 +62,12 @@ def files_limited_to(size_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("sync", [False, True])
 def test_what_was_appended_is_replayed_in_order(tmp_path: Path, sync: bool) -> None:
-    log = AppendLog(str(tmp_path / "made" / "here"), sync=sync, compact_bytes=1)
+    log = AppendLog(str(tmp_path / "made"), sync=sync, compact_bytes=1)
     assert list(log.replay()) == []
     for payload in PAYLOADS:
         log.append(payload)
     log.close()
-    assert contents(tmp_path / "made" / "here") == PAYLOADS
+    assert contents(tmp_path / "made") == PAYLOADS
 
 
 def test_every_cut_of_the_file_gives_whole_records_and_goes_on(
@@ -145,6 +145,12 @@ def test_directory_that_cannot_be_made_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(LogUnavailableError, match="cannot keep a log here: Not a directory"):
         contents(tmp_path / "file" / "data")
+
+
+def test_directory_that_is_gone_is_not_brought_back(tmp_path: Path) -> None:
+    with pytest.raises(LogUnavailableError, match="what it is to be in is not there; make that first"):
+        contents(tmp_path / "gone" / "data")
+    assert not list(tmp_path.iterdir())
 
 
 def test_disk_that_is_full_at_the_start_is_a_clear_error(tmp_path: Path) -> None:

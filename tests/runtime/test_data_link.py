@@ -46,7 +46,9 @@ class Side:
         self.endpoint = f"ipc://{folder}/{node_id[:1].decode()}"
         self.arena = Arena(CAPACITY)
         self.view = ArenaView(self.arena.path, CAPACITY, huge_pages=False)
-        self.files = SpillDirectory(str(folder / f"files-{node_id[:1].decode()}"))
+        spilled = folder / f"files-{node_id[:1].decode()}"
+        spilled.mkdir()
+        self.files = SpillDirectory(str(spilled))
         self.rooms = Rooms(self.view, self.files)
         self.told: list[Any] = []
         transport = ChunkTransport(node_id + DATA_SUFFIX, decode_chunks, Config())

@@ -35,7 +35,9 @@ class End:
         self.node_id = name * 16
         self.arena = Arena(CAPACITY)
         self.view = ArenaView(self.arena.path, CAPACITY, huge_pages=False)
-        self.files = SpillDirectory(str(folder / name.decode()))
+        spilled = folder / name.decode()
+        spilled.mkdir()
+        self.files = SpillDirectory(str(spilled))
         self.rooms = Rooms(self.view, self.files)
         self.told: list[Any] = []
         self.raw_links = RawLinks(endpoint, self.view, self.files, self.rooms, self.told.extend)

@@ -128,3 +128,6 @@ def test_a_place_that_cannot_have_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RowFileError, match=str(tmp_path)):
         RowFile(str(tmp_path / "file"))
+    with pytest.raises(RowFileError, match="No such file"):
+        RowFile(str(tmp_path / "gone" / "rows"))
+    assert not (tmp_path / "gone").exists()

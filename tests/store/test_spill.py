@@ -24,7 +24,7 @@ A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
 
 @pytest.fixture
 def directory(tmp_path: Path) -> SpillDirectory:
-    return SpillDirectory(str(tmp_path / "spill"))
+    return SpillDirectory(str(tmp_path))
 
 
 def names(directory: SpillDirectory) -> list[str]:
@@ -132,7 +132,7 @@ def test_remove_takes_the_directory_too_and_may_be_repeated(directory: SpillDire
 
 
 def test_a_full_disk_is_a_typed_error_and_leaves_nothing(small_disk: Path) -> None:
-    directory = SpillDirectory(str(small_disk / "spill"))
+    directory = SpillDirectory(str(small_disk))
     directory.write(A, bytes(3 * MIB))
     with pytest.raises(OutOfDiskError) as caught:
         directory.write(B, bytes(2 * MIB))

@@ -43,7 +43,8 @@ class AppendLog(RecordLog):
     Call :meth:`replay` to its end before the first :meth:`append`.
 
     Args:
-        directory: made if it is missing.
+        directory: made if it is missing, but not what it is in: a shard that gets to its log only after its
+            node was killed must not bring the directory of a session back that has been removed.
         sync: whether every append waits until the disk has it (``fdatasync``).
         compact_bytes: growth since the last snapshot after which :attr:`wants_compaction` is true. It
             never is before the log has doubled, so that rewriting costs at most as much as writing.
@@ -60,9 +61,15 @@ class AppendLog(RecordLog):
         self.cut_bytes = 0  # torn tail that replay removed
         self._lock_fd = self._fd = -1
         try:
-            os.makedirs(directory, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(directory)
             self._lock_fd = _lock(os.path.join(directory, _LOCK_NAME))
             self._fd = self._open()
+        except FileNotFoundError as error:
+            self.close()
+            raise LogUnavailableError(
+                directory, "what it is to be in is not there; make that first"
+            ) from error
         except OSError as error:
             self.close()
             raise LogUnavailableError(directory, f"cannot keep a log here: {error.strerror}") from error

@@ -70,7 +70,8 @@ class RowFile:
     """The rows of one shard. For one thread.
 
     Args:
-        directory: where the file is; made if it is missing. Empty: where temporary files are.
+        directory: where the file is; made if it is missing, but not what it is in (see ``AppendLog``).
+            Empty: where temporary files are.
         bytes_max: the file grows no further; 0: until the disk is full.
     Raises:
         RowFileError: if there can be none.
@@ -79,7 +80,8 @@ class RowFile:
     def __init__(self, directory: str = "", bytes_max: int = 0) -> None:
         self.directory = directory or tempfile.gettempdir()
         try:
-            os.makedirs(self.directory, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self.directory)
             fd, path = tempfile.mkstemp(".rows", "zray-", self.directory)
             os.close(fd)
         except OSError as error:

@@ -546,7 +546,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "--data-dir", metavar="DIR", help="keep a log there and recover from it (default: memory only)"
+        "--data-dir",
+        metavar="DIR",
+        help="keep a log there, made if it is missing, and recover from it (default: memory only)",
     )
     where.add_argument(
         "--storage", metavar="URL",

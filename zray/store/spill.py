@@ -23,15 +23,13 @@ DELETE = "delete"
 
 
 class SpillDirectory:
-    """The files of one node. Any process of the node may read, and create, by the same path."""
+    """The files of one node. Any process of the node may read, and create, by the same path.
+
+    The directory, this user's alone, is there already: it is part of the session.
+    """
 
     def __init__(self, path: str) -> None:
-        """
-        Args:
-            path: str, made if it is not there, for this user alone.
-        """
         self.path = path
-        os.makedirs(path, mode=0o700, exist_ok=True)
 
     def path_of(self, object_id: bytes) -> str:
         """Where the file of ``object_id`` is once it is complete."""
