@@ -5,13 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import threading
+from _thread import start_new_thread
 from pickle import PickleBuffer
+from queue import SimpleQueue
 from typing import Any
 
 from zray.errors import OutOfDiskError
 
 UNLOCKED_BYTES_MIN = 1 << 20
 """Copies of at least this size release the interpreter lock, if numpy is there to do so."""
+SHARED_BYTES_MIN = 32 << 20
+"""Copies of at least this size are shared by two threads: one core does not fill the bandwidth of the memory,
+but to begin takes a thread 0.1 to 1 ms. A third one makes it slower again (docs/performance.md)."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
 
@@ -36,11 +42,58 @@ def flat(data: Any) -> memoryview:
 
 def copy(target: memoryview, source: memoryview) -> None:
     """Copy bytes, uint8[n] both. While many are copied, other threads run: a gigabyte takes 50 ms."""
-    numpy = sys.modules.get("numpy") if source.nbytes >= UNLOCKED_BYTES_MIN else None
-    if numpy is None:
+    if source.nbytes < UNLOCKED_BYTES_MIN or "numpy" not in sys.modules:
         target[:] = source
+    elif source.nbytes < SHARED_BYTES_MIN:
+        _copy_unlocked(target, source)
     else:
-        numpy.copyto(numpy.frombuffer(target, numpy.uint8), numpy.frombuffer(source, numpy.uint8))
+        _copy_by_two(target, source)
+
+
+def _copy_unlocked(target: memoryview, source: memoryview) -> None:
+    numpy = sys.modules["numpy"]
+    numpy.copyto(numpy.frombuffer(target, numpy.uint8), numpy.frombuffer(source, numpy.uint8))
+
+
+def _copy_by_two(target: memoryview, source: memoryview) -> None:
+    """Copy one half here and one in a thread; neither writes any more when this returns or raises.
+
+    An interrupted ``Thread.start`` or ``Thread.join`` does not know whether the thread runs (CPython 3.11).
+    """
+    half = source.nbytes // 2
+    orders: SimpleQueue[bool] = SimpleQueue()
+    ended = threading.Event()
+
+    def copy_rest() -> None:
+        try:
+            if orders.get():
+                _copy_unlocked(target[half:], source[half:])
+        finally:
+            ended.set()
+
+    try:
+        try:
+            start_new_thread(copy_rest, ())
+            orders.put(True)
+        except RuntimeError:  # the system has no thread left
+            orders.put(True)
+            copy_rest()
+        _copy_unlocked(target[:half], source[:half])
+    finally:
+        _await_end(ended, orders)
+
+
+def _await_end(ended: threading.Event, orders: SimpleQueue[bool]) -> None:
+    """Wait in spite of Ctrl-C: the bytes that the thread writes may be somebody else's next."""
+    interrupt: BaseException | None = None
+    while not ended.is_set():
+        try:
+            orders.put(False)  # if it was interrupted before it gave the order
+            ended.wait()
+        except BaseException as error:
+            interrupt = error
+    if interrupt is not None:
+        raise interrupt
 
 
 def pwrite_all(fd: int, source: memoryview, offset: int, *, need_bytes: int = 0) -> None:
