@@ -26,6 +26,7 @@ from zray.protocol.codec import batch_decoder
 from zray.protocol.group_messages import ToCoordinator
 from zray.protocol.messages import ChainEpoch, ChainMember, Refused, Warn
 from zray.runtime.endpoints import CHAIN_MASTER, replica_address
+from zray.runtime.gcs_options import GcsOptions
 from zray.runtime.loop import Loop
 from zray.runtime.processes import watch_pid
 from zray.runtime.transport import Transport
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("zray.gcs")
 
 
-def listen(options: gcs.GcsOptions, config: Config, stack: contextlib.ExitStack) -> Loop:
+def listen(options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> Loop:
     """The loop of a replica or of a master, which listens already."""
     if options.master_of:
         return MasterProcess(options, config, stack).loop
@@ -51,7 +52,7 @@ class ReplicaProcess:
         stack: closes, at the end, what is opened here.
     """
 
-    def __init__(self, options: gcs.GcsOptions, config: Config, stack: contextlib.ExitStack) -> None:
+    def __init__(self, options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> None:
         assert options.replica is not None
         self.address = replica_address(options.shard, options.replica)
         decode = batch_decoder(ToReplica | ToDirectory | ToScheduler | ToCoordinator)
@@ -100,7 +101,7 @@ class ReplicaProcess:
 
 
 def _open_log(
-    options: gcs.GcsOptions, config: Config, replica: ChainReplica, row_file: RowFile | None,
+    options: GcsOptions, config: Config, replica: ChainReplica, row_file: RowFile | None,
     stack: contextlib.ExitStack,
 ) -> gcs.Journal | None:  # fmt: skip
     """Make the replica what its log says, and begin a new one from there."""
@@ -122,7 +123,7 @@ def _open_log(
 class MasterProcess:
     """The master of all chains; it watches the replicas of this machine itself."""
 
-    def __init__(self, options: gcs.GcsOptions, config: Config, stack: contextlib.ExitStack) -> None:
+    def __init__(self, options: GcsOptions, config: Config, stack: contextlib.ExitStack) -> None:
         self.transport: Transport
         decode = batch_decoder(ToMaster)
         self.transport, endpoint = gcs.bind(options, CHAIN_MASTER, decode, config, stack)

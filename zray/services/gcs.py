@@ -6,7 +6,6 @@ is in ``core/control_shard.py`` and ``core/global_scheduler.py``.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import logging
 import os
@@ -16,9 +15,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from random import Random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import replace
 
 from zray.config import Config
 from zray.core import flushing_shard
@@ -27,12 +27,13 @@ from zray.core.control_shard import ControlShard
 from zray.core.machine import LOG, ROWS, RUNTIME, Address
 from zray.core.placement import configured, placement_of
 from zray.errors import ZrayError
-from zray.ids import ID_BYTES, random_id
+from zray.ids import random_id
 from zray.protocol.chain import ChainPosition, Command, Logged, RewriteLog, ShardOpened, ShardState
 from zray.protocol.cluster import LinkLost, ToDirectory, ToScheduler
 from zray.protocol.codec import batch_decoder, decode_for_gcs, encode_batch
 from zray.protocol.messages import ToShard, Warn
-from zray.runtime.endpoints import endpoint_of, knock, shard_address
+from zray.runtime.endpoints import knock, shard_address
+from zray.runtime.gcs_options import GcsOptions
 from zray.runtime.link_watch import LinkWatch
 from zray.runtime.loop import Loop
 from zray.runtime.record_log import LogCorruptError, LogUnavailableError, RecordLog
@@ -47,43 +48,10 @@ if TYPE_CHECKING:  # a shard that is not replicated or recorded need not load th
 
 log = logging.getLogger("zray.gcs")
 
-DEFAULT_LISTEN = "tcp://127.0.0.1:6480"
 SNAPSHOT_RECORD_MESSAGES = 64
 """Messages of a snapshot in one record of the log."""
 
 _decode_record = msgspec.msgpack.Decoder(list[Logged]).decode
-
-
-class GcsOptions(NamedTuple):
-    """What ``zray-gcs`` can be told."""
-
-    listen: str = DEFAULT_LISTEN
-    shard: int = 0
-    shard_count: int = 1
-    data_dir: str | None = None
-    """Where the log is."""
-    memory_max: int | None = None
-    """Bytes of memory for task rows; ``None``: as configured."""
-    flush_dir: str | None = None
-    """Where the file of flushed rows is; ``None``: beside the log, or where temporary files are."""
-    storage: str | None = None
-    """URL of a Redis or Valkey server that has the log instead; neither: nothing survives the process."""
-    cluster_id: bytes | None = None
-    """16 bytes; ``None``: the one in the log, or a new one."""
-    sync: bool = False
-    """Whether every write waits for the disk: survive a power failure, not only the end of the process."""
-    parent_pid: int | None = None
-    """End when this process does."""
-    trace: str | None = None
-    """Record every pump in this file."""
-    replica: int | None = None
-    """Number of this replica in the chain of the shard; ``None``: the shard is not replicated."""
-    master: str = ""
-    """Where a replica finds the chain's master."""
-    global_schedulers: int | None = None
-    """How many of the first shards have a global scheduler beside them; ``None``: as ``Config`` says."""
-    master_of: int = 0
-    """Be the master of chains of that many replicas, one for each of ``shard_count`` shards."""
 
 
 # --- the log -------------------------------------------------------------------------------------
@@ -150,7 +118,7 @@ def recover(
     for batch in records_of(record_log):
         if machine is None:
             cluster_id = check_owner(record_log, options, batch)
-            machine = new_shard(options._replace(cluster_id=cluster_id), config)
+            machine = new_shard(replace(options, cluster_id=cluster_id), config)
         if any(isinstance(command.message, ChainPosition) for command in batch):
             raise LogUnavailableError(
                 record_log.path, "this is the log of a replica; start it with --replica"
@@ -477,150 +445,22 @@ def _watch_parent(pid: int, loop: Loop, stack: contextlib.ExitStack) -> None:
     loop.watch_fd(fd, ended)
 
 
-# --- the command line ----------------------------------------------------------------------------
-
-
-def _shard_of_many(text: str) -> tuple[int, int]:
-    try:
-        shard, count = (int(part) for part in text.split("/"))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 0/1") from None
-    if not 0 <= shard < count <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text}: 0 <= I < N <= 10000 does not hold")
-    return shard, count
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number up to 64")
-    return int(text)
-
-
-def _bytes(text: str) -> int:
-    if not text.isascii() or not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of bytes")
-    return int(text)
-
-
-def _id_in_hex(text: str) -> bytes:
-    with contextlib.suppress(ValueError):
-        an_id = bytes.fromhex(text)
-        if len(an_id) == ID_BYTES:
-            return an_id
-    raise argparse.ArgumentTypeError(f"{text!r} is not {2 * ID_BYTES} hex digits")
-
-
-def _endpoint(text: str) -> str:
-    try:
-        return endpoint_of(text, may_be_wild=True)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="zray-gcs",
-        description="Serve one shard of zray's global control store; the first ones host a global scheduler.",
-    )
-    add = parser.add_argument
-    add(
-        "--listen",
-        type=_endpoint,
-        default=DEFAULT_LISTEN,
-        metavar="ENDPOINT",
-        help="tcp://HOST:PORT or ipc://PATH (default: %(default)s)",
-    )
-    add(
-        "--shard",
-        type=_shard_of_many,
-        default=(0, 1),
-        metavar="I/N",
-        help="which shard of how many (default: 0/1)",
-    )
-    add(
-        "--global-schedulers",
-        type=_count,
-        metavar="G",
-        help="the first G shards have a global scheduler beside them; the same for all shards "
-        "(default: $ZRAY_GLOBAL_SCHEDULERS, or 2)",
-    )
-    where = parser.add_mutually_exclusive_group()
-    where.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="keep a log there, made if it is missing, and recover from it (default: memory only)",
-    )
-    where.add_argument(
-        "--storage", metavar="URL",
-        help="keep it in a Redis or Valkey server: redis://HOST:PORT/N (default: $ZRAY_STORAGE)",
-    )  # fmt: skip
-    add(
-        "--memory-max", type=_bytes, metavar="BYTES",
-        help="of task rows in memory, the others are on disk (default: $ZRAY_GCS_MEMORY_MAX, or no limit)",
-    )  # fmt: skip
-    add(
-        "--flush-dir",
-        metavar="DIR",
-        help="where they go (default: DIR of the log, or that of temporary files)",
-    )
-    add(
-        "--cluster-id",
-        type=_id_in_hex,
-        metavar="HEX",
-        help="32 hex digits (default: that of the log, or a new one)",
-    )
-    add(
-        "--sync",
-        choices=("none", "group"),
-        default="none",
-        help="none: survive the death of the process; group: of the machine, too (default: %(default)s)",
-    )
-    add("--replica", type=_count, metavar="R", help="be replica R of the shard's chain; asks for --master")
-    add("--master", type=_endpoint, metavar="ENDPOINT", help="of a replica: where the master is")
-    add(
-        "--master-of", type=_count, default=0, metavar="COUNT",
-        help="be the master of the chains of all shards, COUNT replicas each, and no shard",
-    )  # fmt: skip
-    add("--log-level", type=str.upper, choices=("DEBUG", "INFO", "WARNING", "ERROR"), default="INFO")
-    add("--trace", metavar="FILE", help="record what the shard decides, for zray sim replay")
-    add("--parent-pid", type=int, metavar="PID", help="end when that process does")
-    return parser  # fmt: skip
+# --- the command ---------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The console command ``zray-gcs``; returns the exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if (arguments.replica is None) == bool(arguments.master):
-        parser.error("--replica and --master belong together")
-    if arguments.replica is not None and arguments.cluster_id is None:
-        parser.error("--replica asks for --cluster-id, the same for all replicas of all shards")
-    if arguments.trace is not None and (arguments.replica is not None or arguments.master_of):
-        parser.error("--trace records a shard that is not replicated")
-    logging.basicConfig(level=arguments.log_level, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
-    shard, shard_count = arguments.shard
-    schedulers = arguments.global_schedulers
-    if schedulers is not None and not 1 <= schedulers <= shard_count:
-        parser.error(f"--global-schedulers is between 1 and the number of shards, {shard_count}")
-    return serve(
-        GcsOptions(
-            listen=arguments.listen,
-            shard=shard,
-            shard_count=shard_count,
-            data_dir=arguments.data_dir,
-            memory_max=arguments.memory_max,
-            flush_dir=arguments.flush_dir,
-            storage=arguments.storage or (None if arguments.data_dir else os.environ.get("ZRAY_STORAGE")),
-            cluster_id=arguments.cluster_id,
-            sync=arguments.sync == "group",
-            parent_pid=arguments.parent_pid,
-            trace=arguments.trace,
-            replica=arguments.replica,
-            master=arguments.master or "",
-            master_of=arguments.master_of,
-            global_schedulers=schedulers,
-        )
-    )
+    options = _parse(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)-8s %(name)s: %(message)s")
+    return serve(options)
+
+
+def _parse(argv: Sequence[str]) -> GcsOptions:
+    if len(argv) == 2 and argv[0] == "--options":
+        return msgspec.json.decode(argv[1], type=GcsOptions)
+    from zray.services.gcs_arguments import options_from  # argparse: one that a node starts need not load it
+
+    return options_from(argv)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, NoReturn
 
+import msgspec
+from msgspec.structs import replace
+
 from zray.errors import ClusterUnavailableError
 from zray.ids import random_id
 from zray.runtime.endpoints import ports_from
+from zray.runtime.gcs_options import GcsOptions
 from zray.runtime.processes import end_process, watch_pid
 from zray.runtime.session_dir import Session
 from zray.runtime.spawning import launch, python_command
@@ -41,9 +45,9 @@ class LocalShard:
 
     __slots__ = ("endpoint", "lives", "name", "options", "pid", "short_lives", "started_s", "watch_fd")
 
-    def __init__(self, name: str, endpoint: str, options: list[str]) -> None:
+    def __init__(self, name: str, options: GcsOptions) -> None:
         self.name = name
-        self.endpoint = endpoint
+        self.endpoint = options.listen
         self.options = options
         self.pid = 0
         self.lives = 0
@@ -74,15 +78,14 @@ class LocalShards:
         self._public = [each.split(",") for each in ports_from(listen, count, replicas)] if listen else []
         self._trace = trace
         self._count, self._replicas = count, replicas
-        self._common = [
-            "--cluster-id", random_id().hex(),
-            "--parent-pid", str(os.getpid()),
-            "--log-level", log_level,
-        ]  # fmt: skip
-        if global_schedulers is not None:
-            self._common += ["--global-schedulers", str(global_schedulers)]
-        if memory_max is not None:
-            self._common += ["--memory-max", str(memory_max)]
+        self._common = GcsOptions(
+            shard_count=count,
+            cluster_id=random_id(),
+            parent_pid=os.getpid(),
+            global_schedulers=global_schedulers,
+            memory_max=memory_max,
+            log_level=log_level,
+        )
         self._loop: Loop | None = None
         if replicas == 1:
             self._shards = [self._single(number) for number in range(count)]
@@ -100,39 +103,38 @@ class LocalShards:
     def _endpoint(self, name: str) -> str:
         return f"ipc://{self._session.socket_path(name)}"
 
-    def _data(self, name: str) -> list[str]:
-        return ["--data-dir", os.path.join(self._session.path, f"{name}.log")]
+    def _data(self, name: str) -> str:
+        return os.path.join(self._session.path, f"{name}.log")
 
     def _single(self, number: int) -> LocalShard:
         name = f"gcs{number}"
-        options = ["--shard", f"{number}/{self._count}", *self._data(name)]
         endpoint = self._public_endpoint(number, 0) or self._endpoint(name)
-        return LocalShard(f"shard {number} of the control store", endpoint, options)
+        options = replace(self._common, listen=endpoint, shard=number, data_dir=self._data(name))
+        return LocalShard(f"shard {number} of the control store", options)
 
     def _public_endpoint(self, number: int, replica: int) -> str:
         return self._public[number][replica] if self._public else ""
 
     def _replica(self, number: int, replica: int) -> LocalShard:
         name = f"gcs{number}.{replica}"
-        options = [
-            "--shard", f"{number}/{self._count}", "--replica", str(replica),
-            "--master", self._master_endpoint(), *self._data(name),
-        ]  # fmt: skip
-        what = f"replica {replica} of shard {number} of the control store"
         endpoint = self._public_endpoint(number, replica) or self._endpoint(name)
-        return LocalShard(what, endpoint, options)
+        options = replace(
+            self._common, listen=endpoint, shard=number, data_dir=self._data(name),
+            replica=replica, master=self._master_endpoint(),
+        )  # fmt: skip
+        return LocalShard(f"replica {replica} of shard {number} of the control store", options)
 
     def _master_endpoint(self) -> str:
         return self._endpoint("gcsmaster")
 
     def _master(self) -> LocalShard:
-        options = ["--shard", f"0/{self._count}", "--master-of", str(self._replicas)]
-        return LocalShard("the master of the chains", self._master_endpoint(), options)
+        options = replace(self._common, listen=self._master_endpoint(), master_of=self._replicas)
+        return LocalShard("the master of the chains", options)
 
     def fork(self) -> None:
         """Start all of them; only while this process has a single thread."""
         for shard in self._shards:
-            options = self._options(shard)
+            options = self._next_life(shard)
             # A signal that arrives before the child has forgotten the node's handlers waits until then.
             previous = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
             pid = os.fork()
@@ -158,14 +160,13 @@ class LocalShards:
             if shard.pid:
                 end_process(shard.pid, timeout_s, first_signal=None)
 
-    def _options(self, shard: LocalShard) -> list[str]:
-        """The command line of a process."""
+    def _next_life(self, shard: LocalShard) -> GcsOptions:
+        """What the process that is started next is told."""
         shard.lives += 1
+        if not self._trace or self._replicas > 1:
+            return shard.options
         life = f"-{shard.lives}" if shard.lives > 1 else ""
-        recorded = []
-        if self._trace and self._replicas == 1:
-            recorded = ["--trace", f"{self._trace}.{os.path.basename(shard.endpoint)}{life}"]
-        return [*recorded, "--listen", shard.endpoint, *shard.options, *self._common]
+        return replace(shard.options, trace=f"{self._trace}.{os.path.basename(shard.endpoint)}{life}")
 
     def _note_start(self, shard: LocalShard, pid: int) -> None:
         shard.pid = pid
@@ -204,7 +205,8 @@ class LocalShards:
             return
         log.warning("%s %s; it starts again from its log", name, how)
         try:
-            pid = launch(python_command("zray.services.gcs", *self._options(shard)))
+            document = msgspec.json.encode(self._next_life(shard)).decode()
+            pid = launch(python_command("zray.services.gcs", "--options", document))
         except ClusterUnavailableError as error:
             log.error("%s cannot be started again: %s", name, error)
             return
@@ -212,7 +214,7 @@ class LocalShards:
         self._watch(shard)
 
 
-def _be_shard(arguments: list[str]) -> NoReturn:
+def _be_shard(options: GcsOptions) -> NoReturn:
     """In the forked child."""
     code = 1
     try:
@@ -223,7 +225,7 @@ def _be_shard(arguments: list[str]) -> NoReturn:
         close_inherited_files()
         from zray.services import gcs  # only here: the node need not wait for it
 
-        code = gcs.main(arguments)
+        code = gcs.serve(options)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
