@@ -39,6 +39,9 @@ class Config(NamedTuple):
     idle_duty_linger_ns: int = 200_000_000
     """The background thread sleeps for good once nothing happened for this long."""
 
+    spin_ns: int = 200_000
+    """How long drivers and workers look for a message before they sleep, while that is faster; 0: never."""
+
     run_ahead_ns: int = 4_000_000
     """Run time worth of short tasks that a worker holds beyond the one it runs."""
     run_ahead_tasks_max: int = 128

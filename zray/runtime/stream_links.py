@@ -34,6 +34,7 @@ from zray.protocol.codec import encode_batch
 from zray.protocol.messages import Refused
 from zray.runtime.endpoints import remove_socket_file
 from zray.runtime.frames import FrameSender
+from zray.runtime.spinning import Spinning
 
 log = logging.getLogger("zray.transport")
 
@@ -100,6 +101,7 @@ class StreamLinks(FrameSender):
         self.links: dict[Address, StreamLink] = {}
         self._decode = decode
         self._epoll = select.epoll()
+        self._spinning = Spinning(config.spin_ns)
         self._ready: list[tuple[int, int]] = []  # what the last wait found
         self._by_fd: dict[int, StreamLink] = {}
         self._strangers: dict[StreamLink, None] = {}
@@ -127,7 +129,7 @@ class StreamLinks(FrameSender):
         The only method that may be called beside others. Returns the descriptors where something happened.
         """
         due_ms = self.until_due(timeout_ms)
-        self._ready = self._epoll.poll(None if due_ms is None else due_ms / 1000)
+        self._ready = self._spinning.wait(self._epoll.poll, None if due_ms is None else due_ms / 1000)
         return [fd for fd, _ in self._ready]
 
     # --- making and ending links --------------------------------------------------------------------
