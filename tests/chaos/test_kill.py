@@ -165,7 +165,7 @@ def test_worker_killed_while_it_writes_a_large_result(here: Place) -> None:
             def __reduce_ex__(self, protocol):
                 import threading
                 def die():
-                    time.sleep(0.02)
+                    time.sleep(0.02)  # the fault comes in the midst of the writing
                     os.kill(os.getpid(), signal.SIGKILL)
                 if not pathlib.Path("once").exists():
                     pathlib.Path("once").touch()
@@ -182,7 +182,7 @@ def test_worker_killed_while_it_writes_a_large_result(here: Place) -> None:
         deadline = time.monotonic() + 5
         while report("node")["store"]["used_bytes"]:
             assert time.monotonic() < deadline, report("objects")
-            time.sleep(0.01)
+            time.sleep(0.01)  # between two looks
         """,
     )
     assert lines == ["20000000 50000000"]
@@ -198,7 +198,7 @@ def test_worker_killed_while_blocked_in_a_nested_get(here: Place) -> None:
         @zray.remote
         def inner(x):
             while not pathlib.Path("go").exists():
-                time.sleep(0.01)
+                time.sleep(0.01)  # between two looks
             return x
 
         @zray.remote
@@ -210,14 +210,14 @@ def test_worker_killed_while_blocked_in_a_nested_get(here: Place) -> None:
         deadline = time.monotonic() + 20
         while all(worker["state"] != "blocked" for worker in report("workers")):
             assert time.monotonic() < deadline, report("workers")
-            time.sleep(0.01)
+            time.sleep(0.01)  # between two looks
         os.kill(int(pathlib.Path("pid").read_text()), signal.SIGKILL)
         pathlib.Path("go").touch()
         print(zray.get(ref), report("node")["tasks"]["retried"])
         deadline = time.monotonic() + 5
         while zray.available_resources().get("CPU") != 2:
             assert time.monotonic() < deadline, zray.available_resources()
-            time.sleep(0.01)
+            time.sleep(0.01)  # between two looks
         """,
     )
     assert lines[0].startswith("[5, 5]")
@@ -265,7 +265,7 @@ def test_slow_task_does_not_hold_up_the_short_ones_behind_it(here: Place) -> Non
         @zray.remote
         def work(waits):
             while waits and not pathlib.Path("go").exists():
-                time.sleep(0.01)
+                time.sleep(0.01)  # between two looks
             return waits
         zray.get([work.remote(False) for _ in range(500)])  # the scheduler learns that it is short
         slow = work.remote(True)

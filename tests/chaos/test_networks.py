@@ -37,7 +37,7 @@ SIZE, COUNT = 1 << 14, 60
 @zray.remote(max_retries=-1)
 def make(number, gate):
     while gate and not os.path.exists(gate):  # the fault is not there yet
-        time.sleep(0.01)
+        time.sleep(0.01)  # between two looks
     return os.urandom(8), np.full(SIZE, number, dtype=np.float64)
 
 @zray.remote(max_retries=-1)
