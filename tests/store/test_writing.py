@@ -44,6 +44,28 @@ def test_an_interrupt_waits_until_nothing_is_written_any_more(
     assert target[-1] == 1
 
 
+def test_an_error_in_the_thread_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    caller = threading.get_ident()
+
+    def copy_here_alone(to: memoryview, what: memoryview) -> None:
+        if threading.get_ident() != caller:
+            raise MemoryError
+
+    monkeypatch.setattr(writing, "_copy_unlocked", copy_here_alone)
+    data = memoryview(bytearray(SHARED_BYTES_MIN))
+    with pytest.raises(MemoryError):
+        copy(data, data)
+
+
+def test_nobody_looks_at_the_source_once_it_is_copied() -> None:
+    source, target = bytearray(SHARED_BYTES_MIN), memoryview(bytearray(SHARED_BYTES_MIN))
+    for _ in range(50):
+        with memoryview(source) as view:
+            copy(target, view)
+        source.append(1)  # BufferError while it is looked at
+        source.pop()
+
+
 @pytest.fixture
 def no_thread() -> Iterator[None]:
     """The system has no memory for the stack of a thread."""

@@ -18,6 +18,7 @@ UNLOCKED_BYTES_MIN = 1 << 20
 SHARED_BYTES_MIN = 32 << 20
 """Copies of at least this size are shared by two threads: one core does not fill the bandwidth of the memory,
 but to begin takes a thread 0.1 to 1 ms. A third one makes it slower again (docs/performance.md)."""
+_Order = tuple[memoryview, memoryview]  # target and source
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
 
@@ -61,34 +62,43 @@ def _copy_by_two(target: memoryview, source: memoryview) -> None:
     An interrupted ``Thread.start`` or ``Thread.join`` does not know whether the thread runs (CPython 3.11).
     """
     half = source.nbytes // 2
-    orders: SimpleQueue[bool] = SimpleQueue()
-    ended = threading.Event()
-
-    def copy_rest() -> None:
-        try:
-            if orders.get():
-                _copy_unlocked(target[half:], source[half:])
-        finally:
-            ended.set()
-
+    orders: SimpleQueue[_Order | None] = SimpleQueue()
+    ended, errors = threading.Event(), list[BaseException]()
     try:
         try:
-            start_new_thread(copy_rest, ())
-            orders.put(True)
+            start_new_thread(_carry_out, (orders, ended, errors))
+            orders.put((target[half:], source[half:]))
         except RuntimeError:  # the system has no thread left
-            orders.put(True)
-            copy_rest()
+            orders.put((target[half:], source[half:]))
+            _carry_out(orders, ended, errors)
         _copy_unlocked(target[:half], source[:half])
     finally:
         _await_end(ended, orders)
+    if errors:
+        raise errors[0]
 
 
-def _await_end(ended: threading.Event, orders: SimpleQueue[bool]) -> None:
+def _carry_out(
+    orders: SimpleQueue[_Order | None], ended: threading.Event, errors: list[BaseException]
+) -> None:
+    """Copy what is ordered, and look at neither side any more once it is said to have ended."""
+    try:
+        order = orders.get()
+        if order is not None:
+            _copy_unlocked(*order)
+    except BaseException as error:
+        errors.append(error)
+    finally:
+        order = None
+        ended.set()
+
+
+def _await_end(ended: threading.Event, orders: SimpleQueue[_Order | None]) -> None:
     """Wait in spite of Ctrl-C: the bytes that the thread writes may be somebody else's next."""
     interrupt: BaseException | None = None
     while not ended.is_set():
         try:
-            orders.put(False)  # if it was interrupted before it gave the order
+            orders.put(None)  # if it was interrupted before it gave the order
             ended.wait()
         except BaseException as error:
             interrupt = error
