@@ -61,15 +61,15 @@ class AppendLog(RecordLog):
         self.cut_bytes = 0  # torn tail that replay removed
         self._lock_fd = self._fd = -1
         try:
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(directory)
+            os.mkdir(directory)
+        except FileNotFoundError as error:
+            problem = "what it is to be in is not there; make that first"
+            raise LogUnavailableError(directory, problem) from error
+        except OSError:
+            pass  # it is there, or what follows says what is wrong
+        try:
             self._lock_fd = _lock(os.path.join(directory, _LOCK_NAME))
             self._fd = self._open()
-        except FileNotFoundError as error:
-            self.close()
-            raise LogUnavailableError(
-                directory, "what it is to be in is not there; make that first"
-            ) from error
         except OSError as error:
             self.close()
             raise LogUnavailableError(directory, f"cannot keep a log here: {error.strerror}") from error

@@ -15,11 +15,12 @@ from _signal import getsignal  # type: ignore[import-not-found]  # the other tri
 from collections.abc import Callable
 from types import FrameType
 
+from zray.runtime.spinning import Spinning
 from zray.runtime.stream_links import StreamLinks
 
 LATER_S = 0.002
 _LINK_MODULES = ("zray.runtime.link", "zray.runtime.client")
-_WAITING = StreamLinks.wait.__code__
+_WAITING = (StreamLinks.wait.__code__, Spinning.wait.__code__)
 
 
 class InterruptGuard:
@@ -72,7 +73,7 @@ class InterruptGuard:
             self._put_off = False
             return
         self._meant = runs_now
-        if frame is None or frame.f_code is _WAITING or not _is_in_link(frame):
+        if frame is None or frame.f_code in _WAITING or not _is_in_link(frame):
             self._put_off = False
             raise KeyboardInterrupt
         self._put_off = True

@@ -3,7 +3,7 @@
 A core that slept begins slowly: woken after 100 us, an interpreter takes about twice as long for the same
 steps, in a virtual machine at least. Who looks again and again instead is at full speed when the answer
 comes, but takes the core from whoever was to give it, if no other is free. Which of the two it is nobody can
-tell beforehand: both are tried, and what took less lately is done (decision 25).
+tell beforehand: both are tried, and sleeps are for where looking took much longer lately (decision 25).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from zray.runtime.endpoints import endpoint_of
 from zray.runtime.gcs_options import DEFAULT_LISTEN, GcsOptions
 
 
-def options_from(argv: Sequence[str] | None) -> GcsOptions:
+def options_from(argv: Sequence[str]) -> GcsOptions:
     """What the command line says; what makes no sense ends the program with code 2."""
     parser = _parser()
     arguments = parser.parse_args(argv)

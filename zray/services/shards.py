@@ -207,7 +207,7 @@ class LocalShards:
         try:
             document = msgspec.json.encode(self._next_life(shard)).decode()
             pid = launch(python_command("zray.services.gcs", "--options", document))
-        except ClusterUnavailableError as error:
+        except (ClusterUnavailableError, UnicodeEncodeError) as error:  # the latter: a path that is not UTF-8
             log.error("%s cannot be started again: %s", name, error)
             return
         self._note_start(shard, pid)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import sys
-import threading
-from _thread import start_new_thread
+from _thread import LockType, allocate_lock, start_new_thread
 from pickle import PickleBuffer
-from queue import SimpleQueue
 from typing import Any
 
 from zray.errors import OutOfDiskError
@@ -18,7 +16,6 @@ UNLOCKED_BYTES_MIN = 1 << 20
 SHARED_BYTES_MIN = 32 << 20
 """Copies of at least this size are shared by two threads: one core does not fill the bandwidth of the memory,
 but to begin takes a thread 0.1 to 1 ms. A third one makes it slower again (docs/performance.md)."""
-_Order = tuple[memoryview, memoryview]  # target and source
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG)
 
 
@@ -43,7 +40,7 @@ def flat(data: Any) -> memoryview:
 
 def copy(target: memoryview, source: memoryview) -> None:
     """Copy bytes, uint8[n] both. While many are copied, other threads run: a gigabyte takes 50 ms."""
-    if source.nbytes < UNLOCKED_BYTES_MIN or "numpy" not in sys.modules:
+    if source.nbytes < UNLOCKED_BYTES_MIN or sys.modules.get("numpy") is None:
         target[:] = source
     elif source.nbytes < SHARED_BYTES_MIN:
         _copy_unlocked(target, source)
@@ -59,51 +56,52 @@ def _copy_unlocked(target: memoryview, source: memoryview) -> None:
 def _copy_by_two(target: memoryview, source: memoryview) -> None:
     """Copy one half here and one in a thread; neither writes any more when this returns or raises.
 
-    An interrupted ``Thread.start`` or ``Thread.join`` does not know whether the thread runs (CPython 3.11).
+    With ``_thread`` alone: an interrupt in ``Thread.start``, ``Thread.join`` or ``Event.wait`` leaves those
+    not knowing what has happened (CPython 3.11).
     """
     half = source.nbytes // 2
-    orders: SimpleQueue[_Order | None] = SimpleQueue()
-    ended, errors = threading.Event(), list[BaseException]()
+    work, ended, end = [target[half:], source[half:]], list[bool](), allocate_lock()
+    end.acquire()
+    interrupt: BaseException | None = None
+    is_alone = False
     try:
         try:
-            start_new_thread(_carry_out, (orders, ended, errors))
-            orders.put((target[half:], source[half:]))
-        except RuntimeError:  # the system has no thread left
-            orders.put((target[half:], source[half:]))
-            _carry_out(orders, ended, errors)
+            start_new_thread(_copy_beside, (work, ended, end))
+        except (RuntimeError, MemoryError):  # the system has no thread left
+            is_alone = True
         _copy_unlocked(target[:half], source[:half])
     finally:
-        _await_end(ended, orders)
-    if errors:
-        raise errors[0]
-
-
-def _carry_out(
-    orders: SimpleQueue[_Order | None], ended: threading.Event, errors: list[BaseException]
-) -> None:
-    """Copy what is ordered, and look at neither side any more once it is said to have ended."""
-    try:
-        order = orders.get()
-        if order is not None:
-            _copy_unlocked(*order)
-    except BaseException as error:
-        errors.append(error)
-    finally:
-        order = None
-        ended.set()
-
-
-def _await_end(ended: threading.Event, orders: SimpleQueue[_Order | None]) -> None:
-    """Wait in spite of Ctrl-C: the bytes that the thread writes may be somebody else's next."""
-    interrupt: BaseException | None = None
-    while not ended.is_set():
-        try:
-            orders.put(None)  # if it was interrupted before it gave the order
-            ended.wait()
-        except BaseException as error:
-            interrupt = error
+        while True:
+            try:
+                while (
+                    not ended and not is_alone
+                ):  # and not what the lock says: an interrupt may come after it
+                    end.acquire()
+                break
+            except BaseException as error:  # what the thread writes to may be somebody else's next
+                interrupt = error
     if interrupt is not None:
-        raise interrupt
+        try:
+            raise interrupt
+        finally:
+            del interrupt  # or the error would keep this frame, and that the buffers
+    if is_alone or not ended[0]:
+        work.clear()
+        _copy_unlocked(target[half:], source[half:])
+
+
+def _copy_beside(work: list[memoryview], ended: list[bool], end: LockType) -> None:
+    """In the thread: copy, then tell whether that is done, and look at neither side any more."""
+    is_done = False
+    try:
+        _copy_unlocked(*work)
+        is_done = True
+    except Exception:
+        pass  # the other thread does it, and meets the error
+    finally:
+        work.clear()
+        ended.append(is_done)
+        end.release()
 
 
 def pwrite_all(fd: int, source: memoryview, offset: int, *, need_bytes: int = 0) -> None:
