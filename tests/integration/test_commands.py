@@ -108,6 +108,18 @@ def test_nonsense_is_refused_with_code_2(here: Place, arguments: list[str], comp
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("arguments", [("--gcs-replicas", "65"), ("--gcs-shards", "10001")])
+def test_a_control_store_with_too_many_processes_is_refused_before_there_is_one(
+    here: Place, arguments: tuple[str, str]
+) -> None:
+    for command in ([sys.executable, "-m", "zray.cli", "start", "--head"], NODE):
+        done = here.command(*command, "--num-cpus", "1", *arguments)
+        assert done.returncode == 1
+        assert "a control store has 1 to 10000 shards with 1 to 64 replicas each" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not here.remains()
+
+
 def test_run_is_as_with_python(here: Place) -> None:
     write(here, "value = 17", "neighbour.py")
     script = write(

@@ -241,6 +241,7 @@ def test_bad_options_of_init() -> None:
             ({"address": "auto", "num_cpus": 1}, ValueError),
             ({"address": "ray://host:10001"}, ValueError),
             ({"object_store_memory": 1 << 70}, ValueError),
+            ({"gcs_replicas": 65}, (ValueError, zray.exceptions.ZrayError)),
             ({"object_store_memory": 1 << 60}, (ValueError, zray.exceptions.ZrayError)),
         ]
         for options, error in bad:

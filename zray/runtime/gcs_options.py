@@ -5,6 +5,8 @@ from __future__ import annotations
 import msgspec
 
 DEFAULT_LISTEN = "tcp://127.0.0.1:6480"
+SHARDS_MAX, REPLICAS_MAX = 10_000, 64
+"""Of a control store, and of each of its shards."""
 
 
 class GcsOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from zray.ids import ID_BYTES
 from zray.runtime.endpoints import endpoint_of
-from zray.runtime.gcs_options import DEFAULT_LISTEN, GcsOptions
+from zray.runtime.gcs_options import DEFAULT_LISTEN, REPLICAS_MAX, SHARDS_MAX, GcsOptions
 
 
 def options_from(argv: Sequence[str]) -> GcsOptions:
@@ -51,14 +51,14 @@ def _shard_of_many(text: str) -> tuple[int, int]:
         shard, count = (int(part) for part in text.split("/"))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N, such as 0/1") from None
-    if not 0 <= shard < count <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text}: 0 <= I < N <= 10000 does not hold")
+    if not 0 <= shard < count <= SHARDS_MAX:
+        raise argparse.ArgumentTypeError(f"{text}: 0 <= I < N <= {SHARDS_MAX} does not hold")
     return shard, count
 
 
 def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 64:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number up to 64")
+    if not text.isascii() or not text.isdigit() or int(text) > REPLICAS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number up to {REPLICAS_MAX}")
     return int(text)
 
 

@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from zray.errors import ClusterUnavailableError
 from zray.ids import random_id
 from zray.runtime.endpoints import ports_from
-from zray.runtime.gcs_options import GcsOptions
+from zray.runtime.gcs_options import REPLICAS_MAX, SHARDS_MAX, GcsOptions
 from zray.runtime.processes import end_process, watch_pid
 from zray.runtime.session_dir import Session
 from zray.runtime.spawning import launch, python_command
@@ -68,12 +68,20 @@ class LocalShards:
         global_schedulers: how many of the first shards have one beside them; ``None``: as ``Config`` says.
         memory_max: bytes of memory for the task rows of each shard.
         trace: the file of the node; each life of a shard that is not replicated has one beside it.
+
+    Raises:
+        ValueError: if it is to have more shards or replicas than a control store can.
     """
 
     def __init__(
         self, session: Session, count: int, replicas: int, log_level: str, trace: str | None = None,
         listen: str = "", global_schedulers: int | None = None, memory_max: int | None = None,
     ) -> None:  # fmt: skip
+        if not (1 <= count <= SHARDS_MAX and 1 <= replicas <= REPLICAS_MAX):
+            raise ValueError(
+                f"a control store has 1 to {SHARDS_MAX} shards with 1 to {REPLICAS_MAX} replicas each, "
+                f"not {count} with {replicas}"
+            )
         self._session = session
         self._public = [each.split(",") for each in ports_from(listen, count, replicas)] if listen else []
         self._trace = trace
