@@ -1,9 +1,9 @@
 """Wait for an answer that comes soon without going to sleep, where that is faster.
 
-A core that slept begins slowly: woken after 100 us, an interpreter takes about twice as long for the same
-steps, in a virtual machine at least. Who looks again and again instead is at full speed when the answer
-comes, but takes the core from whoever was to give it, if no other is free. Which of the two it is nobody can
-tell beforehand: both are tried, and sleeps are for where looking took much longer lately (decision 25).
+To wake a core that sleeps takes time, and an interpreter takes up to twice as long for the same steps after
+it, in a virtual machine at least. Who looks again and again instead is at full speed when the answer comes,
+but takes the core from whoever was to give it, if no other is free. Which of the two it is nobody can tell
+beforehand: both are tried, and sleeps are for where looking took much longer lately (decision 25).
 """
 
 from __future__ import annotations
